@@ -1,0 +1,70 @@
+"""Checkpoints: one file each, whole or absent, whose name carries its checksum."""
+
+import hashlib
+import io
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cifarscale.errors import CheckpointError
+from cifarscale.files import write_atomically
+
+log = logging.getLogger(__name__)
+
+_NAME = re.compile(r"step-(\d{8})\.([0-9a-f]{12})\.pt")
+
+
+def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
+    """Writes the state after `step` optimisation steps, then removes all but the newest `keep` checkpoints.
+
+    Raises: CifarscaleError if the disk is full; the checkpoints that are there stay.
+    """
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    content = buffer.getvalue()
+    path = folder / f"step-{step:08d}.{_digest(content)}.pt"
+    write_atomically(path, lambda file: file.write(content))
+    for _, old in _checkpoints(folder)[keep:]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint whose bytes are those that were written; a damaged one is passed over with a warning."""
+    for _, path in _checkpoints(folder):
+        if _digest(path.read_bytes()) == path.name.split(".")[1]:
+            return path
+        log.warning("checkpoint %s is damaged: its checksum is wrong. Using the one before it.", path)
+    return None
+
+
+def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """The state in a checkpoint: tensors and plain values only, no code is run.
+
+    Raises: CheckpointError if it cannot be read.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:
+        raise CheckpointError(f"cannot read checkpoint {path}: {str(error).splitlines()[0]}") from error
+    return state
+
+
+def checkpoint_step(path: Path) -> int:
+    """The step that a checkpoint's name says."""
+    return int(path.name[5:13])
+
+
+def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """All checkpoints of a folder by their step, newest first."""
+    if not folder.is_dir():
+        return []
+    found = [(int(match[1]), path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
+    return sorted(found, reverse=True)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:12]

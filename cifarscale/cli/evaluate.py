@@ -1,0 +1,75 @@
+"""`cifarscale evaluate` and `cifarscale predict`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cifarscale.cli.options import device_option, nproc_option, run_argument
+
+
+@click.command()
+@run_argument
+@click.option("--split", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True)
+@click.option("--data", help="A data set or a folder of shards.  [default: the run's set]")
+@nproc_option
+@device_option
+@click.option("--classes", is_flag=True, help="Show every class, not only the superclasses.")
+def evaluate(run: Path, split: str, data: str | None, nproc: int, device: str, classes: bool) -> None:
+    """Evaluate the classifier of RUN, a run folder, on a split: exact for any number of processes."""
+    from cifarscale.cluster.local import Call, run_locally
+    from cifarscale.data.build import locate_shards
+    from cifarscale.inference import evaluate_run
+    from cifarscale.run import Placement, RunFolder
+
+    recipe = RunFolder(run).load_recipe()
+    placement = Placement(locate_shards(data or recipe.data.dataset), device)
+    if nproc == 1:
+        evaluate_run(run, split, placement)
+    else:
+        arguments = {"run_dir": str(run), "split": split, "placement": placement.as_plain()}
+        run_locally(Call("evaluate", arguments), nproc, run / "logs")
+    path = run / f"evaluation-{split}.json"
+    _show(json.loads(path.read_text(encoding="utf-8")), "classes" if classes else "superclasses")
+    click.echo(f"all figures  {path}")
+
+
+@click.command()
+@run_argument
+@click.argument("images", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@device_option
+def predict(run: Path, images: tuple[Path, ...], device: str) -> None:
+    """Say what the classifier of RUN sees in each of IMAGES: the five most probable classes."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from cifarscale.distributed import pick_device
+    from cifarscale.inference import load_classifier
+    from cifarscale.inference import predict as predict_images
+
+    trained = load_classifier(run, pick_device(device))
+    console = Console()
+    for path, guesses in zip(images, predict_images(trained, images), strict=True):
+        table = Table("class", "probability", title=str(path), title_justify="left")
+        for name, probability in guesses:
+            table.add_row(name, f"{probability:7.2%}")
+        console.print(table)
+
+
+def _show(result: dict[str, Any], groups: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    console.print(
+        f"{result['run']} after {result['step']:,} steps on {result['samples']:,} {result['split']} samples: "
+        f"top-1 {result['top1']:.2%}, top-5 {result['top5']:.2%}, loss {result['loss']:.4f}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    ranked = sorted(result[groups].items(), key=lambda item: -(item[1] if item[1] is not None else -1))
+    table = Table(groups, "top-1")
+    for name, value in ranked:
+        table.add_row(name, "–" if value is None else f"{value:7.2%}")
+    console.print(table)

@@ -1,0 +1,63 @@
+"""`cifarscale jobs` and `cifarscale models`: what there is to run."""
+
+from pathlib import Path
+
+import click
+
+
+@click.group()
+def jobs() -> None:
+    """List, show and copy the recipes that can be run."""
+
+
+@jobs.command("list")
+def list_jobs() -> None:
+    """All recipes that can be named here."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from cifarscale.config.load import load_recipe, recipe_files
+
+    table = Table("name", "task", "steps", "description", "file")
+    for name, path in recipe_files().items():
+        recipe = load_recipe(str(path))
+        table.add_row(name, recipe.task, f"{recipe.training.max_steps:,}", recipe.description, str(path))
+    Console().print(table)
+
+
+@jobs.command()
+@click.argument("recipe")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe; repeatable.")
+def show(recipe: str, overrides: tuple[str, ...]) -> None:
+    """RECIPE with every default written out, as TOML."""
+    from cifarscale.config.load import load_recipe, recipe_toml
+
+    click.echo(recipe_toml(load_recipe(recipe, overrides)), nl=False)
+
+
+@jobs.command()
+@click.argument("recipe")
+@click.argument("target", type=click.Path(path_type=Path), required=False)
+def copy(recipe: str, target: Path | None) -> None:
+    """Copy RECIPE to TARGET (default: jobs/RECIPE.toml here), to change it."""
+    from cifarscale.config.load import copy_recipe
+
+    target = target or Path("jobs") / f"{Path(recipe).stem}.toml"
+    copy_recipe(recipe, target)
+    click.echo(f"{target}; next: cifarscale train {target}")
+
+
+@click.command()
+def models() -> None:
+    """The networks that recipes can name, with their parameters and multiply-accumulates an image."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from cifarscale.models.registry import summaries
+
+    table = Table("model", "what it is")
+    table.add_column("parameters", justify="right")
+    table.add_column("MACs", justify="right")
+    for summary in summaries():
+        table.add_row(summary.name, summary.description, f"{summary.parameters:,}", f"{summary.macs:,}")
+    Console().print(table)

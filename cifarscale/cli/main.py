@@ -1,0 +1,46 @@
+"""`cifarscale`: the entry point and what all commands share."""
+
+import sys
+from typing import Any
+
+import click
+
+from cifarscale.cli.evaluate import evaluate, predict
+from cifarscale.cli.jobs import jobs, models
+from cifarscale.cli.shards import shards
+from cifarscale.cli.train import train
+from cifarscale.errors import EXIT_INTERRUPTED, CifarscaleError
+
+
+class _Main(click.Group):
+    """Shows our errors as one line; the traceback only with --debug."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from cifarscale.log import configure_logging
+
+        debug = ctx.params.get("debug", False)
+        configure_logging(debug=debug)
+        try:
+            return super().invoke(ctx)
+        except CifarscaleError as error:
+            if debug:
+                raise
+            kind = "stopped" if error.exit_code == EXIT_INTERRUPTED else "error"
+            click.echo(f"{kind}: {error}", err=True)
+            sys.exit(error.exit_code)
+
+
+@click.group(cls=_Main, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="cifarscale")
+@click.option("--debug", is_flag=True, help="Show debug messages, and the traceback of an error.")
+def main(debug: bool) -> None:
+    """Train and evaluate on CIFAR-100, the same on a laptop and on a cluster.
+
+    \b
+    cifarscale train demo      two minutes on built-in data
+    cifarscale train cnn       the real thing
+    """
+
+
+for command in (shards, train, evaluate, predict, jobs, models):
+    main.add_command(command)

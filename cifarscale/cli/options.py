@@ -1,0 +1,15 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+
+import click
+
+DATASETS = ("cifar100", "synthetic")
+
+run_argument = click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+device_option = click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to compute."
+)
+nproc_option = click.option(
+    "--nproc", type=click.IntRange(min=1), default=1, show_default=True, help="Processes (ranks) on this machine."
+)

@@ -1,0 +1,86 @@
+"""`cifarscale train`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cifarscale.cli.options import device_option, nproc_option
+
+if TYPE_CHECKING:
+    from cifarscale.config.recipe import Recipe
+    from cifarscale.run import Placement
+
+
+@click.command()
+@click.argument("recipe")
+@click.option("--data", help="A data set (cifar100, synthetic) or a folder of shards.  [default: the recipe's set]")
+@nproc_option
+@device_option
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe; repeatable.")
+@click.option("--run-dir", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/NAME-HASH]")
+@click.option(
+    "--num-workers", type=click.IntRange(min=0), default=0, help="Reading processes a rank (data.reader = streaming)."
+)
+def train(
+    recipe: str,
+    data: str | None,
+    nproc: int,
+    device: str,
+    overrides: tuple[str, ...],
+    run_dir: Path | None,
+    num_workers: int,
+) -> None:
+    """Train RECIPE (a name from `cifarscale jobs list`, or a .toml file).
+
+    The same command resumes a run that was interrupted, and shows the result of one that is complete.
+    Ctrl-C saves and stops (exit code 75); a second Ctrl-C leaves at once.
+    """
+    from cifarscale.config.load import load_recipe
+    from cifarscale.data.build import locate_shards
+    from cifarscale.run import Placement, RunFolder, batch_size_per_rank, default_run_dir, resolve
+
+    loaded = load_recipe(recipe, overrides)
+    batch_size_per_rank(loaded, nproc)
+    shards = locate_shards(data or loaded.data.dataset)
+    resolved = resolve(loaded, shards)
+    run_dir = run_dir or default_run_dir(resolved)
+    complete = RunFolder(run_dir).result() is not None
+    if not complete:
+        click.echo(f"run folder {run_dir}", err=True)
+    _train(resolved, run_dir, Placement(shards, device, num_workers), nproc)
+    result = RunFolder(run_dir).result()
+    assert result is not None
+    if complete:
+        click.echo(f"{run_dir} is complete; its result:")
+    _show(result, run_dir)
+
+
+def _train(recipe: "Recipe", run_dir: Path, placement: "Placement", nproc: int) -> None:
+    from cifarscale.cluster.local import Call, run_locally
+    from cifarscale.config.load import recipe_toml
+    from cifarscale.run import run_job
+
+    if nproc == 1:
+        run_job(recipe, run_dir, placement)
+    else:
+        arguments = {"recipe": recipe_toml(recipe), "run_dir": str(run_dir), "placement": placement.as_plain()}
+        run_locally(Call("train", arguments), nproc, run_dir / "logs")
+
+
+def _show(result: dict[str, Any], run_dir: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{result['name']}: {result['parameters']:,} parameters, {result['steps']:,} steps")
+    for column in ("split", "top-1", "top-5", "loss"):
+        table.add_column(column, justify="left" if column == "split" else "right")
+    for split in ("train", "validation", "test"):
+        if split in result:
+            figures = result[split]
+            table.add_row(split, f"{figures['top1']:.2%}", f"{figures['top5']:.2%}", f"{figures['loss']:.4f}")
+    rate = f"{result['images_per_second']:,.0f} images/s"
+    table.caption = f"{rate} on {result['world_size']} × {result['device']}"
+    Console().print(table)
+    click.echo(f"result  {run_dir / 'result.json'}")
+    click.echo(f"next    cifarscale evaluate {run_dir}")

@@ -1,0 +1,56 @@
+"""One rank of a local job: `python -m cifarscale.cluster.worker`, started by `cluster.local`."""
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import tomllib
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cifarscale.cluster.local import tell_failure
+from cifarscale.config.load import parse_recipe
+from cifarscale.errors import CifarscaleError
+from cifarscale.inference import evaluate_run
+from cifarscale.log import configure_logging
+from cifarscale.run import Placement, run_job
+
+_PR_SET_PDEATHSIG = 1
+
+
+def train(recipe: str, run_dir: str, placement: dict[str, Any]) -> None:
+    """`recipe` is the resolved recipe as TOML."""
+    run_job(parse_recipe(tomllib.loads(recipe), "recipe"), Path(run_dir), Placement.from_plain(placement))
+
+
+def evaluate(run_dir: str, split: str, placement: dict[str, Any]) -> None:
+    evaluate_run(Path(run_dir), split, Placement.from_plain(placement))
+
+
+_FUNCTIONS: dict[str, Callable[..., None]] = {"train": train, "evaluate": evaluate}
+
+
+def _end_with_launcher() -> None:
+    """Has the kernel kill this process when the launcher dies, however it does."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def main() -> int:
+    _end_with_launcher()
+    configure_logging(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    call = json.loads(os.environ["CIFARSCALE_CALL"])
+    try:
+        _FUNCTIONS[call["function"]](**call["arguments"])
+    except Exception as error:
+        if not isinstance(error, CifarscaleError):
+            traceback.print_exc()
+        return tell_failure(error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

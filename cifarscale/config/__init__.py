@@ -1,0 +1,1 @@
+"""Recipes: what a job computes, checked before anything starts."""

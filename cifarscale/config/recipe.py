@@ -1,0 +1,216 @@
+"""What a job computes. Every field has a line that says its unit and effect; a key that is not here is an error.
+
+Numbers that switch something off are 0, so that a resolved recipe can be written as TOML with every key in it.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class Section(BaseModel):
+    """Frozen, and closed to unknown keys; strict enough that "0.1" in quotes is not taken for a number."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    dataset: str = "cifar100"
+    """Name of the set, as in its manifest: `cifar100`, `synthetic`, or your own."""
+    fingerprint: str = ""
+    """Identity of the shards; filled in at the first start, and shards with another one are then refused."""
+    reader: Literal["resident", "streaming"] = "resident"
+    """`resident` decodes the set once into memory on the device; `streaming` reads shards as it goes."""
+    num_validation: NonNegativeInt = 0
+    """Training samples set aside for validation, chosen by a fixed seed; 0 trains on all of them."""
+    num_lanes: PositiveInt = 16
+    """Streaming only: sequences that are read side by side. Part of what defines the order of the samples."""
+    shuffle_buffer: PositiveInt = 2048
+    """Streaming only: samples a lane holds to draw the next one from."""
+
+    @model_validator(mode="after")
+    def _validation_needs_the_resident_reader(self) -> Self:
+        if self.num_validation and self.reader == "streaming":
+            raise ValueError("data.num_validation needs data.reader = 'resident': lanes stream whole shards")
+        return self
+
+
+class AugmentationConfig(Section):
+    crop_padding: Annotated[int, Field(ge=0, le=16)] = 0
+    """Pixels of black border from which a random crop of the original size is cut; 0 is off."""
+    flip: bool = False
+    """Mirrors half of the images left to right."""
+    cutout: Annotated[int, Field(ge=0, le=32)] = 0
+    """Side in pixels of a square that is blanked at a random place (DeVries & Taylor 2017); 0 is off."""
+    mixup: NonNegativeFloat = 0.0
+    """Alpha of the Beta distribution from which a batch's mixing weight is drawn (Zhang et al. 2018); 0 is off."""
+    cutmix: NonNegativeFloat = 0.0
+    """Alpha for pasting a box of one image into another (Yun et al. 2019); 0 is off. With mixup, steps draw one."""
+
+    @property
+    def mixes(self) -> bool:
+        """Whether two images of a batch are combined."""
+        return self.mixup > 0 or self.cutmix > 0
+
+
+class SmallFiltersCNNConfig(Section):
+    """The seed's CNN; with the defaults 57,332 parameters on 100 classes."""
+
+    name: Literal["small_filters_cnn"] = "small_filters_cnn"
+    width: PositiveInt = 8
+    """Channels of the first block; the next two have twice and four times as many."""
+    activation: Literal["relu", "leaky_relu", "silu"] = "relu"
+    normalisation: Literal["none", "batch", "sync_batch", "group"] = "none"
+    """`batch` takes each rank's own statistics, `sync_batch` those of the global batch on any number of ranks."""
+    residual: bool = False
+    """Adds a residual block to each stage."""
+    attention: Literal["none", "squeeze_excitation", "self_attention"] = "none"
+
+
+class ResNetConfig(Section):
+    """A wide residual network, for when a stronger classifier is wanted."""
+
+    name: Literal["resnet"] = "resnet"
+    width: PositiveInt = 32
+    """Channels of the first stage; the next two have twice and four times as many."""
+    blocks_per_stage: PositiveInt = 1
+    activation: Literal["relu", "leaky_relu", "silu"] = "relu"
+    normalisation: Literal["none", "batch", "sync_batch", "group"] = "batch"
+    """`batch` takes each rank's own statistics, `sync_batch` those of the global batch on any number of ranks."""
+
+
+ClassifierConfig = Annotated[SmallFiltersCNNConfig | ResNetConfig, Field(discriminator="name")]
+
+
+class AdamWConfig(Section):
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019); with weight_decay 0 it is Adam."""
+
+    name: Literal["adamw"] = "adamw"
+    betas: tuple[Beta, Beta] = Field(default=(0.9, 0.999), strict=False)
+    epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: NonNegativeFloat = 0.0
+    """Applied to weights of two and more dimensions: not to biases and normalisation."""
+
+
+class SGDConfig(Section):
+    name: Literal["sgd"] = "sgd"
+    momentum: Fraction = 0.9
+    nesterov: bool = True
+    weight_decay: NonNegativeFloat = 0.0
+    """Applied to weights of two and more dimensions: not to biases and normalisation."""
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> Self:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("optimizer.nesterov needs optimizer.momentum above 0")
+        return self
+
+
+OptimizerConfig = Annotated[AdamWConfig | SGDConfig, Field(discriminator="name")]
+
+
+class ScheduleConfig(Section):
+    name: Literal["constant", "cosine", "one_cycle"] = "constant"
+    """Shape of the learning rate over the run; `one_cycle` is Smith & Topin 2018 with cosine sides."""
+    warmup_steps: NonNegativeInt = 0
+    """Optimisation steps of linear warm-up from 0; for one_cycle the length of its rising side (0: 30 % of the run)."""
+    final_fraction: Fraction = 0.0
+    """What the rate ends at, as a fraction of `training.learning_rate`; cosine and one_cycle only."""
+
+
+class TrainingConfig(Section):
+    max_steps: PositiveInt = 10_000
+    """Optimisation steps of the whole run."""
+    global_batch_size: PositiveInt = 64
+    """Samples a step, over all ranks and accumulation steps."""
+    accumulation_steps: PositiveInt = 1
+    """Parts in which a rank computes its share of a batch, to save memory."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """Peak learning rate."""
+    gradient_clip_norm: NonNegativeFloat = 0.0
+    """Largest Euclidean norm of a network's gradient; 0 is off."""
+    ema_decay: Fraction = 0.0
+    """Decay a step of an exponential moving average of the weights, which is then what is evaluated; 0 is off."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the forward and backward pass (automatic mixed precision); weights stay float32."""
+    compile: bool = False
+    """Runs the networks through torch.compile; where that fails, says so and goes on without."""
+    log_every: PositiveInt = 50
+    """Steps between two lines in metrics.jsonl."""
+    checkpoint_every: PositiveInt = 1000
+    """Steps between two checkpoints."""
+    keep_checkpoints: Annotated[int, Field(ge=1)] = 2
+    """Checkpoints kept; older ones are removed."""
+
+    @model_validator(mode="after")
+    def _accumulation_divides_the_batch(self) -> Self:
+        if self.global_batch_size % self.accumulation_steps:
+            raise ValueError(
+                f"training.accumulation_steps = {self.accumulation_steps} does not divide "
+                f"training.global_batch_size = {self.global_batch_size}"
+            )
+        return self
+
+
+class EvaluationConfig(Section):
+    every: NonNegativeInt = 1000
+    """Steps between two evaluations during training, on `validation` where there is one, else on `test`; 0 is off."""
+    batch_size: PositiveInt = 500
+    """Samples evaluated at a time. Fixed here so that the figures do not depend on the number of ranks."""
+
+
+class Recipe(Section):
+    """What all jobs share."""
+
+    task: str
+    """What is trained: `cnn`."""
+    name: str = ""
+    """Name of the job; the file's name where it is not given. Run folders are named after it."""
+    description: str = ""
+    """One line for people."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Initial weights, order of the samples, augmentation and noise all follow from it."""
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = AdamWConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _warmup_fits_the_run(self) -> Self:
+        if self.schedule.warmup_steps >= self.training.max_steps:
+            raise ValueError(
+                f"schedule.warmup_steps = {self.schedule.warmup_steps} must be below "
+                f"training.max_steps = {self.training.max_steps}"
+            )
+        return self
+
+
+class CnnRecipe(Recipe):
+    """Trains an image classifier."""
+
+    task: Literal["cnn"] = "cnn"
+    model: ClassifierConfig = SmallFiltersCNNConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
+    label_smoothing: Fraction = 0.0
+    """Share of the target that is spread evenly over all classes (Szegedy et al. 2016)."""
+
+    @model_validator(mode="after")
+    def _mixing_needs_pairs(self) -> Self:
+        if self.augmentation.mixes and self.training.global_batch_size % (2 * self.training.accumulation_steps):
+            raise ValueError("augmentation.mixup and cutmix pair the samples of a batch: an even batch size is needed")
+        return self
+
+
+TASKS: dict[str, type[Recipe]] = {"cnn": CnnRecipe}
+"""Recipe class of each value of `task`."""
+
+
+def resolved(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain values with every default written out, ready for TOML or JSON."""
+    values: dict[str, Any] = recipe.model_dump(mode="json")
+    scalars = {key: value for key, value in values.items() if not isinstance(value, dict)}
+    return scalars | {key: value for key, value in values.items() if isinstance(value, dict)}

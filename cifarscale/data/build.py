@@ -1,0 +1,114 @@
+"""Building a folder of shards: once, whole, and by one process at a time."""
+
+import shutil
+from pathlib import Path
+
+from rich.progress import Progress
+
+from cifarscale.data.cifar100 import cifar100_source
+from cifarscale.data.manifest import MANIFEST_NAME, Manifest
+from cifarscale.data.shards import find_damage, write_shards
+from cifarscale.data.source import Source
+from cifarscale.data.synthetic import synthetic_source
+from cifarscale.errors import DataError
+from cifarscale.files import writing_to
+from cifarscale.lease import lease
+from cifarscale.log import console
+
+DATASETS = ("cifar100", "synthetic")
+DEFAULT_NUM_SHARDS = 64
+SHARDS_ROOT = Path("shards")
+
+
+def default_folder(dataset: str) -> Path:
+    """Where the shards of a named set lie unless one says otherwise."""
+    return SHARDS_ROOT / dataset
+
+
+def locate_shards(data: str) -> Path:
+    """The folder of shards that `data` names: itself a folder of shards, or a known set, built where it is missing.
+
+    Raises: DataError if it is neither.
+    """
+    if (Path(data) / MANIFEST_NAME).is_file():
+        return Path(data)
+    if data not in DATASETS:
+        raise DataError(f"--data {data} is neither a folder of shards nor one of: {', '.join(DATASETS)}")
+    folder = default_folder(data)
+    if not (folder / MANIFEST_NAME).is_file():
+        build_shards(data, folder)
+    return folder
+
+
+def build_shards(
+    dataset: str,
+    folder: Path,
+    num_shards: int = DEFAULT_NUM_SHARDS,
+    source: Path | None = None,
+    force: bool = False,
+) -> Manifest:
+    """Builds the shards of a known set into `folder`, which appears in one step when all of it is there.
+
+    Args:
+        source: CIFAR-100's folder or archive; it is downloaded where this is None.
+        force: replace what is in `folder`.
+    Returns: the manifest; if the same shards are there and whole already, theirs.
+    Raises: DataError if the folder holds something else, or another build is writing it.
+    """
+    if folder.exists() and not force:
+        return _existing(dataset, folder, num_shards)
+    staging = folder.with_name(f".{folder.name}.building")
+    with lease(folder.with_name(f".{folder.name}.lease"), lambda holder: _refusal(folder, holder)):
+        built = _load(dataset, source, folder.parent)
+        with writing_to(staging):
+            shutil.rmtree(staging, ignore_errors=True)  # left by a build that was killed
+            staging.mkdir()
+        with Progress(console=console, disable=not console.is_terminal) as progress:
+            total = sum(len(split.fine) for split in built.splits)
+            bar = progress.add_task(f"writing {folder}", total=total)
+            try:
+                manifest = write_shards(built, staging, num_shards, lambda n: progress.advance(bar, n))
+                _put_in_place(staging, folder)
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
+    return manifest
+
+
+def _refusal(folder: Path, holder: str) -> DataError:
+    return DataError(f"another build is writing {folder} ({holder}). Wait for it, or name another folder with --out")
+
+
+def _put_in_place(staging: Path, folder: Path) -> None:
+    """Renames the finished folder; what it replaces is removed only when the new one is there."""
+    with writing_to(folder):
+        replaced = folder.with_name(f".{folder.name}.replaced")
+        shutil.rmtree(replaced, ignore_errors=True)
+        if folder.exists():
+            folder.rename(replaced)
+        staging.rename(folder)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _existing(dataset: str, folder: Path, num_shards: int) -> Manifest:
+    if not (folder / MANIFEST_NAME).is_file():
+        raise DataError(
+            f"{folder} exists and is not a folder of shards; name another with --out, or replace it: --force"
+        )
+    manifest = Manifest.load(folder)
+    found = len(next(iter(manifest.splits.values())).shards)
+    if (manifest.dataset, found) != (dataset, num_shards):
+        raise DataError(
+            f"{folder} holds {manifest.dataset} in {found} training shards, not {dataset} in {num_shards}; "
+            "name another folder with --out, or replace it: --force"
+        )
+    if damage := find_damage(folder, manifest):
+        raise DataError(f"{damage[0]}{f' ({len(damage) - 1} more)' if len(damage) > 1 else ''}")
+    return manifest
+
+
+def _load(dataset: str, source: Path | None, cache: Path) -> Source:
+    if dataset == "cifar100":
+        return cifar100_source(source, cache)
+    if source is not None:
+        raise DataError(f"--source has no effect with --data {dataset}: it is drawn, not read")
+    return synthetic_source()

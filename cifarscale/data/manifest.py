@@ -1,0 +1,79 @@
+"""The manifest of a folder of shards: what is in it, and the proof that it still is."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from cifarscale.errors import DataError
+from cifarscale.files import write_json_atomically
+
+MANIFEST_NAME = "manifest.json"
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ShardEntry(_Entry):
+    name: str
+    num_samples: int
+    sha256: str
+
+
+class SplitEntry(_Entry):
+    num_samples: int
+    mean: tuple[float, float, float]
+    """Mean of red, green and blue over the split, in units of full intensity (0 … 1)."""
+    std: tuple[float, float, float]
+    shards: tuple[ShardEntry, ...]
+
+
+class Manifest(_Entry):
+    """Everything that a reader needs to know before it opens a shard."""
+
+    format: int = 1
+    dataset: str
+    fine_names: tuple[str, ...]
+    coarse_names: tuple[str, ...]
+    coarse_of_fine: tuple[int, ...]
+    """Superclass of each class."""
+    splits: dict[str, SplitEntry]
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits that change when any sample, label, name or the cut into shards does."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:16]
+
+    def split(self, name: str) -> SplitEntry:
+        """A split by name. Raises: DataError if there is none."""
+        if name not in self.splits:
+            raise DataError(f"{self.dataset} has no split {name!r}; there are: {', '.join(self.splits)}")
+        return self.splits[name]
+
+    def save(self, folder: Path) -> None:
+        write_json_atomically(folder / MANIFEST_NAME, self.model_dump(mode="json"))
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """The manifest of a folder.
+
+        Raises: DataError if there is none, or it cannot be read.
+        """
+        path = folder / MANIFEST_NAME
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise DataError(
+                f"{folder} is not a folder of shards: it has no {MANIFEST_NAME}. "
+                f"Run: cifarscale shards build --out {folder}"
+            ) from None
+        except (ValidationError, UnicodeDecodeError) as error:
+            raise DataError(
+                f"{path} is damaged or of another format ({str(error).splitlines()[0]}). "
+                f"Build again: cifarscale shards build --out {folder} --force"
+            ) from error
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror}") from error

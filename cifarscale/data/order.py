@@ -1,0 +1,44 @@
+"""The order in which samples are trained on: an endless sequence that depends on the seed alone.
+
+Step k trains on positions k·B … (k + 1)·B - 1 of the sequence, where B is the global batch size. One epoch is as many
+positions as there are samples, and holds each of them once; a batch may straddle two epochs, so nothing is dropped.
+Of W ranks, rank r takes the positions r, r + W, r + 2W, … of each batch.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cifarscale.randomness import permutation
+
+
+class EpochOrder:
+    """Sample indices by position, shuffled anew each epoch."""
+
+    def __init__(self, num_samples: int, seed: int) -> None:
+        self._num_samples = num_samples
+        self._seed = seed
+        self._epochs: dict[int, NDArray[np.int64]] = {}
+
+    def at(self, positions: range) -> NDArray[np.int64]:
+        """Sample indices, shape (len(positions),), at ascending positions of the endless sequence."""
+        places = np.asarray(positions)
+        epochs = places // self._num_samples
+        needed = range(int(epochs[0]), int(epochs[-1]) + 1)
+        self._epochs = {epoch: self._epoch(epoch) for epoch in needed}  # at most two, save for tiny sets
+        return np.concatenate([self._epochs[e][places[epochs == e] - e * self._num_samples] for e in needed])
+
+    def _epoch(self, epoch: int) -> NDArray[np.int64]:
+        if epoch in self._epochs:
+            return self._epochs[epoch]
+        return permutation(self._seed, "sample order", epoch, self._num_samples)
+
+
+def rank_positions(global_batch_size: int, rank: int, world_size: int) -> range:
+    """A rank's positions within each global batch."""
+    return range(rank, global_batch_size, world_size)
+
+
+def validation_ids(num_samples: int, num_validation: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Ids (training, validation), each ascending. The same for every recipe: it is cut by a seed of its own."""
+    order = permutation(0, "validation split", 0, num_samples)
+    return np.sort(order[num_validation:]), np.sort(order[:num_validation])

@@ -1,0 +1,181 @@
+"""Shards read in sequence by webdataset, for sets that do not fit into memory.
+
+An epoch's shards, in an order drawn anew, are one long sequence, which is cut into `num_lanes` equal *lanes*; a lane
+is read from front to back through a shuffle buffer, and position g of the epoch is item g // num_lanes of lane
+g % num_lanes. Lanes belong to the recipe, not to the ranks, so the sequence is the same for any number of readers. A
+reader (one worker of one rank) reads just the lanes in which its positions lie: a share of them if the number of
+readers divides `num_lanes`, and otherwise all of them, decoding only its own samples.
+"""
+
+import random
+import signal
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import webdataset as wds
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from webdataset.autodecode import Decoder, imagehandler
+
+from cifarscale.config.recipe import DataConfig
+from cifarscale.data.batches import Batch, Chunk
+from cifarscale.data.manifest import ShardEntry, SplitEntry
+from cifarscale.data.order import rank_positions
+from cifarscale.data.resident import ResidentSplit
+from cifarscale.data.shards import read_shard
+from cifarscale.distributed import Ranks
+from cifarscale.errors import DataError
+from cifarscale.randomness import permutation
+
+_Sample = dict[str, Any]
+_decode = Decoder([imagehandler("rgb8", extensions=["ppm"])])
+
+
+class Lanes:
+    """Undecoded samples by (epoch, position), each lane read once from front to back."""
+
+    def __init__(self, folder: Path, split: SplitEntry, seed: int, config: DataConfig) -> None:
+        self._folder = folder
+        self._split = split
+        self._seed = seed
+        self._num_lanes = config.num_lanes
+        self._shuffle_buffer = config.shuffle_buffer
+        self._epoch = -1
+        self._open: dict[int, Iterator[_Sample]] = {}
+        self._taken: dict[int, int] = {}
+
+    def sample(self, position: int) -> _Sample:
+        """The sample at a position of the endless sequence; positions must ascend from call to call."""
+        epoch, place = divmod(position, self._split.num_samples)
+        if epoch != self._epoch:
+            self._epoch, self._open, self._taken = epoch, {}, {}
+        item, lane = divmod(place, self._num_lanes)
+        if lane not in self._open:
+            self._open[lane], self._taken[lane] = self._read(epoch, lane), 0
+        skipped = item - self._taken[lane]
+        self._taken[lane] = item + 1
+        return next(islice(self._open[lane], skipped, None))
+
+    def _read(self, epoch: int, lane: int) -> Iterator[_Sample]:
+        """All of a lane in its shuffled order."""
+        samples, lanes = self._split.num_samples, self._num_lanes
+        size = samples // lanes + (lane < samples % lanes)
+        start = lane * (samples // lanes) + min(lane, samples % lanes)
+        order = permutation(self._seed, "shard order", epoch, len(self._split.shards))
+        in_sequence = self._from(start, [self._split.shards[i] for i in order])
+        rng = random.Random(f"{self._seed} {epoch} {lane}")
+        shuffled: Iterator[_Sample] = wds.shuffle(self._shuffle_buffer, initial=self._shuffle_buffer, rng=rng)(
+            islice(in_sequence, size)
+        )
+        return shuffled
+
+    def _from(self, start: int, shards: list[ShardEntry]) -> Iterator[_Sample]:
+        """The samples of the shards, one after the other, from number `start` on."""
+        while start >= shards[0].num_samples:
+            start -= shards.pop(0).num_samples
+        urls = [str(self._folder / shard.name) for shard in shards]
+        read = wds.tarfile_to_samples(select_files=lambda name: not name.endswith(".json"))
+        return islice(read({"url": url} for url in urls), start, None)
+
+
+class _ReaderDataset(IterableDataset[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]):
+    """What one worker reads: its part of each batch from a step on."""
+
+    def __init__(self, reader: "StreamingReader", first_step: int) -> None:
+        self._reader = reader
+        self._first_step = first_step
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        worker = get_worker_info()
+        return self._reader.read_part(self._first_step, worker.id if worker else 0)
+
+
+class StreamingReader:
+    """Reads a rank's samples from the shards as training goes on, in `num_workers` processes (0: in this one)."""
+
+    def __init__(
+        self,
+        folder: Path,
+        split: SplitEntry,
+        seed: int,
+        global_batch_size: int,
+        config: DataConfig,
+        ranks: Ranks = Ranks(),
+        num_workers: int = 0,
+    ) -> None:
+        readers = ranks.world_size * max(1, num_workers)
+        if readers > len(split.shards):
+            raise DataError(
+                f"{ranks.world_size} ranks x {max(1, num_workers)} workers need at least {readers} shards, and {folder} "
+                f"has {len(split.shards)}. Run: cifarscale shards build --out {folder} --num-shards {readers} --force"
+            )
+        self._folder, self._split, self._seed, self._config = folder, split, seed, config
+        self._global_batch_size = global_batch_size
+        self._ranks = ranks
+        self._num_workers = num_workers
+        self._parts = max(1, num_workers)
+
+    def read_part(self, first_step: int, worker: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Images, labels and ids of one worker's part of each batch."""
+        lanes = Lanes(self._folder, self._split, self._seed, self._config)
+        reader = self._ranks.rank + self._ranks.world_size * worker
+        positions = rank_positions(self._global_batch_size, reader, self._ranks.world_size * self._parts)
+        step = first_step
+        while True:
+            samples = [_decode(lanes.sample(step * self._global_batch_size + position)) for position in positions]
+            images = np.stack([sample["ppm"] for sample in samples])
+            labels = torch.tensor([sample["cls"] for sample in samples])
+            ids = torch.tensor([int(sample["__key__"].rpartition("-")[2]) for sample in samples])
+            yield torch.from_numpy(images).permute(0, 3, 1, 2), labels, ids
+            step += 1
+
+    def _loader(self, first_step: int) -> DataLoader[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        dataset = _ReaderDataset(self, first_step)
+        return DataLoader(dataset, None, num_workers=self._num_workers, worker_init_fn=_leave_signals_to_parent)
+
+    def batches(self, first_step: int) -> Iterator[Batch]:
+        loader = iter(self._loader(first_step))
+        positions = rank_positions(self._global_batch_size, self._ranks.rank, self._ranks.world_size)
+        while True:
+            parts = [next(loader) for _ in range(self._parts)]
+            images, labels, ids = (_interleave(tensors, len(positions)) for tensors in zip(*parts, strict=True))
+            yield Batch(images, labels, ids, positions)
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    """A worker inherits the training process's handlers; it is the parent's to end it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _interleave(parts: tuple[torch.Tensor, ...], size: int) -> torch.Tensor:
+    """The tensor whose every n-th row from row i on is part i of n."""
+    if len(parts) == 1:
+        return parts[0]
+    whole = parts[0].new_empty((size, *parts[0].shape[1:]))
+    if whole.dim() == 4:
+        whole = whole.to(memory_format=torch.channels_last)
+    for i, part in enumerate(parts):
+        whole[i :: len(parts)] = part
+    return whole
+
+
+class StreamedSplit:
+    """A split for evaluation, a shard at a time; each is checked before it is used."""
+
+    def __init__(self, folder: Path, split: SplitEntry, device: torch.device | str = "cpu") -> None:
+        self._folder, self._split, self._device = folder, split, device
+
+    @property
+    def num_samples(self) -> int:
+        return self._split.num_samples
+
+    def chunks(self, ranks: Ranks, batch_size: int) -> Iterator[Chunk]:
+        """A rank's share; which samples stand together in a chunk does not depend on the number of ranks."""
+        for entry in self._split.shards[ranks.rank :: ranks.world_size]:
+            shard = ResidentSplit(read_shard(self._folder, entry), self._device)
+            for chunk in shard.chunks(Ranks(), batch_size):
+                yield Chunk(chunk.images, chunk.labels, shard.ids[chunk.rows])

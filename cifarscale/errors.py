@@ -1,0 +1,46 @@
+"""The errors that users see, and the exit codes that scripts rely on.
+
+Every message says what happened, the value received, what is valid, and what to run next, in one line.
+"""
+
+from typing import ClassVar
+
+EXIT_ERROR = 1
+EXIT_INTERRUPTED = 75
+"""The run was asked to stop, saved a checkpoint, and resumes when the same command runs again (EX_TEMPFAIL)."""
+
+
+class CifarscaleError(Exception):
+    """Base of all errors that the command line prints as one line, without a traceback."""
+
+    exit_code: ClassVar[int] = EXIT_ERROR
+
+
+class ConfigError(CifarscaleError):
+    """A recipe, or a setting in it, is not valid."""
+
+
+class DataError(CifarscaleError):
+    """A data set, shard or manifest is missing, damaged, or not the one that was asked for."""
+
+
+class RunError(CifarscaleError):
+    """A run folder cannot be used for what was asked."""
+
+
+class CheckpointError(RunError):
+    """No usable checkpoint, or one that belongs to something else."""
+
+
+class DistributedError(CifarscaleError):
+    """The processes of a job could not find or agree with each other."""
+
+
+class NonFiniteLossError(CifarscaleError):
+    """Training diverged: a loss was infinite or not a number."""
+
+
+class Interrupted(CifarscaleError):
+    """The run was asked to stop; it saved its state at a step boundary."""
+
+    exit_code: ClassVar[int] = EXIT_INTERRUPTED

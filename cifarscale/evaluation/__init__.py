@@ -1,0 +1,1 @@
+"""Exact figures, the same for any number of ranks."""

@@ -1,0 +1,102 @@
+"""A lease on a folder: one process at a time writes there, and a crash does not lock it for ever.
+
+The lease is a file that is created exclusively, which works on NFS as well, and touched while its holder lives. It may
+be taken over when its holder is gone: on the same host that is seen at once, elsewhere after EXPIRES_AFTER_S.
+"""
+
+import json
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cifarscale.files import writing_to
+
+TOUCHED_EVERY_S = 10
+EXPIRES_AFTER_S = 60
+
+
+@contextmanager
+def lease(path: Path, refuse: Callable[[str], Exception]) -> Iterator[None]:
+    """Holds the lease at `path` inside the block.
+
+    Args:
+        refuse: makes the error from a description of who holds the lease.
+    Raises: what `refuse` makes, if another process holds it; CifarscaleError if the folder cannot be written.
+    """
+    with writing_to(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while not _create(path):
+            holder = _living_holder(path)
+            if holder:
+                raise refuse(holder)
+            _remove_expired(path)
+    released = threading.Event()
+    threading.Thread(target=_keep_alive, args=(path, released), daemon=True).start()
+    try:
+        yield
+    finally:
+        released.set()
+        path.unlink(missing_ok=True)
+
+
+def _create(path: Path) -> bool:
+    """Whether this process made the file; a reader finds it whole, since it is linked into place."""
+    mine = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}")
+    mine.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
+    try:
+        os.link(mine, path)
+    except FileExistsError:
+        return False
+    finally:
+        mine.unlink()
+    return True
+
+
+def _living_holder(path: Path) -> str:
+    """Who holds the lease, or an empty string if nobody does any more."""
+    try:
+        about = json.loads(path.read_text())
+        age = _now_there(path) - path.stat().st_mtime
+    except FileNotFoundError:
+        return ""
+    if age > EXPIRES_AFTER_S:
+        return ""
+    if about["host"] == socket.gethostname():
+        try:
+            os.kill(about["pid"], 0)
+        except ProcessLookupError:
+            return ""
+        except PermissionError:
+            pass
+    return f"process {about['pid']} on {about['host']}"
+
+
+def _now_there(path: Path) -> float:
+    """The file server's own time, which may differ from this machine's."""
+    probe = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.now")
+    probe.touch()
+    try:
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink()
+
+
+def _remove_expired(path: Path) -> None:
+    """Moves the file aside first: of two processes that find it expired, one succeeds."""
+    aside = path.with_name(f"{path.name}.expired.{os.getpid()}")
+    try:
+        path.rename(aside)
+    except FileNotFoundError:
+        return
+    aside.unlink()
+
+
+def _keep_alive(path: Path, released: threading.Event) -> None:
+    while not released.wait(TOUCHED_EVERY_S):
+        try:
+            os.utime(path)
+        except OSError:  # the file server may be away for a while; the next try may succeed
+            continue

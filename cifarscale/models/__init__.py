@@ -1,0 +1,1 @@
+"""Networks and nothing else: they know neither data, nor training, nor recipes."""

@@ -1,0 +1,97 @@
+"""Networks by name, and what each costs."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from cifarscale.models.cnn import SmallFiltersCNN
+from cifarscale.models.resnet import ResNet
+
+Classifier = SmallFiltersCNN | ResNet
+"""What `classifier` builds: `forward` gives logits (N, num_classes), `features` what its last layer sees."""
+
+IMAGE_SHAPE = (3, 32, 32)
+
+_CLASSIFIERS: dict[str, Callable[..., Classifier]] = {"small_filters_cnn": SmallFiltersCNN, "resnet": ResNet}
+
+_DESCRIBED: tuple[tuple[str, dict[str, Any], str], ...] = (
+    ("small_filters_cnn", {}, "three 3x3 convolutions of 8, 16, 32 channels with max pooling, one linear layer"),
+    ("small_filters_cnn", {"activation": "leaky_relu"}, "a slope of 0.01 below zero: no unit dies"),
+    ("small_filters_cnn", {"activation": "silu"}, "x * sigmoid(x): smooth, not monotone"),
+    ("small_filters_cnn", {"normalisation": "batch"}, "batch normalisation after each convolution"),
+    ("small_filters_cnn", {"residual": True}, "a residual block after each pooling"),
+    ("small_filters_cnn", {"attention": "squeeze_excitation"}, "channels scaled by their means, in each stage"),
+    ("small_filters_cnn", {"attention": "self_attention"}, "attention over the 8x8 positions of the second stage"),
+    ("small_filters_cnn", {"width": 16}, "twice the channels: 16, 32, 64"),
+    ("resnet", {}, "pre-activation residual network of 10 layers, 32 to 128 channels"),
+    ("resnet", {"blocks_per_stage": 2}, "the same with 16 layers"),
+)
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """One line of the table of models."""
+
+    name: str
+    """The registered name, and the options that differ from the defaults."""
+    description: str
+    parameters: int
+    """Trainable parameters."""
+    macs: int
+    """Multiply-accumulates of one forward pass on one sample."""
+
+
+def classifier(name: str, **options: Any) -> Classifier:
+    """A freshly initialised classifier of 32x32 RGB images.
+
+    Args:
+        name: "small_filters_cnn" or "resnet".
+        options: keyword arguments of that class, `num_classes` among them.
+    Raises: ValueError for an unknown name or value, TypeError for an unknown option.
+    """
+    if name not in _CLASSIFIERS:
+        raise ValueError(f"classifier {name!r} is unknown; valid: {', '.join(_CLASSIFIERS)}")
+    return _CLASSIFIERS[name](**options)
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of trainable parameters."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
+def count_macs(module: nn.Module, input_shape: tuple[int, ...]) -> int:
+    """Multiply-accumulates of one forward pass on one sample, in convolutions, matrix products and attention.
+
+    The module is left as it was: a copy on the meta device runs in its place, and computes nothing.
+
+    Args:
+        module: takes one float32 tensor (N, *input_shape).
+        input_shape: shape of a sample, without the batch.
+    """
+    outline = copy.deepcopy(module).to("meta").eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        outline(torch.empty(1, *input_shape, device="meta"))
+    return int(counter.get_total_flops()) // 2
+
+
+def summarise(name: str, description: str, module: nn.Module, input_shape: tuple[int, ...]) -> ModelSummary:
+    """The line of the table for one network."""
+    return ModelSummary(name, description, count_parameters(module), count_macs(module, input_shape))
+
+
+def summaries() -> tuple[ModelSummary, ...]:
+    """Every network with its defaults, and the options worth comparing, one changed at a time."""
+    with torch.device("meta"):
+        return tuple(
+            summarise(_label(name, options), description, classifier(name, **options), IMAGE_SHAPE)
+            for name, options, description in _DESCRIBED
+        )
+
+
+def _label(name: str, options: dict[str, Any]) -> str:
+    return " ".join([name, *(f"{option}={str(value).lower()}" for option, value in options.items())])

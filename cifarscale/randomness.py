@@ -1,0 +1,55 @@
+"""Random numbers as a function of where they are used: (seed, purpose, step, position), never of who draws them.
+
+A counter-based generator (Philox 4x64: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") can be
+read at any place. Each sample of each global batch owns a fixed place in it, so a rank draws the numbers of its own
+samples alone and still gets those that any other split of the batch over ranks would give it.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+_BLOCK = 4
+"""Numbers that Philox 4x64 makes from one value of its counter."""
+
+
+def _philox(seed: int, purpose: str, place: int) -> np.random.Philox:
+    """The generator of one purpose, with its counter at a place that leaves 2**64 blocks before the next one."""
+    stream = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:8], "little")
+    return np.random.Philox(key=np.array([seed, stream], np.uint64), counter=np.array([0, place, 0, 0], np.uint64))
+
+
+def permutation(seed: int, purpose: str, place: int, size: int) -> NDArray[np.int64]:
+    """A random order of 0 … size - 1, shape (size,): a stable sort of raw draws, so the same in every NumPy."""
+    return np.argsort(_philox(seed, purpose, place).random_raw(size), kind="stable")
+
+
+def uniforms(seed: int, purpose: str, step: int, positions: Sequence[int] | range, draws: int) -> NDArray[np.float32]:
+    """Uniform numbers in [0, 1) for samples of the global batch of one step.
+
+    Args:
+        positions: P places in the global batch, evenly spaced (a rank's slice is).
+        draws: numbers a sample.
+    Returns: (P, draws) float32; row i depends on (seed, purpose, step, positions[i]) alone.
+    """
+    if not positions:
+        return np.empty((0, draws), np.float32)
+    generator = _philox(seed, purpose, step)
+    blocks = -(-draws // _BLOCK)  # a sample owns whole blocks, so that a reader can start at any sample
+    first, last = positions[0], positions[-1]
+    generator.advance(first * blocks)
+    raw = generator.random_raw((last - first + 1) * blocks * _BLOCK).reshape(-1, blocks * _BLOCK)
+    stride = positions[1] - first if len(positions) > 1 else 1
+    return (raw[::stride, :draws] >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
+
+
+def batch_generator(seed: int, purpose: str, step: int) -> np.random.Generator:
+    """A generator for what the whole global batch shares, such as the mixing weight of mixup."""
+    return np.random.Generator(_philox(seed, purpose, step))
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """A seed for torch's own generator, for whatever a network draws by itself in one step on one rank."""
+    return int(_philox(seed, "torch", step).advance(rank).random_raw()) >> 1

@@ -1,0 +1,265 @@
+"""`run_job`: the one way in which anything is trained, and the folder that a run lives in."""
+
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from cifarscale import __version__
+from cifarscale.config.load import load_recipe, recipe_hash, recipe_toml, with_values
+from cifarscale.config.recipe import CnnRecipe, Recipe
+from cifarscale.data.dataset import Dataset
+from cifarscale.data.manifest import Manifest
+from cifarscale.distributed import Group, Ranks, pick_device, process_group, ranks_from_environment
+from cifarscale.errors import ConfigError, RunError
+from cifarscale.files import write_json_atomically, write_text_atomically
+from cifarscale.lease import lease
+from cifarscale.models.registry import count_parameters
+from cifarscale.tracking.metrics import MetricsLog
+from cifarscale.tracking.progress import TrainingProgress
+from cifarscale.training.cnn import CnnTask
+from cifarscale.training.engine import Engine
+from cifarscale.training.signals import stop_on_signals
+from cifarscale.training.task import Task
+
+log = logging.getLogger(__name__)
+
+RUNS_ROOT = Path("runs")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and how a job runs; none of it changes what the job computes.
+
+    Attributes:
+        shards: the folder of shards on this machine.
+        device: `cpu`, `cuda` or `auto`.
+        num_workers: reading processes a rank, for the streaming reader.
+    """
+
+    shards: Path
+    device: str = "auto"
+    num_workers: int = 0
+
+    def as_plain(self) -> dict[str, Any]:
+        """As JSON takes it, to cross to another process."""
+        return {"shards": str(self.shards), "device": self.device, "num_workers": self.num_workers}
+
+    @classmethod
+    def from_plain(cls, values: dict[str, Any]) -> Self:
+        return cls(Path(values["shards"]), values["device"], values["num_workers"])
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of a run."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.toml"
+
+    @property
+    def manifest(self) -> Path:
+        return self.path / "manifest.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def result(self) -> dict[str, Any] | None:
+        """The final figures, None while the run is not complete."""
+        try:
+            result: dict[str, Any] = json.loads((self.path / "result.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        return result
+
+    def load_recipe(self) -> Recipe:
+        """Raises: RunError if this is not a run folder."""
+        if not self.recipe.is_file():
+            raise RunError(f"{self.path} is not a run folder: it has no recipe.toml. Run: ls {RUNS_ROOT}")
+        return load_recipe(str(self.recipe))
+
+    def prepare(self, recipe: Recipe, manifest: Manifest, about: dict[str, Any]) -> None:
+        """Makes the folder for a recipe, or checks that it is this recipe's.
+
+        Raises: RunError if it holds another run.
+        """
+        if self.recipe.exists():
+            found = self.load_recipe()
+            if recipe_hash(found) != recipe_hash(recipe):
+                raise RunError(
+                    f"{self.path} holds a run of another recipe ({found.name}-{recipe_hash(found)}, not "
+                    f"{recipe.name}-{recipe_hash(recipe)}); name another --run-dir"
+                )
+        elif self.path.is_dir() and any(
+            path for path in self.path.iterdir() if not path.name.startswith((".", "logs"))
+        ):
+            raise RunError(f"{self.path} exists and is not a run folder; name another --run-dir")
+        else:
+            write_text_atomically(self.recipe, recipe_toml(recipe))
+            manifest.save(self.path)
+        write_json_atomically(self.path / "environment.json", about)
+
+
+def resolve(recipe: Recipe, shards: Path) -> Recipe:
+    """The recipe tied to the shards that it runs on: the identity of a run is that of its data, too."""
+    manifest = Manifest.load(shards)
+    changes = {"data__dataset": manifest.dataset}
+    if not recipe.data.fingerprint:
+        changes["data__fingerprint"] = manifest.fingerprint
+    return with_values(recipe, **changes)
+
+
+def default_run_dir(recipe: Recipe) -> Path:
+    """`runs/NAME-HASH`: the same recipe finds its run again, a changed one starts another."""
+    return RUNS_ROOT / f"{recipe.name}-{recipe_hash(recipe)}"
+
+
+def batch_size_per_rank(recipe: Recipe, world_size: int) -> int:
+    """Samples that each rank computes in a step.
+
+    Raises: ConfigError if the global batch cannot be split evenly, with the nearest number of ranks that can.
+    """
+    batch, parts = recipe.training.global_batch_size, recipe.training.accumulation_steps
+    pairs = 2 if isinstance(recipe, CnnRecipe) and recipe.augmentation.mixes else 1
+    valid = [n for n in range(1, batch + 1) if batch % (n * parts * pairs) == 0]
+    if world_size not in valid:
+        raise ConfigError(
+            f"training.global_batch_size = {batch} cannot be split evenly over {world_size} ranks"
+            f"{f' x {parts} accumulation steps' if parts > 1 else ''}{' in pairs' if pairs > 1 else ''}; "
+            f"valid numbers of ranks: {', '.join(map(str, valid[:12]))}{' …' if len(valid) > 12 else ''}"
+        )
+    return batch // world_size
+
+
+def run_job(recipe: Recipe, run_dir: Path, placement: Placement) -> dict[str, Any]:
+    """Runs a resolved recipe to its end on all ranks of this job, from its newest checkpoint on if there is one.
+
+    Returns: the result, the same on every rank; that of a complete run without computing anything.
+    Raises: Interrupted if it was asked to stop; NonFiniteLossError if it diverged; other CifarscaleErrors for what
+        was found wrong before the first step.
+    """
+    ranks = ranks_from_environment()
+    batch_size_per_rank(recipe, ranks.world_size)
+    folder = RunFolder(run_dir)
+    device = pick_device(placement.device, ranks.local_rank)
+    with process_group(ranks, device) as group:
+        if not ranks.is_first:
+            return _run(recipe, folder, placement, group, device)
+        with lease(run_dir / ".lease", lambda holder: RunError(f"{run_dir} is being written by {holder}")):
+            return _run(recipe, folder, placement, group, device)
+
+
+def _run(recipe: Recipe, folder: RunFolder, placement: Placement, group: Group, device: torch.device) -> dict[str, Any]:
+    result: dict[str, Any] | None = group.from_first(folder.result())
+    if result is not None:
+        return result
+    data, error = None, None
+    try:
+        data = Dataset(placement.shards, recipe.data, device)
+        if group.ranks.is_first:
+            folder.prepare(recipe, data.manifest, describe_environment(group.ranks, device))
+    except Exception as caught:
+        error = caught
+    group.raise_together(error)
+    assert data is not None
+    reader = data.reader(recipe, group, placement.num_workers)
+    task = build_task(recipe, data, group, device)
+    with TrainingProgress(recipe.name, recipe.training.max_steps, task.shown) as progress, stop_on_signals() as stop:
+        observer = _Observer(MetricsLog(folder.metrics), progress)
+        engine = Engine(recipe, task, reader, group, device, folder.checkpoints, observer, stop)
+        engine.train()
+    result = {
+        "name": recipe.name,
+        "task": recipe.task,
+        "parameters": sum(count_parameters(network) for network in task.networks.values()),
+        "steps": recipe.training.max_steps,
+        "images_per_second": round(engine.images_per_second, 1),
+        "seconds": round(engine.seconds, 1),
+        "world_size": group.ranks.world_size,
+        "device": device_name(device),
+        **task.result(engine.networks),
+    }
+    if group.ranks.is_first:
+        write_json_atomically(folder.path / "result.json", result)
+    group.wait()
+    return result
+
+
+def build_task(recipe: Recipe, data: Dataset, group: Group, device: torch.device) -> Task:
+    """The task that a recipe names."""
+    assert isinstance(recipe, CnnRecipe)
+    return CnnTask(recipe, data, group, device)
+
+
+class _Observer:
+    """Passes what the engine reports to the metrics file and to the progress display."""
+
+    def __init__(self, metrics: MetricsLog, progress: TrainingProgress) -> None:
+        self._metrics, self._progress = metrics, progress
+
+    def started(self, step: int) -> None:
+        self._metrics.forget_after(step)
+        self._progress.start_at(step)
+
+    def trained(self, step: int, values: dict[str, float]) -> None:
+        self._metrics.append(step, values)
+        self._progress.trained(step, values)
+
+    def evaluated(self, step: int, values: dict[str, float]) -> None:
+        self._metrics.append(step, values)
+        self._progress.evaluated(step, values)
+
+
+def device_name(device: torch.device) -> str:
+    """The device as people call it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def describe_environment(ranks: Ranks, device: torch.device) -> dict[str, Any]:
+    """What a result may depend on beside the recipe: versions, commit, machine."""
+    return {
+        "cifarscale": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "command": sys.argv,
+        "git": _git_state(),
+        "host": platform.node(),
+        "device": device_name(device),
+        "world_size": ranks.world_size,
+        "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit and dirty flag of the checkout that this package runs from, None outside one."""
+
+    def git(*arguments: str) -> str:
+        folder = Path(__file__).parent
+        return subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", "."))}
+    except (OSError, subprocess.CalledProcessError):
+        return None

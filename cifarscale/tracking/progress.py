@@ -1,0 +1,64 @@
+"""Progress for people: a live bar on a terminal, plain lines elsewhere."""
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from cifarscale.log import console
+
+SECONDS_BETWEEN_LINES = 10
+
+
+class TrainingProgress:
+    """Shows step, a few values, throughput and the time that is left."""
+
+    def __init__(self, name: str, max_steps: int, shown: tuple[str, ...]) -> None:
+        self._name, self._max_steps, self._shown = name, max_steps, shown
+        self._live = console.is_terminal
+        self._last_line = 0.0
+        self._bar = Progress(
+            TextColumn(name),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[values]}"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            disable=not self._live,
+        )
+        self._task = self._bar.add_task(name, total=max_steps, values="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def start_at(self, step: int) -> None:
+        self._bar.update(self._task, completed=step)
+
+    def trained(self, step: int, values: dict[str, float]) -> None:
+        """Shows the newest values; without a terminal at most a line every SECONDS_BETWEEN_LINES."""
+        rate = values["images_per_second"]
+        text = "  ".join(f"{key} {values[key]:.3f}" for key in self._shown) + f"  {rate:,.0f} images/s"
+        if self._live:
+            self._bar.update(self._task, completed=step, values=text)
+            return
+        now = time.monotonic()
+        if now - self._last_line < SECONDS_BETWEEN_LINES and step < self._max_steps:
+            return
+        self._last_line = now
+        left = (self._max_steps - step) * (values["images"] / step) / rate if rate else 0.0
+        eta = time.strftime("%H:%M:%S", time.gmtime(left))
+        console.print(
+            f"{self._name}  step {step:,}/{self._max_steps:,}  {text}  ETA {eta}", highlight=False, soft_wrap=True
+        )
+
+    def evaluated(self, step: int, values: dict[str, float]) -> None:
+        """A line that stays."""
+        text = "  ".join(f"{key} {value:.4f}" for key, value in values.items())
+        console.print(f"{self._name}  step {step:,}  {text}", highlight=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""One engine, and the tasks that say only what is theirs."""

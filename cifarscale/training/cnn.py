@@ -1,0 +1,70 @@
+"""The classifier's task: cross-entropy on augmented images; evaluated by accuracy."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from cifarscale.config.recipe import CnnRecipe
+from cifarscale.data.augmentation import Augmentation, Normalisation
+from cifarscale.data.batches import Batch
+from cifarscale.data.dataset import Dataset
+from cifarscale.data.manifest import Manifest
+from cifarscale.distributed import Group
+from cifarscale.evaluation.accuracy import evaluate_classifier
+from cifarscale.models.registry import classifier
+from cifarscale.training.task import Losses, Networks, Task
+
+
+def build_classifier(recipe: CnnRecipe, manifest: Manifest, device: torch.device) -> nn.Module:
+    """The recipe's classifier with freshly drawn weights, a function of the seed; channels last in memory."""
+    torch.manual_seed(recipe.seed)
+    network: nn.Module = classifier(num_classes=len(manifest.fine_names), **recipe.model.model_dump())
+    return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+class CnnTask(Task):
+    updates: ClassVar[tuple[str, ...]] = ("classifier",)
+    shown: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
+
+    def __init__(self, recipe: CnnRecipe, data: Dataset, group: Group, device: torch.device) -> None:
+        self._recipe, self._data, self._group, self._device = recipe, data, group, device
+        self.networks = {"classifier": build_classifier(recipe, data.manifest, device)}
+        self._normalise = training_normalisation(data.manifest, device)
+        self._augment = Augmentation(recipe.augmentation, self._normalise, recipe.seed)
+
+    def losses(self, update: str, networks: Networks, batch: Batch, step: int) -> Losses:
+        images, targets = self._augment(batch, step)
+        logits = networks[update](images)
+        smoothing = self._recipe.label_smoothing
+        loss = F.cross_entropy(logits, targets.labels, label_smoothing=smoothing)
+        if targets.weight < 1:
+            others = F.cross_entropy(logits, targets.others, label_smoothing=smoothing)
+            loss = targets.weight * loss + (1 - targets.weight) * others
+        accuracy = (logits.detach().argmax(1) == targets.labels).float().mean()
+        return loss, {"accuracy": accuracy}
+
+    def example_inputs(self, batch_size: int) -> dict[str, tuple[torch.Tensor, ...]]:
+        images = torch.zeros(batch_size, 3, 32, 32, device=self._device)
+        return {"classifier": (images.to(memory_format=torch.channels_last),)}
+
+    def evaluate(self, networks: Mapping[str, nn.Module]) -> dict[str, float]:
+        split = "validation" if self._recipe.data.num_validation else "test"
+        return {f"{split}_{key}": value for key, value in self._figures(networks, split).items()}
+
+    def result(self, networks: Mapping[str, nn.Module]) -> dict[str, Any]:
+        splits = ["train", "validation", "test"] if self._recipe.data.num_validation else ["train", "test"]
+        return {split: self._figures(networks, split) for split in splits}
+
+    def _figures(self, networks: Mapping[str, nn.Module], split: str) -> dict[str, float]:
+        samples = self._data.split(split)
+        batch_size = self._recipe.evaluation.batch_size
+        return evaluate_classifier(networks["classifier"], samples, self._normalise, self._group, batch_size).figures
+
+
+def training_normalisation(manifest: Manifest, device: torch.device) -> Normalisation:
+    """The normalisation by the training split's mean and standard deviation."""
+    train = manifest.split("train")
+    return Normalisation(train.mean, train.std, device)

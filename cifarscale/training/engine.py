@@ -1,0 +1,299 @@
+"""The one training loop: steps, mixed precision, accumulation, checkpoints, signals and the log, for every task."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from cifarscale.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from cifarscale.config.load import recipe_hash
+from cifarscale.config.recipe import Recipe
+from cifarscale.data.batches import Batch, Reader
+from cifarscale.distributed import Group
+from cifarscale.errors import CheckpointError, Interrupted, NonFiniteLossError
+from cifarscale.randomness import step_seed
+from cifarscale.training.optimisation import MovingAverage, build_optimizer, learning_rate_factor
+from cifarscale.training.signals import StopRequest
+from cifarscale.training.task import Task
+from cifarscale.training.window import Window
+
+log = logging.getLogger(__name__)
+
+UNTIMED_STEPS = 10
+"""First steps of a process that throughput leaves out: memory is still being set up."""
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Observer(Protocol):
+    """Sees what training reports; rank 0's alone is called."""
+
+    def trained(self, step: int, values: dict[str, float]) -> None:
+        """A line of the training log."""
+
+    def evaluated(self, step: int, values: dict[str, float]) -> None:
+        """Figures of an evaluation during training."""
+
+    def started(self, step: int) -> None:
+        """Training goes on after `step` (0 at first); whatever was reported of later steps is void."""
+
+
+class Engine:
+    """Trains a task by its recipe, from the newest checkpoint on if there is one."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        task: Task,
+        reader: Reader,
+        group: Group,
+        device: torch.device,
+        checkpoints: Path,
+        observer: Observer,
+        stop: StopRequest,
+    ) -> None:
+        self._recipe, self._task, self._reader, self._group, self._device = recipe, task, reader, group, device
+        self._checkpoints, self._observer, self._stop = checkpoints, observer, stop
+        training = recipe.training
+        self._batch_size = training.global_batch_size // group.ranks.world_size // training.accumulation_steps
+        self._optimizers = {
+            name: build_optimizer(task.networks[name], recipe.optimizer, training.learning_rate)
+            for name in task.updates
+        }
+        self._averages = {
+            name: MovingAverage(task.networks[name], training.ema_decay) for name in task.updates if training.ema_decay
+        }
+        self._scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "fp16")
+        self._window = Window(group)
+        self._step = 0
+        self._evaluated_at = 0
+        self._seconds = 0.0
+        self._timed_images = 0
+        self._timed_seconds = 0.0
+
+    @property
+    def images_per_second(self) -> float:
+        """Throughput of the whole job in training alone, without warm-up, evaluation and checkpoints."""
+        return self._timed_images / self._timed_seconds if self._timed_seconds else 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Time spent in training steps, over all restarts whose work counts."""
+        return self._seconds
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The networks to evaluate: the moving averages where the recipe keeps them."""
+        return self._task.networks | {name: average.network for name, average in self._averages.items()}
+
+    def train(self) -> None:
+        """Trains up to the recipe's last step.
+
+        Raises:
+            NonFiniteLossError: a loss was not finite; the checkpoints before it stand.
+            Interrupted: a stop was requested; the state is saved.
+        """
+        training = self._recipe.training
+        path = self._group.from_first(newest_checkpoint(self._checkpoints))
+        if path:
+            self._restore(path)
+        if self._group.ranks.is_first:
+            self._observer.started(self._step)
+        wrapped = {name: self._wrap(name) for name in self._task.updates}
+        batches = self._reader.batches(self._step)
+        saved_at = self._step
+        first_timed = self._step + UNTIMED_STEPS
+        while True:
+            if self._due(self._recipe.evaluation.every) and self._evaluated_at != self._step:
+                self._evaluate()
+            if self._step > saved_at and (self._due(training.checkpoint_every) or self._step == training.max_steps):
+                self._save()
+                saved_at = self._step
+            if self._step == training.max_steps:
+                return
+            stopping = self._group.max_later(self._stop.requested)
+            started = time.perf_counter()
+            self._train_step(wrapped, next(batches))
+            if self._step % training.log_every == 0:
+                self._log(started)
+            seconds = time.perf_counter() - started
+            self._seconds += seconds
+            if self._step > first_timed:
+                self._timed_seconds += seconds
+                self._timed_images += training.global_batch_size
+            if stopping.result():
+                if self._step > saved_at:
+                    self._save()
+                self._group.wait()
+                raise Interrupted(f"stopped after step {self._step:,} of {training.max_steps:,}; its state is saved")
+
+    def _train_step(self, wrapped: dict[str, nn.Module], batch: Batch) -> None:
+        """One update of each network, on the batch of step `self._step`, which then counts as done."""
+        training = self._recipe.training
+        step, parts = self._step, training.accumulation_steps
+        torch.manual_seed(step_seed(self._recipe.seed, step, self._group.ranks.rank))
+        batch = batch.to(self._device)
+        factor = learning_rate_factor(self._recipe.schedule, step, training.max_steps)
+        logged: dict[str, torch.Tensor] = {}
+        for name in self._task.updates:
+            optimizer = self._optimizers[name]
+            optimizer.zero_grad()
+            for i in range(parts):
+                last = i == parts - 1
+                with _gradients_stay_local(wrapped[name], unless=last):
+                    with self._autocast():
+                        loss, values = self._task.losses(name, wrapped, batch.part(i, parts), step)
+                    self._scaler.scale(loss / parts).backward()  # type: ignore[no-untyped-call]
+                for key, value in {"loss": loss, **values}.items():
+                    logged[key] = logged.get(key, 0) + value.detach() / parts
+            for parameters in optimizer.param_groups:
+                parameters["lr"] = training.learning_rate * factor
+            if training.gradient_clip_norm:
+                self._scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(self._task.networks[name].parameters(), training.gradient_clip_norm)
+            self._scaler.step(optimizer)
+        self._scaler.update()
+        self._step += 1
+        for name, average in self._averages.items():
+            average.update(self._task.networks[name], self._step)
+        self._window.add(logged)
+
+    def _log(self, started: float) -> None:
+        """Writes the means of the steps since the last line."""
+        self._check_losses()
+        values = self._window.means()
+        self._window.clear()
+        training = self._recipe.training
+        factor = learning_rate_factor(self._recipe.schedule, self._step - 1, training.max_steps)
+        if self._group.ranks.is_first:
+            about = {
+                "images": self._step * training.global_batch_size,
+                "seconds": round(self._seconds + time.perf_counter() - started, 3),
+                "learning_rate": training.learning_rate * factor,
+                "images_per_second": round(self.images_per_second, 1),
+            }
+            self._observer.trained(self._step, values | about)
+
+    def _check_losses(self) -> None:
+        """Fetches the pending losses. Raises: NonFiniteLossError if one is not finite."""
+        behind = self._window.fetch()
+        if behind is None:
+            return
+        last = self._group.from_first(newest_checkpoint(self._checkpoints))
+        where = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
+        raise NonFiniteLossError(
+            f"the loss of step {self._step - behind:,} is not finite; {where}. Try a lower training.learning_rate, "
+            'training.gradient_clip_norm=1, or training.precision="fp32"'
+        )
+
+    def _evaluate(self) -> None:
+        self._share_buffers()
+        values = self._task.evaluate(self.networks)
+        self._evaluated_at = self._step
+        if self._group.ranks.is_first:
+            self._observer.evaluated(self._step, values)
+
+    def _share_buffers(self) -> None:
+        """Gives all ranks rank 0's running statistics, which are the ones that checkpoints hold."""
+        if self._group.ranks.world_size > 1:
+            for network in self.networks.values():
+                for buffer in network.buffers():
+                    torch.distributed.broadcast(buffer, src=0)
+
+    def _save(self) -> None:
+        self._check_losses()
+        if not self._group.ranks.is_first:
+            return
+        state = {
+            "recipe": recipe_hash(self._recipe),
+            "step": self._step,
+            "networks": {name: network.state_dict() for name, network in self._task.networks.items()},
+            "averages": {name: average.network.state_dict() for name, average in self._averages.items()},
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()},
+            "scaler": self._scaler.state_dict(),
+            "window": self._window.fetched,
+            "evaluated_at": self._evaluated_at,
+            "seconds": self._seconds,
+            "world_size": self._group.ranks.world_size,
+            "num_threads": torch.get_num_threads(),
+        }
+        save_checkpoint(self._checkpoints, self._step, state, self._recipe.training.keep_checkpoints)
+
+    def _restore(self, path: Path) -> None:
+        state = load_checkpoint(path, self._device)
+        if state["recipe"] != recipe_hash(self._recipe):
+            raise CheckpointError(f"{path} belongs to another recipe ({state['recipe']}); name another --run-dir")
+        for name, network in self._task.networks.items():
+            network.load_state_dict(state["networks"][name])
+        for name, average in self._averages.items():
+            average.network.load_state_dict(state["averages"][name])
+        for name, optimizer in self._optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        self._scaler.load_state_dict(state["scaler"])
+        self._step = state["step"]
+        self._window.fetched = state["window"]
+        self._evaluated_at = state["evaluated_at"]
+        self._seconds = state["seconds"]
+        if self._device.type == "cpu":
+            torch.set_num_threads(state["num_threads"])  # the order of float sums depends on it
+        if self._group.ranks.is_first:
+            if state["world_size"] != self._group.ranks.world_size:
+                log.info(
+                    "resuming on %d ranks what %d began: equal to rounding, not bit for bit",
+                    self._group.ranks.world_size,
+                    state["world_size"],
+                )
+            log.info("resuming after step %s from %s", f"{self._step:,}", path.name)
+
+    def _wrap(self, name: str) -> nn.Module:
+        """A network as it is called in training: compiled if asked for, and in DistributedDataParallel if not alone."""
+        network = self._task.networks[name].train()
+        if self._recipe.training.compile:
+            network = self._compiled(name, network)
+        if self._group.ranks.world_size > 1:
+            ids = [self._device.index] if self._device.type == "cuda" else None
+            network = DistributedDataParallel(
+                network, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+        return network
+
+    def _compiled(self, name: str, network: nn.Module) -> nn.Module:
+        """The compiled network, tried once; the network itself where compiling fails on this machine."""
+        buffers = [buffer.clone() for buffer in network.buffers()]
+        try:
+            compiled = cast(nn.Module, torch.compile(network))
+            with self._autocast():
+                output = compiled(*self._task.example_inputs(self._batch_size)[name])
+            output.float().sum().backward()
+            return compiled
+        except Exception as error:
+            log.warning("torch.compile failed, going on without it: %s", str(error).strip().splitlines()[0])
+            return network
+        finally:
+            network.zero_grad()
+            for buffer, before in zip(network.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        precision = self._recipe.training.precision
+        if precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self._device.type, _DTYPES[precision])
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and self._step > 0 and self._step % every == 0
+
+
+@contextlib.contextmanager
+def _gradients_stay_local(network: nn.Module, unless: bool) -> Iterator[None]:
+    """Keeps DistributedDataParallel from reducing gradients until the last part of a batch."""
+    if isinstance(network, DistributedDataParallel) and not unless:
+        with network.no_sync():
+            yield
+    else:
+        yield
