@@ -12,6 +12,7 @@ from torch import nn
 
 from cifarscale.checkpoint import load_checkpoint, newest_checkpoint
 from cifarscale.config.recipe import CnnRecipe
+from cifarscale.cores import Cores
 from cifarscale.data.dataset import Dataset
 from cifarscale.data.manifest import Manifest
 from cifarscale.data.shards import IMAGE_SIZE
@@ -67,7 +68,8 @@ def evaluate_run(run_dir: Path, split: str, placement: Placement) -> dict[str, A
         recipe, manifest = trained.recipe, trained.manifest
         samples = Dataset(placement.shards, recipe.data, device).split(split)
         normalise = training_normalisation(manifest, device)
-        accuracy = evaluate_classifier(trained.network, samples, normalise, group, recipe.evaluation.batch_size)
+        cores = Cores(apart=device.type == "cpu")
+        accuracy = evaluate_classifier(trained.network, samples, normalise, group, cores, recipe.evaluation.batch_size)
         fine = torch.arange(len(manifest.fine_names))
         coarse = torch.tensor(manifest.coarse_of_fine)
         result = {

@@ -48,8 +48,3 @@ def uniforms(seed: int, purpose: str, step: int, positions: Sequence[int] | rang
 def batch_generator(seed: int, purpose: str, step: int) -> np.random.Generator:
     """A generator for what the whole global batch shares, such as the mixing weight of mixup."""
     return np.random.Generator(_philox(seed, purpose, step))
-
-
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """A seed for torch's own generator, for whatever a network draws by itself in one step on one rank."""
-    return int(_philox(seed, "torch", step).advance(rank).random_raw()) >> 1

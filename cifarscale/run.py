@@ -16,6 +16,7 @@ import torch
 from cifarscale import __version__
 from cifarscale.config.load import load_recipe, recipe_hash, recipe_toml, with_values
 from cifarscale.config.recipe import CnnRecipe, Recipe
+from cifarscale.cores import Cores, available_cores
 from cifarscale.data.dataset import Dataset
 from cifarscale.data.manifest import Manifest
 from cifarscale.distributed import Group, Ranks, pick_device, process_group, ranks_from_environment
@@ -135,14 +136,16 @@ def batch_size_per_rank(recipe: Recipe, world_size: int) -> int:
 
     Raises: ConfigError if the global batch cannot be split evenly, with the nearest number of ranks that can.
     """
-    batch, parts = recipe.training.global_batch_size, recipe.training.accumulation_steps
+    batch, slices = recipe.training.global_batch_size, recipe.training.slices
     pairs = 2 if isinstance(recipe, CnnRecipe) and recipe.augmentation.mixes else 1
-    valid = [n for n in range(1, batch + 1) if batch % (n * parts * pairs) == 0]
+    splits = slices or batch // pairs
+    valid = [n for n in range(1, splits + 1) if splits % n == 0 and batch % (n * pairs) == 0]
     if world_size not in valid:
+        what = f"training.slices = {slices}" if slices else f"training.global_batch_size = {batch}"
+        more = f"; more ranks need a larger training.slices (a divisor of the batch, {batch}), or 0" if slices else ""
         raise ConfigError(
-            f"training.global_batch_size = {batch} cannot be split evenly over {world_size} ranks"
-            f"{f' x {parts} accumulation steps' if parts > 1 else ''}{' in pairs' if pairs > 1 else ''}; "
-            f"valid numbers of ranks: {', '.join(map(str, valid[:12]))}{' …' if len(valid) > 12 else ''}"
+            f"{what} cannot be split evenly over {world_size} ranks; valid numbers of ranks: "
+            f"{', '.join(map(str, valid[:12]))}{' …' if len(valid) > 12 else ''}{more}"
         )
     return batch // world_size
 
@@ -179,10 +182,11 @@ def _run(recipe: Recipe, folder: RunFolder, placement: Placement, group: Group, 
     group.raise_together(error)
     assert data is not None
     reader = data.reader(recipe, group, placement.num_workers)
-    task = build_task(recipe, data, group, device)
+    cores = Cores(apart=device.type == "cpu" and recipe.training.slices > 0 and not recipe.training.compile)
+    task = build_task(recipe, data, group, cores, device)
     with TrainingProgress(recipe.name, recipe.training.max_steps, task.shown) as progress, stop_on_signals() as stop:
         observer = _Observer(MetricsLog(folder.metrics), progress)
-        engine = Engine(recipe, task, reader, group, device, folder.checkpoints, observer, stop)
+        engine = Engine(recipe, task, reader, group, cores, device, folder.checkpoints, observer, stop)
         engine.train()
     result = {
         "name": recipe.name,
@@ -201,10 +205,10 @@ def _run(recipe: Recipe, folder: RunFolder, placement: Placement, group: Group, 
     return result
 
 
-def build_task(recipe: Recipe, data: Dataset, group: Group, device: torch.device) -> Task:
+def build_task(recipe: Recipe, data: Dataset, group: Group, cores: Cores, device: torch.device) -> Task:
     """The task that a recipe names."""
     assert isinstance(recipe, CnnRecipe)
-    return CnnTask(recipe, data, group, device)
+    return CnnTask(recipe, data, group, cores, device)
 
 
 class _Observer:
@@ -230,7 +234,7 @@ def device_name(device: torch.device) -> str:
     """The device as people call it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads"
+    return f"CPU, {available_cores()} cores"
 
 
 def describe_environment(ranks: Ranks, device: torch.device) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class SmallFiltersCNNConfig(Section):
     """Channels of the first block; the next two have twice and four times as many."""
     activation: Literal["relu", "leaky_relu", "silu"] = "relu"
     normalisation: Literal["none", "batch", "sync_batch", "group"] = "none"
-    """`batch` takes each rank's own statistics, `sync_batch` those of the global batch on any number of ranks."""
+    """`batch` takes the statistics of each slice; `sync_batch` those of the global batch, with training.slices = 0."""
     residual: bool = False
     """Adds a residual block to each stage."""
     attention: Literal["none", "squeeze_excitation", "self_attention"] = "none"
@@ -79,7 +79,7 @@ class ResNetConfig(Section):
     blocks_per_stage: PositiveInt = 1
     activation: Literal["relu", "leaky_relu", "silu"] = "relu"
     normalisation: Literal["none", "batch", "sync_batch", "group"] = "batch"
-    """`batch` takes each rank's own statistics, `sync_batch` those of the global batch on any number of ranks."""
+    """`batch` takes the statistics of each slice; `sync_batch` those of the global batch, with training.slices = 0."""
 
 
 ClassifierConfig = Annotated[SmallFiltersCNNConfig | ResNetConfig, Field(discriminator="name")]
@@ -126,8 +126,11 @@ class TrainingConfig(Section):
     """Optimisation steps of the whole run."""
     global_batch_size: PositiveInt = 64
     """Samples a step, over all ranks and accumulation steps."""
-    accumulation_steps: PositiveInt = 1
-    """Parts in which a rank computes its share of a batch, to save memory."""
+    slices: NonNegativeInt = 4
+    """Equal parts of the global batch, a power of two. Each is computed by itself, on one core or one GPU, and their
+    gradients are summed in a fixed order: the run is the same to the last bit on any number of ranks that divides it.
+    Several slices a rank are also gradient accumulation: more of them need less memory. 0 is one a rank, summed by
+    all-reduce, the usual DistributedDataParallel: any number of ranks, equal to rounding only."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """Peak learning rate."""
     gradient_clip_norm: NonNegativeFloat = 0.0
@@ -146,11 +149,12 @@ class TrainingConfig(Section):
     """Checkpoints kept; older ones are removed."""
 
     @model_validator(mode="after")
-    def _accumulation_divides_the_batch(self) -> Self:
-        if self.global_batch_size % self.accumulation_steps:
+    def _slices_cut_the_batch_evenly(self) -> Self:
+        if self.slices & (self.slices - 1):
+            raise ValueError(f"training.slices = {self.slices} is not a power of two, and not 0")
+        if self.slices and self.global_batch_size % self.slices:
             raise ValueError(
-                f"training.accumulation_steps = {self.accumulation_steps} does not divide "
-                f"training.global_batch_size = {self.global_batch_size}"
+                f"training.slices = {self.slices} does not divide training.global_batch_size = {self.global_batch_size}"
             )
         return self
 
@@ -200,8 +204,26 @@ class CnnRecipe(Recipe):
 
     @model_validator(mode="after")
     def _mixing_needs_pairs(self) -> Self:
-        if self.augmentation.mixes and self.training.global_batch_size % (2 * self.training.accumulation_steps):
-            raise ValueError("augmentation.mixup and cutmix pair the samples of a batch: an even batch size is needed")
+        slices = self.training.slices or 1
+        if self.augmentation.mixes and self.training.global_batch_size % (2 * slices):
+            raise ValueError(
+                "augmentation.mixup and cutmix pair the samples of a slice: training.global_batch_size = "
+                f"{self.training.global_batch_size} must be a multiple of {2 * slices}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sync_batch_spans_slices(self) -> Self:
+        if self.model.normalisation == "sync_batch" and self.training.slices:
+            raise ValueError("model.normalisation = 'sync_batch' needs training.slices = 0: its statistics span ranks")
+        return self
+
+    @model_validator(mode="after")
+    def _groups_divide_the_channels(self) -> Self:
+        if self.model.normalisation == "group" and self.model.width % 4:
+            raise ValueError(
+                f"model.normalisation = 'group' needs model.width = {self.model.width} to be a multiple of 4"
+            )
         return self
 
 

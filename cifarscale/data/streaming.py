@@ -106,17 +106,17 @@ class StreamingReader:
         ranks: Ranks = Ranks(),
         num_workers: int = 0,
     ) -> None:
-        readers = ranks.world_size * max(1, num_workers)
+        self._parts = max(1, num_workers)
+        readers = ranks.world_size * self._parts
         if readers > len(split.shards):
             raise DataError(
-                f"{ranks.world_size} ranks x {max(1, num_workers)} workers need at least {readers} shards, and {folder} "
+                f"{ranks.world_size} ranks x {self._parts} workers need at least {readers} shards, and {folder} "
                 f"has {len(split.shards)}. Run: cifarscale shards build --out {folder} --num-shards {readers} --force"
             )
         self._folder, self._split, self._seed, self._config = folder, split, seed, config
         self._global_batch_size = global_batch_size
         self._ranks = ranks
         self._num_workers = num_workers
-        self._parts = max(1, num_workers)
 
     def read_part(self, first_step: int, worker: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """Images, labels and ids of one worker's part of each batch."""

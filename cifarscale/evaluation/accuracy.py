@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cifarscale.data.batches import EvaluationSplit
+from cifarscale.cores import Cores
+from cifarscale.data.batches import Chunk, EvaluationSplit
 from cifarscale.distributed import Group
 from cifarscale.errors import DistributedError
 
@@ -44,37 +46,46 @@ class Accuracy:
         return [int(r) / int(n) if n else None for r, n in zip(right, total, strict=True)]
 
 
-@torch.inference_mode()
 def evaluate_classifier(
     network: nn.Module,
     split: EvaluationSplit,
     normalise: Callable[[torch.Tensor], torch.Tensor],
     group: Group,
+    cores: Cores,
     batch_size: int,
 ) -> Accuracy:
     """Runs the network over the split, each rank on its share, and gathers every sample's outcome.
 
     Each rank fills in the rows of its samples in a table of zeros; summed over the ranks, the table's first column is
-    a ledger that says how often each sample was counted. Which samples share a batch does not depend on the number of
-    ranks, so neither does any bit of the result.
+    a ledger that says how often each sample was counted. Which samples are computed together does not depend on the
+    number of ranks, so neither does any bit of the result.
 
     Raises: DistributedError if a sample was missed or counted twice.
     """
     table = torch.zeros(split.num_samples, 5, dtype=torch.float64)
     training = network.training
     network.eval()
-    for chunk in split.chunks(group.ranks, batch_size):
-        logits = network(normalise(chunk.images)).float()
-        losses = F.cross_entropy(logits, chunk.labels, reduction="none")
-        top5 = logits.topk(min(5, logits.shape[1]), dim=1).indices
-        in_top5 = (top5 == chunk.labels.unsqueeze(1)).any(1)
-        outcome = torch.stack([torch.ones_like(losses), chunk.labels, top5[:, 0], in_top5, losses.double()], 1)
-        table[chunk.rows.cpu()] += outcome.double().cpu()
+    outcome = partial(_outcome, network, normalise)
+    for rows, outcomes in cores.map(outcome, split.chunks(group.ranks, batch_size)):
+        table[rows] += outcomes
     network.train(training)
     group.sum_(table)
     check_ledger(table[:, 0])
     counts = table.T
     return Accuracy(counts[1].long(), counts[2].long(), counts[3].bool(), counts[4].contiguous())
+
+
+@torch.inference_mode()
+def _outcome(
+    network: nn.Module, normalise: Callable[[torch.Tensor], torch.Tensor], chunk: Chunk
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows (b,) of a chunk, and (b, 5) float64: 1, label, prediction, label among the top five, loss."""
+    logits = network(normalise(chunk.images)).float()
+    losses = F.cross_entropy(logits, chunk.labels, reduction="none")
+    top5 = logits.topk(min(5, logits.shape[1]), dim=1).indices
+    in_top5 = (top5 == chunk.labels.unsqueeze(1)).any(1)
+    columns = (torch.ones_like(losses), chunk.labels, top5[:, 0], in_top5, losses)
+    return chunk.rows.cpu(), torch.stack([column.double() for column in columns], 1).cpu()
 
 
 def check_ledger(counts: torch.Tensor) -> None:

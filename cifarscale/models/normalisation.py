@@ -66,7 +66,9 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
 
     def _track(self, mean: Tensor, unbiased_variance: Tensor) -> None:
         """Moves the running statistics towards the batch's, as `nn.BatchNorm2d` does."""
-        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
         assert self.momentum is not None, "a cumulative average was never offered"
         self.num_batches_tracked.add_(1)
         self.running_mean.lerp_(mean, self.momentum)

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cifarscale.config.recipe import CnnRecipe
+from cifarscale.cores import Cores
 from cifarscale.data.augmentation import Augmentation, Normalisation
 from cifarscale.data.batches import Batch
 from cifarscale.data.dataset import Dataset
@@ -15,7 +16,7 @@ from cifarscale.data.manifest import Manifest
 from cifarscale.distributed import Group
 from cifarscale.evaluation.accuracy import evaluate_classifier
 from cifarscale.models.registry import classifier
-from cifarscale.training.task import Losses, Networks, Task
+from cifarscale.training.task import Task
 
 
 def build_classifier(recipe: CnnRecipe, manifest: Manifest, device: torch.device) -> nn.Module:
@@ -29,13 +30,15 @@ class CnnTask(Task):
     updates: ClassVar[tuple[str, ...]] = ("classifier",)
     shown: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
 
-    def __init__(self, recipe: CnnRecipe, data: Dataset, group: Group, device: torch.device) -> None:
-        self._recipe, self._data, self._group, self._device = recipe, data, group, device
+    def __init__(self, recipe: CnnRecipe, data: Dataset, group: Group, cores: Cores, device: torch.device) -> None:
+        self._recipe, self._data, self._group, self._cores, self._device = recipe, data, group, cores, device
         self.networks = {"classifier": build_classifier(recipe, data.manifest, device)}
         self._normalise = training_normalisation(data.manifest, device)
         self._augment = Augmentation(recipe.augmentation, self._normalise, recipe.seed)
 
-    def losses(self, update: str, networks: Networks, batch: Batch, step: int) -> Losses:
+    def losses(
+        self, update: str, networks: Mapping[str, nn.Module], batch: Batch, step: int
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         images, targets = self._augment(batch, step)
         logits = networks[update](images)
         smoothing = self._recipe.label_smoothing
@@ -61,7 +64,10 @@ class CnnTask(Task):
     def _figures(self, networks: Mapping[str, nn.Module], split: str) -> dict[str, float]:
         samples = self._data.split(split)
         batch_size = self._recipe.evaluation.batch_size
-        return evaluate_classifier(networks["classifier"], samples, self._normalise, self._group, batch_size).figures
+        accuracy = evaluate_classifier(
+            networks["classifier"], samples, self._normalise, self._group, self._cores, batch_size
+        )
+        return accuracy.figures
 
 
 def training_normalisation(manifest: Manifest, device: torch.device) -> Normalisation:

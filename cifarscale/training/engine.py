@@ -1,25 +1,25 @@
-"""The one training loop: steps, mixed precision, accumulation, checkpoints, signals and the log, for every task."""
+"""The one training loop: steps, mixed precision, checkpoints, signals and the log, for every task."""
 
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from cifarscale.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from cifarscale.config.load import recipe_hash
 from cifarscale.config.recipe import Recipe
+from cifarscale.cores import Cores
 from cifarscale.data.batches import Batch, Reader
 from cifarscale.distributed import Group
 from cifarscale.errors import CheckpointError, Interrupted, NonFiniteLossError
-from cifarscale.randomness import step_seed
 from cifarscale.training.optimisation import MovingAverage, build_optimizer, learning_rate_factor
 from cifarscale.training.signals import StopRequest
+from cifarscale.training.slices import Slices
 from cifarscale.training.task import Task
 from cifarscale.training.window import Window
 
@@ -52,6 +52,7 @@ class Engine:
         task: Task,
         reader: Reader,
         group: Group,
+        cores: Cores,
         device: torch.device,
         checkpoints: Path,
         observer: Observer,
@@ -60,7 +61,8 @@ class Engine:
         self._recipe, self._task, self._reader, self._group, self._device = recipe, task, reader, group, device
         self._checkpoints, self._observer, self._stop = checkpoints, observer, stop
         training = recipe.training
-        self._batch_size = training.global_batch_size // group.ranks.world_size // training.accumulation_steps
+        self._slices = Slices(task.networks, training.slices, group, cores)
+        self._batch_size = training.global_batch_size // self._slices.total
         self._optimizers = {
             name: build_optimizer(task.networks[name], recipe.optimizer, training.learning_rate)
             for name in task.updates
@@ -69,7 +71,7 @@ class Engine:
             name: MovingAverage(task.networks[name], training.ema_decay) for name in task.updates if training.ema_decay
         }
         self._scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "fp16")
-        self._window = Window(group)
+        self._window = Window(group, self._slices.total)
         self._step = 0
         self._evaluated_at = 0
         self._seconds = 0.0
@@ -104,7 +106,9 @@ class Engine:
             self._restore(path)
         if self._group.ranks.is_first:
             self._observer.started(self._step)
-        wrapped = {name: self._wrap(name) for name in self._task.updates}
+        if training.compile:
+            self._compile()
+        updates = {name: self._slices.update(name, self._losses) for name in self._task.updates}
         batches = self._reader.batches(self._step)
         saved_at = self._step
         first_timed = self._step + UNTIMED_STEPS
@@ -118,7 +122,7 @@ class Engine:
                 return
             stopping = self._group.max_later(self._stop.requested)
             started = time.perf_counter()
-            self._train_step(wrapped, next(batches))
+            self._train_step(updates, next(batches))
             if self._step % training.log_every == 0:
                 self._log(started)
             seconds = time.perf_counter() - started
@@ -132,25 +136,20 @@ class Engine:
                 self._group.wait()
                 raise Interrupted(f"stopped after step {self._step:,} of {training.max_steps:,}; its state is saved")
 
-    def _train_step(self, wrapped: dict[str, nn.Module], batch: Batch) -> None:
+    def _train_step(self, updates: dict[str, nn.Module], batch: Batch) -> None:
         """One update of each network, on the batch of step `self._step`, which then counts as done."""
         training = self._recipe.training
-        step, parts = self._step, training.accumulation_steps
-        torch.manual_seed(step_seed(self._recipe.seed, step, self._group.ranks.rank))
+        factor = learning_rate_factor(self._recipe.schedule, self._step, training.max_steps)
         batch = batch.to(self._device)
-        factor = learning_rate_factor(self._recipe.schedule, step, training.max_steps)
-        logged: dict[str, torch.Tensor] = {}
-        for name in self._task.updates:
+        logged: list[dict[str, torch.Tensor]] = [{} for _ in range(self._slices.local)]
+        self._slices.begin_step()
+        for name, update in updates.items():
             optimizer = self._optimizers[name]
             optimizer.zero_grad()
-            for i in range(parts):
-                last = i == parts - 1
-                with _gradients_stay_local(wrapped[name], unless=last):
-                    with self._autocast():
-                        loss, values = self._task.losses(name, wrapped, batch.part(i, parts), step)
-                    self._scaler.scale(loss / parts).backward()  # type: ignore[no-untyped-call]
-                for key, value in {"loss": loss, **values}.items():
-                    logged[key] = logged.get(key, 0) + value.detach() / parts
+            gradients, values = update(batch, self._step)
+            gradients.backward()
+            for all_values, new in zip(logged, values, strict=True):
+                all_values.update(new, loss=all_values.get("loss", 0) + new["loss"])
             for parameters in optimizer.param_groups:
                 parameters["lr"] = training.learning_rate * factor
             if training.gradient_clip_norm:
@@ -158,10 +157,19 @@ class Engine:
                 nn.utils.clip_grad_norm_(self._task.networks[name].parameters(), training.gradient_clip_norm)
             self._scaler.step(optimizer)
         self._scaler.update()
+        self._slices.end_step()
         self._step += 1
         for name, average in self._averages.items():
             average.update(self._task.networks[name], self._step)
         self._window.add(logged)
+
+    def _losses(
+        self, update: str, networks: Mapping[str, nn.Module], batch: Batch, step: int
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The task's loss of one slice, in the recipe's precision, scaled for fp16; and what is logged of it."""
+        with torch.enable_grad(), self._autocast():
+            loss, values = self._task.losses(update, networks, batch, step)
+        return self._scaler.scale(loss), {"loss": loss, **values}
 
     def _log(self, started: float) -> None:
         """Writes the means of the steps since the last line."""
@@ -192,18 +200,10 @@ class Engine:
         )
 
     def _evaluate(self) -> None:
-        self._share_buffers()
         values = self._task.evaluate(self.networks)
         self._evaluated_at = self._step
         if self._group.ranks.is_first:
             self._observer.evaluated(self._step, values)
-
-    def _share_buffers(self) -> None:
-        """Gives all ranks rank 0's running statistics, which are the ones that checkpoints hold."""
-        if self._group.ranks.world_size > 1:
-            for network in self.networks.values():
-                for buffer in network.buffers():
-                    torch.distributed.broadcast(buffer, src=0)
 
     def _save(self) -> None:
         self._check_losses()
@@ -220,7 +220,6 @@ class Engine:
             "evaluated_at": self._evaluated_at,
             "seconds": self._seconds,
             "world_size": self._group.ranks.world_size,
-            "num_threads": torch.get_num_threads(),
         }
         save_checkpoint(self._checkpoints, self._step, state, self._recipe.training.keep_checkpoints)
 
@@ -239,45 +238,28 @@ class Engine:
         self._window.fetched = state["window"]
         self._evaluated_at = state["evaluated_at"]
         self._seconds = state["seconds"]
-        if self._device.type == "cpu":
-            torch.set_num_threads(state["num_threads"])  # the order of float sums depends on it
         if self._group.ranks.is_first:
-            if state["world_size"] != self._group.ranks.world_size:
+            log.info("resuming after step %s from %s", f"{self._step:,}", path.name)
+            if state["world_size"] != self._group.ranks.world_size and not self._recipe.training.slices:
                 log.info(
-                    "resuming on %d ranks what %d began: equal to rounding, not bit for bit",
-                    self._group.ranks.world_size,
+                    "it ran on %d ranks before: with training.slices = 0 that is equal to rounding only",
                     state["world_size"],
                 )
-            log.info("resuming after step %s from %s", f"{self._step:,}", path.name)
 
-    def _wrap(self, name: str) -> nn.Module:
-        """A network as it is called in training: compiled if asked for, and in DistributedDataParallel if not alone."""
-        network = self._task.networks[name].train()
-        if self._recipe.training.compile:
-            network = self._compiled(name, network)
-        if self._group.ranks.world_size > 1:
-            ids = [self._device.index] if self._device.type == "cuda" else None
-            network = DistributedDataParallel(
-                network, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
-        return network
-
-    def _compiled(self, name: str, network: nn.Module) -> nn.Module:
-        """The compiled network, tried once; the network itself where compiling fails on this machine."""
-        buffers = [buffer.clone() for buffer in network.buffers()]
+    def _compile(self) -> None:
+        """Compiles the replicas, after a trial; where compiling fails on this machine they stay as they are."""
         try:
-            compiled = cast(nn.Module, torch.compile(network))
-            with self._autocast():
-                output = compiled(*self._task.example_inputs(self._batch_size)[name])
-            output.float().sum().backward()
-            return compiled
+            for name in self._task.updates:
+                compiled = torch.compile(self._slices.replicas[0][name])
+                with self._autocast():
+                    output = compiled(*self._task.example_inputs(self._batch_size)[name])
+                torch.autograd.grad(output.float().sum(), list(self._task.networks[name].parameters()))
         except Exception as error:
             log.warning("torch.compile failed, going on without it: %s", str(error).strip().splitlines()[0])
-            return network
-        finally:
-            network.zero_grad()
-            for buffer, before in zip(network.buffers(), buffers, strict=True):
-                buffer.copy_(before)
+            return
+        for replica in self._slices.replicas:
+            for name in self._task.updates:
+                replica[name].compile()
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         precision = self._recipe.training.precision
@@ -287,13 +269,3 @@ class Engine:
 
     def _due(self, every: int) -> bool:
         return every > 0 and self._step > 0 and self._step % every == 0
-
-
-@contextlib.contextmanager
-def _gradients_stay_local(network: nn.Module, unless: bool) -> Iterator[None]:
-    """Keeps DistributedDataParallel from reducing gradients until the last part of a batch."""
-    if isinstance(network, DistributedDataParallel) and not unless:
-        with network.no_sync():
-            yield
-    else:
-        yield

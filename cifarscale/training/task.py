@@ -1,18 +1,13 @@
 """What a task tells the engine: its networks, how each is updated, and how the result is evaluated."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from cifarscale.data.batches import Batch
-
-Networks = Mapping[str, Callable[..., torch.Tensor]]
-"""Networks by name, as the engine has wrapped them for this step (DistributedDataParallel, torch.compile)."""
-Losses = tuple[torch.Tensor, dict[str, torch.Tensor]]
-"""The loss to descend on, and scalars to be logged beside it, all means over the samples given."""
 
 
 class Task(ABC):
@@ -24,10 +19,13 @@ class Task(ABC):
     """Logged values that the progress bar shows."""
 
     @abstractmethod
-    def losses(self, update: str, networks: Networks, batch: Batch, step: int) -> Losses:
-        """The loss of one network on (a part of) a rank's share of the batch of `step`.
+    def losses(
+        self, update: str, networks: Mapping[str, nn.Module], batch: Batch, step: int
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The loss of the network `update` on one slice of the batch of `step`, and scalars to log; means over samples.
 
-        The engine logs the sum over all updates as `loss`, and the values returned beside it by their names.
+        `networks` are replicas for this slice alone; several slices may be computed at the same time. The engine logs
+        the sum of the losses of all updates as `loss`.
         """
 
     @abstractmethod

@@ -8,19 +8,25 @@ from cifarscale.distributed import Group
 
 
 class Window:
-    """Collects scalars step by step; fetching them takes one transfer and one reduction over the ranks."""
+    """Collects scalars step by step and slice by slice; fetching takes one transfer and one reduction over the ranks.
 
-    def __init__(self, group: Group) -> None:
+    Each rank puts its slices' values into a table of zeros, which is then summed over the ranks, so the means are the
+    same to the last bit for any number of them.
+    """
+
+    def __init__(self, group: Group, num_slices: int) -> None:
         self._group = group
+        self._num_slices = num_slices
         self._pending: list[torch.Tensor] = []
         self._names: list[str] = []
         self.fetched: dict[str, list[float]] = {}
-        """Means over the ranks, a number a step, of what was fetched since the last `clear`."""
+        """Means over the slices, a number a step, of what was fetched since the last `clear`."""
 
-    def add(self, values: dict[str, torch.Tensor]) -> None:
-        """Takes in the scalars of one step."""
-        self._names = list(values)
-        self._pending.append(torch.stack([value.float() for value in values.values()]))
+    def add(self, slices: list[dict[str, torch.Tensor]]) -> None:
+        """Takes in one step's scalars of this rank's slices."""
+        self._names = list(slices[0])
+        values = [value.detach().float() for one in slices for value in one.values()]
+        self._pending.append(torch.stack(values).view(len(slices), -1))
 
     def fetch(self) -> int | None:
         """Moves what is pending to `fetched`.
@@ -30,11 +36,14 @@ class Window:
         """
         if not self._pending:
             return None
-        rows = self._group.sum_(torch.stack(self._pending).double().cpu()) / self._group.ranks.world_size
+        ranks = self._group.ranks
+        table = torch.zeros(len(self._pending), self._num_slices, len(self._names), dtype=torch.float64)
+        table[:, ranks.rank :: ranks.world_size] = torch.stack(self._pending).double().cpu()
         self._pending = []
-        for name, column in zip(self._names, rows.T.tolist(), strict=True):
+        steps = self._group.sum_(table).mean(1)
+        for name, column in zip(self._names, steps.T.tolist(), strict=True):
             self.fetched.setdefault(name, []).extend(column)
-        losses = rows[:, self._names.index("loss")].tolist()
+        losses = steps[:, self._names.index("loss")].tolist()
         bad = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), None)
         return None if bad is None else len(losses) - 1 - bad
 

@@ -1,0 +1,42 @@
+"""The cores of this process: several pieces of work side by side, each on one core, or one piece on all of them.
+
+A float sum that several cores share is cut where the cores are, so its last bits depend on how many there are. Work
+that stays on one core gives the same bits wherever it runs: on any of them, beside any number of others.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+
+def available_cores() -> int:
+    """OMP_NUM_THREADS where it is set, else all cores that this process may use."""
+    return int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0))))
+
+
+class Cores:
+    """Runs a function on many items.
+
+    Args:
+        apart: each item on one core, several at a time; else one after the other, each on all cores.
+        num_cores: how many.
+    """
+
+    def __init__(self, apart: bool, num_cores: int | None = None) -> None:
+        self.num_cores = num_cores or available_cores()
+        torch.set_num_threads(1 if apart else self.num_cores)
+        self._pool = None
+        if apart and self.num_cores > 1:
+            self._pool = ThreadPoolExecutor(self.num_cores, initializer=torch.set_num_threads, initargs=(1,))
+
+    def map(self, function: Callable[[In], Out], items: Iterable[In]) -> list[Out]:
+        """The function's results in the order of the items."""
+        if self._pool is None:
+            return [function(item) for item in items]
+        return list(self._pool.map(function, items))
