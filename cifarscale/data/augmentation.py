@@ -4,7 +4,8 @@ What a sample gets is a function of (seed, step, position in the global batch), 
 of (seed, step). So it is the same for any number of ranks, on any device.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch.nn import functional as F
@@ -15,12 +16,20 @@ from cifarscale.randomness import batch_generator, uniforms
 
 
 @dataclass(frozen=True)
-class MixedLabels:
-    """Targets of a batch: `weight` of `labels` and 1 - weight of `others`."""
+class LabelledImages:
+    """Images (b, 3, H, W) float32, and their targets: `weight` of `labels` and 1 - weight of `others`, each (b,)."""
 
+    images: torch.Tensor
     labels: torch.Tensor
     others: torch.Tensor
     weight: float
+
+    def part(self, i: int, parts: int) -> Self:
+        """Every `parts`-th sample from number i on."""
+        if parts == 1:
+            return self
+        take = slice(i, None, parts)
+        return replace(self, images=self.images[take], labels=self.labels[take], others=self.others[take])
 
 
 class Normalisation:
@@ -33,7 +42,8 @@ class Normalisation:
         self._std = torch.tensor(std, device=device).mul(255).view(3, 1, 1)
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        return images.float().sub_(self._mean).div_(self._std)
+        floats = images.to(torch.float32, memory_format=torch.channels_last)
+        return floats.sub_(self._mean).div_(self._std)
 
 
 class Augmentation:
@@ -44,8 +54,8 @@ class Augmentation:
         self._normalise = normalise
         self._seed = seed
 
-    def __call__(self, batch: Batch, step: int) -> tuple[torch.Tensor, MixedLabels]:
-        """Images (b, 3, H, W) float32 and their targets."""
+    def __call__(self, batch: Batch, step: int) -> LabelledImages:
+        """The samples of a rank's share of the batch of `step`, normalised and augmented."""
         config = self._config
         images = batch.images
         if config.crop_padding or config.flip or config.cutout:
@@ -60,10 +70,10 @@ class Augmentation:
             images = cutout(images, config.cutout, hole_y, hole_x)
         if config.mixes:
             return self._mix(images, batch.labels, step)
-        return images, MixedLabels(batch.labels, batch.labels, 1.0)
+        return LabelledImages(images, batch.labels, batch.labels, 1.0)
 
-    def _mix(self, images: torch.Tensor, labels: torch.Tensor, step: int) -> tuple[torch.Tensor, MixedLabels]:
-        """Combines each sample with the one half a batch further on, which is on the same rank."""
+    def _mix(self, images: torch.Tensor, labels: torch.Tensor, step: int) -> LabelledImages:
+        """Combines each sample with the one half a batch further on, which is in the same slice."""
         generator = batch_generator(self._seed, "mixing", step)
         both = self._config.mixup > 0 and self._config.cutmix > 0
         use_mixup = generator.random() < 0.5 if both else self._config.mixup > 0
@@ -72,14 +82,14 @@ class Augmentation:
         half = len(images) // 2
         others, other_labels = images.roll(half, 0), labels.roll(half, 0)
         if use_mixup:
-            return torch.lerp(others, images, weight), MixedLabels(labels, other_labels, weight)
+            return LabelledImages(torch.lerp(others, images, weight), labels, other_labels, weight)
         height, width = images.shape[-2:]
         side = (1 - weight) ** 0.5
         rows = _interval(float(generator.random()), side * height, height)
         columns = _interval(float(generator.random()), side * width, width)
         images[..., rows, columns] = others[..., rows, columns]
         pasted = (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)
-        return images, MixedLabels(labels, other_labels, 1 - pasted)
+        return LabelledImages(images, labels, other_labels, 1 - pasted)
 
 
 def random_crop(images: torch.Tensor, padding: int, top: torch.Tensor, left: torch.Tensor) -> torch.Tensor:

@@ -24,11 +24,6 @@ class Batch:
     ids: torch.Tensor
     positions: range
 
-    def part(self, i: int, parts: int) -> "Batch":
-        """Part i of `parts` equal ones: every `parts`-th sample, so that samples half a batch apart stay together."""
-        take = slice(i, None, parts)
-        return Batch(self.images[take], self.labels[take], self.ids[take], self.positions[take])
-
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device; the same object if it is there already."""
         if self.images.device == device:

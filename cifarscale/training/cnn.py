@@ -9,14 +9,14 @@ from torch.nn import functional as F
 
 from cifarscale.config.recipe import CnnRecipe
 from cifarscale.cores import Cores
-from cifarscale.data.augmentation import Augmentation, Normalisation
+from cifarscale.data.augmentation import Augmentation, LabelledImages, Normalisation
 from cifarscale.data.batches import Batch
 from cifarscale.data.dataset import Dataset
 from cifarscale.data.manifest import Manifest
 from cifarscale.distributed import Group
 from cifarscale.evaluation.accuracy import evaluate_classifier
 from cifarscale.models.registry import classifier
-from cifarscale.training.task import Task
+from cifarscale.training.task import Outputs, Task
 
 
 def build_classifier(recipe: CnnRecipe, manifest: Manifest, device: torch.device) -> nn.Module:
@@ -36,18 +36,22 @@ class CnnTask(Task):
         self._normalise = training_normalisation(data.manifest, device)
         self._augment = Augmentation(recipe.augmentation, self._normalise, recipe.seed)
 
-    def losses(
-        self, update: str, networks: Mapping[str, nn.Module], batch: Batch, step: int
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        images, targets = self._augment(batch, step)
-        logits = networks[update](images)
+    def prepare(self, batch: Batch, step: int) -> LabelledImages:
+        return self._augment(batch, step)
+
+    def loss(
+        self, update: str, networks: Mapping[str, nn.Module], part: LabelledImages, step: int
+    ) -> tuple[torch.Tensor, Outputs]:
+        logits = networks[update](part.images)
         smoothing = self._recipe.label_smoothing
-        loss = F.cross_entropy(logits, targets.labels, label_smoothing=smoothing)
-        if targets.weight < 1:
-            others = F.cross_entropy(logits, targets.others, label_smoothing=smoothing)
-            loss = targets.weight * loss + (1 - targets.weight) * others
-        accuracy = (logits.detach().argmax(1) == targets.labels).float().mean()
-        return loss, {"accuracy": accuracy}
+        loss = F.cross_entropy(logits, part.labels, label_smoothing=smoothing)
+        if part.weight < 1:
+            others = F.cross_entropy(logits, part.others, label_smoothing=smoothing)
+            loss = part.weight * loss + (1 - part.weight) * others
+        return loss, (logits,)
+
+    def figures(self, update: str, part: LabelledImages, outputs: Outputs) -> dict[str, torch.Tensor]:
+        return {"accuracy": (outputs[0].argmax(1) == part.labels).float().mean()}
 
     def example_inputs(self, batch_size: int) -> dict[str, tuple[torch.Tensor, ...]]:
         images = torch.zeros(batch_size, 3, 32, 32, device=self._device)

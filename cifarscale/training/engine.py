@@ -20,7 +20,7 @@ from cifarscale.errors import CheckpointError, Interrupted, NonFiniteLossError
 from cifarscale.training.optimisation import MovingAverage, build_optimizer, learning_rate_factor
 from cifarscale.training.signals import StopRequest
 from cifarscale.training.slices import Slices
-from cifarscale.training.task import Task
+from cifarscale.training.task import Outputs, Task
 from cifarscale.training.window import Window
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ class Engine:
             self._observer.started(self._step)
         if training.compile:
             self._compile()
-        updates = {name: self._slices.update(name, self._losses) for name in self._task.updates}
+        updates = {name: self._slices.update(name, self._loss) for name in self._task.updates}
         batches = self._reader.batches(self._step)
         saved_at = self._step
         first_timed = self._step + UNTIMED_STEPS
@@ -140,16 +140,17 @@ class Engine:
         """One update of each network, on the batch of step `self._step`, which then counts as done."""
         training = self._recipe.training
         factor = learning_rate_factor(self._recipe.schedule, self._step, training.max_steps)
-        batch = batch.to(self._device)
+        prepared = self._task.prepare(batch.to(self._device), self._step)
+        parts = [prepared.part(i, self._slices.local) for i in range(self._slices.local)]
         logged: list[dict[str, torch.Tensor]] = [{} for _ in range(self._slices.local)]
         self._slices.begin_step()
         for name, update in updates.items():
             optimizer = self._optimizers[name]
             optimizer.zero_grad()
-            gradients, values = update(batch, self._step)
+            gradients, outputs = update(parts, self._step)
             gradients.backward()
-            for all_values, new in zip(logged, values, strict=True):
-                all_values.update(new, loss=all_values.get("loss", 0) + new["loss"])
+            for figures, part, (loss, *others) in zip(logged, parts, outputs, strict=True):
+                figures.update(self._task.figures(name, part, tuple(others)), loss=figures.get("loss", 0) + loss)
             for parameters in optimizer.param_groups:
                 parameters["lr"] = training.learning_rate * factor
             if training.gradient_clip_norm:
@@ -163,13 +164,13 @@ class Engine:
             average.update(self._task.networks[name], self._step)
         self._window.add(logged)
 
-    def _losses(
-        self, update: str, networks: Mapping[str, nn.Module], batch: Batch, step: int
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The task's loss of one slice, in the recipe's precision, scaled for fp16; and what is logged of it."""
-        with torch.enable_grad(), self._autocast():
-            loss, values = self._task.losses(update, networks, batch, step)
-        return self._scaler.scale(loss), {"loss": loss, **values}
+    def _loss(
+        self, update: str, networks: Mapping[str, nn.Module], part: Any, step: int
+    ) -> tuple[torch.Tensor, Outputs]:
+        """The task's loss of one slice in the recipe's precision, scaled for fp16; unscaled before the outputs."""
+        with self._autocast():
+            loss, outputs = self._task.loss(update, networks, part, step)
+        return self._scaler.scale(loss), (loss, *outputs)
 
     def _log(self, started: float) -> None:
         """Writes the means of the steps since the last line."""

@@ -8,6 +8,7 @@ GPU), always in the same way; and what they give is summed along one binary tree
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -16,20 +17,21 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cifarscale.cores import Cores
-from cifarscale.data.batches import Batch
 from cifarscale.distributed import Group
+from cifarscale.training.task import Outputs
 
-Losses = Callable[[str, Mapping[str, nn.Module], Batch, int], tuple[torch.Tensor, dict[str, torch.Tensor]]]
-"""From an update's name, the networks, a slice and the step: the loss to descend on, and scalars to log."""
+Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
+Loss = Callable[[str, Mapping[str, nn.Module], Any, int], tuple[torch.Tensor, Outputs]]
+"""From an update's name, the networks, a slice and the step: the loss to descend on, and what else to return."""
 
 
-def tree_mean(terms: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The mean of 2**n tensors, each added to the one half the number further on, then again, down to one."""
+def tree_mean(terms: Sequence[Tensors]) -> Tensors:
+    """The means of 2**n lists of tensors, each added to the one half the number further on, again and again."""
     total = len(terms)
     while len(terms) > 1:
         half = len(terms) // 2
-        terms = [a + b for a, b in zip(terms[:half], terms[half:], strict=True)]
-    return terms[0] / total if total > 1 else terms[0]
+        terms = [torch._foreach_add(a, b) for a, b in zip(terms[:half], terms[half:], strict=True)]
+    return torch._foreach_div(terms[0], total) if total > 1 else terms[0]
 
 
 class Slices:
@@ -49,14 +51,17 @@ class Slices:
         self.total = num_slices or group.ranks.world_size
         self.local = self.total // group.ranks.world_size
         self.replicas = [{name: _replica(network) for name, network in networks.items()} for _ in range(self.local)]
+        replicated = (zip(*(r[name].buffers() for r in self.replicas), strict=True) for name in networks)
+        originals = (network.buffers() for network in networks.values())
+        self._buffers = list(zip(chain(*originals), chain(*replicated), strict=True))
 
-    def update(self, name: str, losses: Losses) -> nn.Module:
+    def update(self, name: str, loss: Loss) -> nn.Module:
         """The update of one network as a module, in DistributedDataParallel if the job has several ranks.
 
-        Called with (batch, step) it returns a tensor whose `backward` sets the network's gradients, and what was
-        logged for each local slice.
+        Called with (the local slices, step) it returns a tensor whose `backward` sets the network's gradients, and the
+        outputs of each slice.
         """
-        update = _Update(name, self, losses, list(self._networks[name].parameters()))
+        update = _Update(name, self, loss, list(self._networks[name].parameters()))
         if self._group.ranks.world_size == 1:
             return update
         parallel = DistributedDataParallel(update, gradient_as_bucket_view=True)
@@ -70,19 +75,17 @@ class Slices:
 
     def begin_step(self) -> None:
         """Gives every replica the networks' buffers."""
-        for replica in self.replicas:
-            for name, network in self._networks.items():
-                for mine, buffer in zip(replica[name].buffers(), network.buffers(), strict=True):
-                    mine.copy_(buffer)
+        for buffer, copies in self._buffers:
+            for mine in copies:
+                mine.copy_(buffer)
 
     def end_step(self) -> None:
         """Sets the networks' buffers to the means over all slices of what the step made of them."""
-        for name, network in self._networks.items():
-            for buffer, *copies in zip(network.buffers(), *(r[name].buffers() for r in self.replicas), strict=True):
-                if buffer.is_floating_point():
-                    buffer.copy_(self._mean_over_ranks(tree_mean(copies)))
-                else:
-                    buffer.copy_(copies[0])  # a count of steps
+        for buffer, copies in self._buffers:
+            if buffer.is_floating_point():
+                buffer.copy_(self._mean_over_ranks(tree_mean([[copy] for copy in copies])[0]))
+            else:
+                buffer.copy_(copies[0])  # a count of steps
 
     def _mean_over_ranks(self, local: torch.Tensor) -> torch.Tensor:
         world_size = self._group.ranks.world_size
@@ -90,27 +93,27 @@ class Slices:
             return local
         terms = [torch.empty_like(local) for _ in range(world_size)]
         dist.all_gather(terms, local)
-        return tree_mean(terms) if self._in_order else torch.stack(terms).mean(0)
+        return tree_mean([[term] for term in terms])[0] if self._in_order else torch.stack(terms).mean(0)
 
 
 class _Update(nn.Module):
     """Computes the gradients of a network over the local slices; a module so that DistributedDataParallel takes it."""
 
-    def __init__(self, name: str, slices: Slices, losses: Losses, parameters: list[nn.Parameter]) -> None:
+    def __init__(self, name: str, slices: Slices, loss: Loss, parameters: list[nn.Parameter]) -> None:
         super().__init__()
-        self._name, self._slices, self._losses = name, slices, losses
+        self._name, self._slices, self._loss = name, slices, loss
         self._trained = nn.ParameterList(parameters)
 
-    def forward(self, batch: Batch, step: int) -> tuple[torch.Tensor, list[dict[str, torch.Tensor]]]:
+    def forward(self, parts: Sequence[Any], step: int) -> tuple[torch.Tensor, list[Outputs]]:
         parameters = list(self._trained)
 
-        def compute(i: int) -> tuple[dict[str, torch.Tensor], tuple[torch.Tensor, ...]]:
-            part = batch.part(i, self._slices.local)
-            loss, values = self._losses(self._name, self._slices.replicas[i], part, step)
-            return values, torch.autograd.grad(loss, parameters)
+        def compute(i: int) -> tuple[Outputs, tuple[torch.Tensor, ...]]:
+            loss, outputs = self._loss(self._name, self._slices.replicas[i], parts[i], step)
+            gradients = torch.autograd.grad(loss, parameters)
+            return tuple(output.detach() for output in outputs), gradients
 
         results = self._slices.map(compute)
-        gradients = [tree_mean(terms) for terms in zip(*(result[1] for result in results), strict=True)]
+        gradients = tree_mean([result[1] for result in results])
         return _WithGradients.apply(gradients, *parameters), [result[0] for result in results]
 
 
@@ -118,7 +121,7 @@ class _WithGradients(torch.autograd.Function):
     """A zero whose gradients are the ones given: they are computed already, slice by slice."""
 
     @staticmethod
-    def forward(ctx: Any, gradients: list[torch.Tensor], *parameters: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, gradients: Tensors, *parameters: torch.Tensor) -> torch.Tensor:
         ctx.gradients = gradients
         return parameters[0].new_zeros(())
 
@@ -127,12 +130,12 @@ class _WithGradients(torch.autograd.Function):
         return None, *ctx.gradients
 
 
-def _mean_by_tree(_: object, bucket: Any) -> torch.futures.Future[torch.Tensor]:
+def _mean_by_tree(_: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:  # type: ignore[name-defined]
     """DistributedDataParallel's hook: gathers the ranks' gradients and averages them in the order of the tree."""
     mine = bucket.buffer()
     terms = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
     gathered = dist.all_gather(terms, mine, async_op=True)
-    return gathered.get_future().then(lambda _: tree_mean(terms))
+    return gathered.get_future().then(lambda _: tree_mean([[term] for term in terms])[0])
 
 
 def _replica(network: nn.Module) -> nn.Module:

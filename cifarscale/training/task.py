@@ -2,12 +2,24 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import nn
 
 from cifarscale.data.batches import Batch
+
+
+class Prepared(Protocol):
+    """A rank's share of a global batch, as a task wants it."""
+
+    def part(self, i: int, parts: int) -> Self:
+        """Every `parts`-th sample from number i on: slice i of `parts`."""
+        ...
+
+
+Outputs = tuple[torch.Tensor, ...]
+"""What the log's figures are computed from."""
 
 
 class Task(ABC):
@@ -19,14 +31,24 @@ class Task(ABC):
     """Logged values that the progress bar shows."""
 
     @abstractmethod
-    def losses(
-        self, update: str, networks: Mapping[str, nn.Module], batch: Batch, step: int
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The loss of the network `update` on one slice of the batch of `step`, and scalars to log; means over samples.
-
-        `networks` are replicas for this slice alone; several slices may be computed at the same time. The engine logs
-        the sum of the losses of all updates as `loss`.
+    def prepare(self, batch: Batch, step: int) -> Prepared:
+        """The rank's share of the batch of `step`, augmented and as floats; each sample by itself or with one other of
+        its slice, so that it does not depend on what else the rank has.
         """
+
+    @abstractmethod
+    def loss(
+        self, update: str, networks: Mapping[str, nn.Module], part: Any, step: int
+    ) -> tuple[torch.Tensor, Outputs]:
+        """The loss of the network `update` on one slice, a mean over its samples, and outputs for `figures`.
+
+        `networks` are replicas for this slice alone; several slices may be computed at the same time, each on one core,
+        so what is not needed for the gradient belongs into `prepare` and `figures`.
+        """
+
+    @abstractmethod
+    def figures(self, update: str, part: Any, outputs: Outputs) -> dict[str, torch.Tensor]:
+        """Scalars to log of one slice, means over its samples. The engine adds `loss`, the sum over all updates."""
 
     @abstractmethod
     def example_inputs(self, batch_size: int) -> dict[str, tuple[torch.Tensor, ...]]:
