@@ -51,13 +51,13 @@ def copy(recipe: str, target: Path | None) -> None:
 def models() -> None:
     """The networks that recipes can name, with their parameters and multiply-accumulates an image."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from cifarscale.models.registry import summaries
 
-    table = Table("model", "what it is")
+    table = Table(Column("model", min_width=28), "what it is")
     table.add_column("parameters", justify="right")
     table.add_column("MACs", justify="right")
     for summary in summaries():
-        table.add_row(summary.name, summary.description, f"{summary.parameters:,}", f"{summary.macs:,}")
+        table.add_row(summary.name, summary.description, f"{summary.parameters:,}", f"{summary.macs / 1e6:.2f} M")
     Console().print(table)

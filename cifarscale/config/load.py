@@ -152,9 +152,9 @@ def _explain(error: ValidationError, recipe_class: type[Recipe]) -> str:
         # Pydantic puts the chosen variant's name into an error's path; users never typed it there.
         key = ".".join(str(part) for i, part in enumerate(item["loc"]) if i != 1 or item["loc"][0] not in variants)
         if item["type"] == "extra_forbidden":
-            section = key.rpartition(".")[0]
-            siblings = [name for name in keys if name.rpartition(".")[0] == section]
-            near = _nearest(key, keys) or f"; valid here: {', '.join(siblings)}"
+            section, dot, word = key.rpartition(".")
+            siblings = [name.removeprefix(section + dot) for name in keys if name.rpartition(".")[0] == section]
+            near = _nearest(word, siblings, section + dot) or f"; valid here: {', '.join(siblings)}"
             parts.append(f"unknown key {key!r}{near}")
         elif item["type"] == "union_tag_invalid":
             parts.append(f"{key}.name = {item['ctx']['tag']!r}: valid are {item['ctx']['expected_tags']}")
@@ -165,9 +165,9 @@ def _explain(error: ValidationError, recipe_class: type[Recipe]) -> str:
     return "; ".join(parts)
 
 
-def _nearest(word: str, valid: Iterable[str]) -> str:
+def _nearest(word: str, valid: Iterable[str], prefix: str = "") -> str:
     matches = difflib.get_close_matches(word, list(valid), n=1)
-    return f", did you mean {matches[0]!r}?" if matches else ""
+    return f", did you mean {prefix + matches[0]!r}?" if matches else ""
 
 
 def _sections(annotation: Any) -> list[type[BaseModel]]:

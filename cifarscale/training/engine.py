@@ -134,7 +134,10 @@ class Engine:
                 if self._step > saved_at:
                     self._save()
                 self._group.wait()
-                raise Interrupted(f"stopped after step {self._step:,} of {training.max_steps:,}; its state is saved")
+                raise Interrupted(
+                    f"after step {self._step:,} of {training.max_steps:,}; the state is saved. "
+                    "Run the same command again to go on"
+                )
 
     def _train_step(self, updates: dict[str, nn.Module], batch: Batch) -> None:
         """One update of each network, on the batch of step `self._step`, which then counts as done."""
