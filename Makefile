@@ -11,7 +11,7 @@ help: ## Show the targets.
 demo: install ## Train, evaluate and ask the CNN, on built-in data: no network, account or GPU; about a minute.
 	$(BIN)/cifarscale train demo
 	$(BIN)/cifarscale evaluate runs/demo-*
-	$(BIN)/cifarscale predict runs/demo-* docs/images/predict-me.png
+	$(BIN)/cifarscale predict runs/demo-* docs/images/yellow_striped_ring.png
 
 test: install lint types ## Install, lint, check types, and run all tests.
 	$(BIN)/pytest

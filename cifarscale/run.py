@@ -85,7 +85,7 @@ class RunFolder:
         """The final figures, None while the run is not complete."""
         try:
             result: dict[str, Any] = json.loads((self.path / "result.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         return result
 
@@ -182,6 +182,8 @@ def _run(recipe: Recipe, folder: RunFolder, placement: Placement, group: Group, 
     group.raise_together(error)
     assert data is not None
     reader = data.reader(recipe, group, placement.num_workers)
+    if recipe.training.slices:
+        torch.backends.cudnn.deterministic = True  # on a GPU a slice must give the same bits each time, too
     cores = Cores(apart=device.type == "cpu" and recipe.training.slices > 0 and not recipe.training.compile)
     task = build_task(recipe, data, group, cores, device)
     with TrainingProgress(recipe.name, recipe.training.max_steps, task.shown) as progress, stop_on_signals() as stop:

@@ -51,7 +51,8 @@ def predict(run: Path, images: tuple[Path, ...], device: str) -> None:
     trained = load_classifier(run, pick_device(device))
     console = Console()
     for path, guesses in zip(images, predict_images(trained, images), strict=True):
-        table = Table("class", "probability", title=str(path), title_justify="left")
+        console.print(str(path), markup=False, highlight=False, soft_wrap=True)
+        table = Table("class", "probability")
         for name, probability in guesses:
             table.add_row(name, f"{probability:7.2%}")
         console.print(table)

@@ -55,9 +55,14 @@ def models() -> None:
 
     from cifarscale.models.registry import summaries
 
-    table = Table(Column("model", min_width=28), "what it is")
+    table = Table(Column("model", no_wrap=True), "what it is")
     table.add_column("parameters", justify="right")
     table.add_column("MACs", justify="right")
     for summary in summaries():
-        table.add_row(summary.name, summary.description, f"{summary.parameters:,}", f"{summary.macs / 1e6:.2f} M")
+        table.add_row(
+            summary.name.replace(" ", "\n"),
+            summary.description,
+            f"{summary.parameters:,}",
+            f"{summary.macs / 1e6:.2f} M",
+        )
     Console().print(table)

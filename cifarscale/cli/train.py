@@ -38,10 +38,13 @@ def train(
     """
     from cifarscale.config.load import load_recipe
     from cifarscale.data.build import locate_shards
+    from cifarscale.errors import ConfigError
     from cifarscale.run import Placement, RunFolder, batch_size_per_rank, default_run_dir, resolve
 
     loaded = load_recipe(recipe, overrides)
     batch_size_per_rank(loaded, nproc)
+    if num_workers and loaded.data.reader != "streaming":
+        raise ConfigError(f"--num-workers {num_workers} has no effect with data.reader = {loaded.data.reader!r}")
     shards = locate_shards(data or loaded.data.dataset)
     resolved = resolve(loaded, shards)
     run_dir = run_dir or default_run_dir(resolved)

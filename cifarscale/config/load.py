@@ -75,7 +75,7 @@ def parse_recipe(values: dict[str, Any], where: str) -> Recipe:
     Raises: ConfigError.
     """
     task = values.get("task")
-    if task not in TASKS:
+    if not isinstance(task, str) or task not in TASKS:
         raise ConfigError(
             f"{where}: task = {task!r} is not valid; a recipe needs one of: {', '.join(map(repr, TASKS))}"
         )

@@ -63,7 +63,7 @@ def plain_loop(source: Path, batch_size: int, seconds: float, device: str) -> fl
 
 
 def our_engine(shards: Path, batch_size: int, seconds: float, device: str) -> float:
-    """Images a second of `cifarscale train cnn` with the same settings, metrics and a checkpoint at the end included."""
+    """Images a second of `cifarscale train cnn` with the same settings, its log and checkpoint included."""
     from cifarscale.config.load import load_recipe
     from cifarscale.run import Placement, resolve, run_job
 
@@ -113,7 +113,16 @@ def main(
             rates: dict[str, list[float]] = {"plain": [], "ours": []}
             for _ in range(rounds):
                 for kind, values in rates.items():
-                    command = [sys.executable, __file__, "--source", str(source), "--shards", str(shards), "--child", kind]
+                    command = [
+                        sys.executable,
+                        __file__,
+                        "--source",
+                        str(source),
+                        "--shards",
+                        str(shards),
+                        "--child",
+                        kind,
+                    ]
                     command += ["--batch-size", str(size), "--seconds", str(seconds), "--device", device]
                     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
                     values.append(json.loads(output.splitlines()[-1]))
