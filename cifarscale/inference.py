@@ -108,7 +108,10 @@ def _thumbnail(path: Path) -> np.ndarray:
     """The middle square of an image at the classifier's size, (32, 32, 3) uint8; an image of that size as it is."""
     try:
         with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I;16"):  # Pillow would clip its 65,536 greys at 255, not scale them
+                upright = upright.point(lambda value: value * (1 / 257))
+            upright = upright.convert("RGB")
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise DataError(f"cannot read {path} as an image: {str(error).splitlines()[0]}") from error
     return np.array(ImageOps.fit(upright, (IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.LANCZOS))

@@ -4,12 +4,13 @@ The lease is a file that is created exclusively, which works on NFS as well, and
 be taken over when its holder is gone: on the same host that is seen at once, elsewhere after EXPIRES_AFTER_S.
 """
 
+import fcntl
 import json
 import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cifarscale.files import writing_to
@@ -58,12 +59,16 @@ def _create(path: Path) -> bool:
 def _living_holder(path: Path) -> str:
     """Who holds the lease, or an empty string if nobody does any more."""
     try:
-        about = json.loads(path.read_text())
+        text = path.read_text()
         age = _now_there(path) - path.stat().st_mtime
     except FileNotFoundError:
         return ""
     if age > EXPIRES_AFTER_S:
         return ""
+    try:
+        about = json.loads(text)
+    except json.JSONDecodeError:  # a machine that lost its power may leave an empty file
+        return "an unknown process"
     if about["host"] == socket.gethostname():
         try:
             os.kill(about["pid"], 0)
@@ -85,13 +90,12 @@ def _now_there(path: Path) -> float:
 
 
 def _remove_expired(path: Path) -> None:
-    """Moves the file aside first: of two processes that find it expired, one succeeds."""
-    aside = path.with_name(f"{path.name}.expired.{os.getpid()}")
-    try:
-        path.rename(aside)
-    except FileNotFoundError:
-        return
-    aside.unlink()
+    """Those who find it expired lock that very file and look again, so that none removes the lease of one before it."""
+    with suppress(FileNotFoundError), path.open("r+") as file:
+        with suppress(OSError):  # a file system without locks leaves a window of microseconds
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.path.samestat(os.fstat(file.fileno()), path.stat()) and not _living_holder(path):
+            path.unlink()
 
 
 def _keep_alive(path: Path, released: threading.Event) -> None:

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 from cifarscale.errors import EXIT_ERROR, CifarscaleError, DistributedError, Interrupted
+from cifarscale.files import writing_to
 
 GRACE_S = 20
 """How long the other ranks may take to end by themselves after one has failed."""
@@ -37,7 +38,8 @@ def run_locally(call: Call, nproc: int, logs: Path) -> None:
 
     Raises: what the rank that failed first raised; Interrupted if they stopped because they were asked to.
     """
-    logs.mkdir(parents=True, exist_ok=True)
+    with writing_to(logs):
+        logs.mkdir(parents=True, exist_ok=True)
     for old in logs.glob("rank-*.error.json"):
         old.unlink()
     environment = os.environ | {

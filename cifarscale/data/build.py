@@ -55,6 +55,10 @@ def build_shards(
     Returns: the manifest; if the same shards are there and whole already, theirs.
     Raises: DataError if the folder holds something else, or another build is writing it.
     """
+    if folder.is_symlink():  # to a larger disk, maybe: what it points to is built or replaced there
+        folder = folder.resolve()
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder} is not a folder; name another with --out")
     if folder.exists() and not force:
         return _existing(dataset, folder, num_shards)
     staging = folder.with_name(f".{folder.name}.building")

@@ -2,20 +2,25 @@
 
 import hashlib
 import io
+import logging
 import pickle
 import tarfile
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import requests
+import urllib3
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from cifarscale.data.source import Source, Split
 from cifarscale.errors import DataError
 from cifarscale.files import writing_to
 from cifarscale.log import console
+
+logger = logging.getLogger(__name__)
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
 ARCHIVE = "cifar-100-python.tar.gz"
@@ -31,7 +36,10 @@ MEMBER_MD5 = {
 ATTEMPTS = 5
 _CHUNK = 1 << 20
 _TIMEOUT_S = 30
-_ELSEWHERE = f"Copy {ARCHIVE} to this machine and run: cifarscale shards build --source PATH"
+_ELSEWHERE = (
+    f"Copy {ARCHIVE} to this machine and run: cifarscale shards build --source PATH; "
+    "or train on built-in data: --data synthetic"
+)
 
 
 def cifar100_source(source: Path | None, cache_dir: Path, progress: bool = True) -> Source:
@@ -75,17 +83,20 @@ def download(url: str, target: Path, md5: str, progress: bool = True) -> None:
     part = target.with_name(target.name + ".part")
     with writing_to(part):
         part.parent.mkdir(parents=True, exist_ok=True)
+    logger.info("downloading %s to %s", url, target)
     for attempt in range(ATTEMPTS):
         try:
             resumed = _fetch(url, part, progress)
-        except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             if attempt == ATTEMPTS - 1 or not part.exists():
-                raise DataError(f"cannot download {url}: {_reason(error)}. {_ELSEWHERE}") from error
+                again = "Run the same command again to go on from there. " if part.exists() else ""
+                raise DataError(f"cannot download {url}: {_reason(error)}. {again}{_ELSEWHERE}") from error
             time.sleep(2**attempt / 4)
             continue
         digest = _md5(part)
         if digest == md5:
-            part.replace(target)
+            with writing_to(target):
+                part.replace(target)
             return
         part.unlink()
         if not resumed:
@@ -96,7 +107,7 @@ def download(url: str, target: Path, md5: str, progress: bool = True) -> None:
 def _fetch(url: str, part: Path, progress: bool) -> bool:
     """Appends what is missing to `part`. Returns: whether it was begun before; a server may make us start again."""
     start = part.stat().st_size if part.exists() else 0
-    headers = {"Range": f"bytes={start}-", "Accept-Encoding": "identity"} if start else {}
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
     with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT_S) as response:
         if response.status_code == requests.codes.requested_range_not_satisfiable:
             return True  # nothing is missing, or all of it is wrong: the checksum tells which
@@ -109,11 +120,13 @@ def _fetch(url: str, part: Path, progress: bool) -> bool:
         total = start + int(response.headers.get("Content-Length", 0))
         with writing_to(part), part.open("ab" if resumed else "wb") as file, _bar(progress) as bar:
             task = bar.add_task(part.name.removesuffix(".part"), total=total or None, completed=start)
-            for chunk in response.iter_content(_CHUNK):
+            # Raw: some servers call .gz a content encoding, which iter_content would undo. And its errors are OSErrors,
+            # as a full disk is; urllib3's are not.
+            for chunk in response.raw.stream(_CHUNK, decode_content=False):
                 file.write(chunk)
                 bar.advance(task, len(chunk))
     if part.stat().st_size < total:
-        raise requests.ConnectionError("the server closed the connection")
+        raise urllib3.exceptions.ProtocolError("the server closed it early")
     return resumed
 
 
@@ -122,11 +135,13 @@ def _bar(progress: bool) -> Progress:
     return Progress(*columns, TimeRemainingColumn(), console=console, disable=not progress or not console.is_terminal)
 
 
-def _reason(error: Exception) -> str:
-    """What requests wraps in several layers, in a few words."""
-    if isinstance(error, requests.Timeout):
-        return f"no answer within {_TIMEOUT_S} s"
-    return "no network" if isinstance(error, requests.ConnectionError) else str(error)
+def _reason(error: BaseException) -> str:
+    """What requests and urllib3 wrap in several layers, in a few words."""
+    unreachable = type(error) in (requests.ConnectionError, requests.ConnectTimeout)
+    while error.__context__ is not None:
+        error = error.__context__
+    detail = getattr(error, "strerror", None) or str(error)
+    return f"{'no network' if unreachable else 'the connection broke'} ({detail})"
 
 
 def _read_folder(folder: Path) -> dict[str, bytes]:
@@ -141,12 +156,19 @@ def _read_archive(path: Path) -> dict[str, bytes]:
     """The members, straight from the archive into memory."""
     try:
         with tarfile.open(fileobj=io.BytesIO(path.read_bytes()), mode="r:gz") as tar:
-            files = {name: tar.extractfile(f"{FOLDER}/{name}") for name in MEMBER_MD5}
-            return {name: file.read() for name, file in files.items() if file is not None}
-    except (OSError, EOFError, KeyError, tarfile.TarError) as error:
+            return {name: _read_member(tar, f"{FOLDER}/{name}") for name in MEMBER_MD5}
+    except (OSError, EOFError, KeyError, tarfile.TarError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or (error.args[0] if error.args else "it is damaged")
         raise DataError(
-            f"cannot read {path}: {error}. --source takes {ARCHIVE} or the folder with {FOLDER}/"
+            f"cannot read {path}: {reason}. --source takes {ARCHIVE} or the folder with {FOLDER}/"
         ) from error
+
+
+def _read_member(tar: tarfile.TarFile, name: str) -> bytes:
+    file = tar.extractfile(name)
+    if file is None:
+        raise tarfile.ReadError(f"{name} is not a file")
+    return file.read()
 
 
 def _md5(path: Path) -> str:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -34,7 +34,7 @@ class SplitEntry(_Entry):
 class Manifest(_Entry):
     """Everything that a reader needs to know before it opens a shard."""
 
-    format: int = 1
+    format: Literal[1] = 1
     dataset: str
     fine_names: tuple[str, ...]
     coarse_names: tuple[str, ...]

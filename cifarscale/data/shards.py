@@ -139,12 +139,12 @@ def find_damage(folder: Path, manifest: Manifest, advance: Callable[[int], None]
 
     with ThreadPoolExecutor() as pool:
         problems = [problem for problem in pool.map(check, entries) if problem]
+    if len(problems) == len(entries) > 1:
+        return [f"no shard in {folder} is the one that its manifest describes: the manifest is from another build"]
     names = {entry.name for entry in entries}
     strangers = sorted(path.name for path in folder.glob("*.tar") if path.name not in names)
     if strangers:
         problems.append(f"{folder} holds {len(strangers)} shards that its manifest does not know: {strangers[0]} …")
-    if len(problems) >= len(entries) > 1:
-        return [f"no shard in {folder} is the one that its manifest describes: the manifest is from another build"]
     return problems
 
 

@@ -27,7 +27,7 @@ from cifarscale.data.order import rank_positions
 from cifarscale.data.resident import ResidentSplit
 from cifarscale.data.shards import read_shard
 from cifarscale.distributed import Ranks
-from cifarscale.errors import DataError
+from cifarscale.errors import ConfigError, DataError
 from cifarscale.randomness import permutation
 
 _Sample = dict[str, Any]
@@ -112,6 +112,12 @@ class StreamingReader:
             raise DataError(
                 f"{ranks.world_size} ranks x {self._parts} workers need at least {readers} shards, and {folder} "
                 f"has {len(split.shards)}. Run: cifarscale shards build --out {folder} --num-shards {readers} --force"
+            )
+        share = len(rank_positions(global_batch_size, ranks.rank, ranks.world_size))
+        if num_workers > share:
+            raise ConfigError(
+                f"--num-workers {num_workers} is more than the {share} samples that a rank takes from a global batch "
+                f"of {global_batch_size}. Run with --num-workers {share} or less"
             )
         self._folder, self._split, self._seed, self._config = folder, split, seed, config
         self._global_batch_size = global_batch_size

@@ -5,7 +5,8 @@ A fine class is a colour, a texture and a shape ("red_striped_disc"); its superc
 without a network: a network does learn it, and its accuracy or FID says nothing about CIFAR-100.
 
 The bytes are the same everywhere: the random numbers are raw draws of a counter-based generator, and what follows are
-single operations that IEEE 754 rounds exactly (+ - * /, square root, floor, comparisons), never a sine or a dot product.
+single operations that IEEE 754 defines to the last bit (+ - * /, square root, floor, comparisons), never a sine or a
+dot product.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 from cifarscale.data.source import Source, Split
 from cifarscale.randomness import permutation, uniforms
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating]
+"""float32 throughout; NumPy's types lose that beside a Python number, its arithmetic does not."""
 
 _SIZE = 32
 _COLOURS: dict[str, tuple[float, float, float]] = {
@@ -45,7 +47,8 @@ def _ring(x: Array, y: Array) -> Array:
 
 
 def _cross(x: Array, y: Array) -> Array:
-    return np.maximum(np.maximum(abs(x), abs(y)) - 1, np.minimum(abs(x), abs(y)) - 0.34)
+    distance: Array = np.maximum(np.maximum(abs(x), abs(y)) - 1, np.minimum(abs(x), abs(y)) - 0.34)
+    return distance
 
 
 _SHAPES: dict[str, Callable[[Array, Array], Array]] = {
@@ -60,7 +63,8 @@ _SHAPES: dict[str, Callable[[Array, Array], Array]] = {
 
 def _wave(x: Array) -> Array:
     """A triangle wave of period 1: -0.25 at the whole numbers, 0.25 halfway."""
-    return 0.25 - abs(x - np.floor(x) - 0.5)
+    from_half: Array = abs(x - np.floor(x) - 0.5)
+    return 0.25 - from_half
 
 
 def _plain(x: Array, y: Array) -> Array:
@@ -91,7 +95,7 @@ _TEXTURES: dict[str, Callable[[Array, Array], Array]] = {
 _COARSE = tuple(f"{texture}_{shape}" for shape in _SHAPES for texture in _TEXTURES)
 _FINE = tuple(f"{colour}_{coarse}" for coarse in _COARSE for colour in _COLOURS)
 _PARTS = (2, 1, 1, 2, 3, 3, 3, 2, _SIZE * _SIZE * 3)
-"""Random numbers a sample: centre, size, rotation, phase, tint, ground, its change and where to; noise of each pixel."""
+"""Random numbers a sample: centre, size, rotation, phase, tint, ground, its change and where to; then the noise."""
 
 
 def synthetic_source(num_train: int = 10_000, num_test: int = 2_000) -> Source:
@@ -150,6 +154,6 @@ def _draw(fine: NDArray[np.int64], draws: Array) -> NDArray[np.uint8]:
     paint = np.array(list(_COLOURS.values()), np.float32)[colour][:, None, None] + (rgb(tint) - 0.5) * 0.3
     slope = ((towards[:, 0] - 0.5) * pixel[None, None, :] + (towards[:, 1] - 0.5) * pixel[None, :, None]) / _SIZE
     backdrop = 0.2 + 0.6 * rgb(ground) + slope[..., None] * (rgb(change) - 0.5) * 2
-    image = backdrop + inside * (paint * (0.3 + 0.7 * light) - backdrop)
+    image: Array = backdrop + inside * (paint * (0.3 + 0.7 * light) - backdrop)
     image += (noise.reshape(image.shape) - 0.5) * 0.2
     return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)

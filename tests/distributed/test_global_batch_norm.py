@@ -1,5 +1,6 @@
 """GlobalBatchNorm2d on slices of a batch, in real processes, against BatchNorm2d on the whole of it in one."""
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,9 @@ def test_slices_give_what_the_whole_batch_gives(world_size: int, tmp_path: Path)
 
 def _rank(rank: int, world_size: int, store: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", store=dist.FileStore(store, world_size), rank=rank, world_size=world_size)
+    # A file as the store needs no port. The timeout is for ranks that disagree on whether to communicate.
+    file_store, timeout = dist.FileStore(store, world_size), timedelta(seconds=60)
+    dist.init_process_group("gloo", store=file_store, rank=rank, world_size=world_size, timeout=timeout)
     for sizes in SLICES[world_size]:
         _matches(rank, sizes)
         _matches_in_half_precision(rank, sizes)
@@ -59,10 +62,12 @@ def _matches(rank: int, sizes: tuple[int, ...]) -> None:
         (output * weights.split(sizes)[rank]).sum().backward()
 
         _close(output, expected.split(sizes)[rank])
-        assert part.grad is not None and whole.grad is not None
+        assert part.grad is not None
+        assert whole.grad is not None
         _close(part.grad, whole.grad.split(sizes)[rank])
         for parameter, of_reference in zip(layer.parameters(), reference.parameters(), strict=True):
-            assert parameter.grad is not None and of_reference.grad is not None
+            assert parameter.grad is not None
+            assert of_reference.grad is not None
             dist.all_reduce(parameter.grad)
             _close(parameter.grad, of_reference.grad, atol=2e-5)  # a sum of some hundred elements
     _same_state(layer, reference)
@@ -89,7 +94,8 @@ def _is_stable(rank: int, sizes: tuple[int, ...]) -> None:
     layer(x.split(sizes)[rank])
     expected = nn.BatchNorm2d(CHANNELS).double()
     expected(x.double())
-    assert layer.running_var is not None and expected.running_var is not None
+    assert layer.running_var is not None
+    assert expected.running_var is not None
     _close(layer.running_var, expected.running_var.float(), atol=1e-5)
 
 

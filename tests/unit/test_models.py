@@ -142,7 +142,8 @@ def test_self_attention_starts_as_the_identity_and_can_leave_it() -> None:
     layer, x = SelfAttention2d(16), torch.randn(2, 16, 8, 8)
     assert torch.equal(layer(x), x)
     layer(x).square().sum().backward()
-    assert layer.gate.grad is not None and layer.gate.grad != 0
+    assert layer.gate.grad is not None
+    assert layer.gate.grad != 0
 
 
 def test_self_attention_equals_its_definition() -> None:

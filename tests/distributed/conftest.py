@@ -1,0 +1,206 @@
+"""What the tests of whole jobs share: a tiny recipe, and the command line in processes of its own."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cifarscale.checkpoint import load_checkpoint, newest_checkpoint
+from cifarscale.config.load import load_recipe
+from cifarscale.config.recipe import Recipe
+from cifarscale.run import Placement, RunFolder, resolve, run_job
+from cifarscale.tracking.metrics import read_metrics
+
+PATIENCE_S = 120
+"""After which a test that waits gives up: for processes that hang, not a measure of anything."""
+
+TINY = """
+task = "cnn"
+[model]
+width = 4
+[training]
+max_steps = 20
+global_batch_size = 16
+log_every = 1
+checkpoint_every = 5
+[evaluation]
+every = 10
+batch_size = 7
+"""
+
+TIMES = ("seconds", "images_per_second")
+"""What differs between two runs that compute the same."""
+
+
+@dataclass
+class Started:
+    """A command that runs."""
+
+    process: subprocess.Popen[str]
+
+    def wait(self) -> subprocess.CompletedProcess[str]:
+        """The command when it has ended, with what it printed."""
+        output, errors = self.process.communicate(timeout=PATIENCE_S)
+        return subprocess.CompletedProcess(self.process.args, self.process.returncode, output, errors)
+
+    def signal(self, signum: signal.Signals) -> None:
+        self.process.send_signal(signum)
+
+    def kill(self) -> None:
+        """SIGKILL, as from a scheduler that has lost its patience."""
+        self.process.kill()
+        self.process.communicate(timeout=PATIENCE_S)
+
+    def ranks(self) -> dict[int, int]:
+        """Process ids of the ranks that were started by this command and live, by rank."""
+        found = {}
+        for pid in _children(self.process.pid):
+            rank = re.search(rb"(?:^|\0)RANK=(\d+)\0", _read(f"/proc/{pid}/environ"))
+            if rank and b"cluster.worker" in _read(f"/proc/{pid}/cmdline"):
+                found[int(rank[1])] = pid
+        return found
+
+
+class Run:
+    """What a run folder holds."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def state(self) -> dict[str, Any]:
+        """The newest checkpoint."""
+        path = newest_checkpoint(self.path / "checkpoints")
+        assert path is not None, f"no checkpoint in {self.path}"
+        return load_checkpoint(path)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of the log, without times."""
+        lines = read_metrics(self.path / "metrics.jsonl")
+        return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+
+    def result(self) -> dict[str, Any]:
+        result = RunFolder(self.path).result()
+        assert result is not None, f"{self.path} is not complete"
+        return result
+
+    def last_step(self) -> int:
+        """Of the last line of the log; 0 before the first."""
+        return max((line["step"] for line in read_metrics(self.path / "metrics.jsonl")), default=0)
+
+    def wait_for_step(self, step: int, started: Started) -> None:
+        """Returns when the log has come to a step. Fails if the command ends before that."""
+        deadline = time.monotonic() + PATIENCE_S
+        while self.last_step() < step:
+            if started.process.poll() is not None:
+                pytest.fail(f"ended before step {step}: {started.wait()}")
+            assert time.monotonic() < deadline, f"step {step} is not reached"
+            time.sleep(0.005)
+
+
+def assert_same_run(run: Run, other: Run) -> None:
+    """Both runs ended with the same weights, moments, losses and figures, to the last bit."""
+    mine, theirs = run.state(), other.state()
+    for part in ("networks", "averages", "optimizers"):
+        assert_same(mine[part], theirs[part], part)
+    assert run.metrics() == other.metrics()
+    for split in ("train", "test"):
+        assert run.result()[split] == other.result()[split]
+
+
+def assert_same(one: Any, other: Any, where: str) -> None:
+    """Equal values, and tensors equal in every bit, through dictionaries and lists."""
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key, value in one.items():
+            assert_same(value, other[key], f"{where}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), where
+        for i, (a, b) in enumerate(zip(one, other, strict=True)):
+            assert_same(a, b, f"{where}.{i}")
+    else:
+        assert one == other, where
+
+
+@pytest.fixture(autouse=True)
+def one_core_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Started]]:
+    """Starts `cifarscale` with arguments in a process of its own, and ends it with the test."""
+    started: list[Started] = []
+
+    def start(*arguments: str | Path) -> Started:
+        command = [sys.executable, "-m", "cifarscale", *map(str, arguments)]
+        pipe = subprocess.PIPE
+        started.append(Started(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)))
+        return started[-1]
+
+    yield start
+    for each in started:
+        if each.process.poll() is None:
+            each.kill()
+
+
+@pytest.fixture
+def cifarscale(start: Callable[..., Started]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs `cifarscale` with arguments in a process of its own, to its end."""
+    return lambda *arguments: start(*arguments).wait()
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a recipe that takes a fraction of a second."""
+    path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
+    path.write_text(TINY, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def train_here(tiny: Path, shards: Path) -> Callable[..., Run]:
+    """Trains the tiny recipe with overrides in a folder, by one rank in this process."""
+
+    def train(folder: Path, *overrides: str, shards: Path = shards, num_workers: int = 0) -> Run:
+        run_job(tiny_recipe(tiny, shards, *overrides), folder, Placement(shards, "cpu", num_workers))
+        return Run(folder)
+
+    return train
+
+
+def tiny_recipe(tiny: Path, shards: Path, *overrides: str) -> Recipe:
+    """The tiny recipe with overrides, resolved."""
+    return resolve(load_recipe(str(tiny), overrides), shards)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and was not asked for its exit code does not."""
+    stat = _read(f"/proc/{pid}/stat")
+    return bool(stat) and stat.rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+
+
+def _children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task")
+    found = [_read(str(task / "children")) for task in tasks.iterdir()] if tasks.is_dir() else []
+    return [int(child) for children in found for child in children.split()]
+
+
+def _read(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError:
+        return b""

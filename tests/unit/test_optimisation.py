@@ -1,0 +1,155 @@
+"""Schedules, optimizers and the moving average, against torch's own and plain loops."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from cifarscale.config.recipe import AdamWConfig, ScheduleConfig, SGDConfig
+from cifarscale.training.optimisation import MovingAverage, build_optimizer, learning_rate_factor
+
+STEPS = 50
+
+
+def factors(**values: object) -> list[float]:
+    config = ScheduleConfig.model_validate(values)
+    return [learning_rate_factor(config, step, STEPS) for step in range(STEPS)]
+
+
+def rates(make: type, **options: object) -> list[float]:
+    """What a scheduler of torch makes of a peak of 1, step by step."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = make(optimizer, **options)
+    seen = [optimizer.param_groups[0]["lr"]]
+    for _ in range(STEPS - 1):
+        optimizer.step()
+        schedule.step()
+        seen.append(optimizer.param_groups[0]["lr"])
+    return seen
+
+
+@pytest.mark.parametrize("final", [0.0, 0.01])
+def test_cosine_is_cosine_annealing(final: float) -> None:
+    expected = rates(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=STEPS, eta_min=final)
+    assert factors(name="cosine", final_fraction=final) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("warmup", [0, 10, 20])
+@pytest.mark.parametrize("final", [1e-9, 0.01])
+def test_one_cycle_is_one_cycle_lr_with_cosine_sides(warmup: int, final: float) -> None:
+    expected = rates(
+        torch.optim.lr_scheduler.OneCycleLR,
+        max_lr=1.0,
+        total_steps=STEPS,
+        pct_start=warmup / STEPS or 0.3,
+        div_factor=25,
+        final_div_factor=1 / 25 / final,
+    )
+    ours = factors(name="one_cycle", warmup_steps=warmup, final_fraction=final)
+    assert ours == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["constant", "cosine"])
+def test_warm_up_is_linear_and_precedes_the_shape(name: str) -> None:
+    ours = factors(name=name, warmup_steps=5)
+    assert ours[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert ours[5] == 1.0
+
+
+def test_warm_up_is_linear_lr() -> None:
+    expected = rates(torch.optim.lr_scheduler.LinearLR, start_factor=1 / 8, total_iters=7)
+    assert factors(name="constant", warmup_steps=8) == pytest.approx(expected)
+
+
+def test_constant_stays() -> None:
+    assert factors(name="constant") == [1.0] * STEPS
+
+
+@pytest.mark.parametrize("name", ["constant", "cosine", "one_cycle"])
+@pytest.mark.parametrize("max_steps", [1, 2, 3, 7])
+def test_factors_of_short_runs_are_fractions_of_the_peak(name: str, max_steps: int) -> None:
+    config = ScheduleConfig.model_validate({"name": name})
+    values = [learning_rate_factor(config, step, max_steps) for step in range(max_steps)]
+    assert all(math.isfinite(value) and 0 <= value <= 1 for value in values)
+
+
+def test_one_cycle_ends_at_the_final_fraction_in_the_last_step() -> None:
+    assert factors(name="one_cycle", final_fraction=0.25)[-1] == pytest.approx(0.25)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 5))
+
+
+def train(module: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 5) -> None:
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        module(torch.randn(6, 3, 8, 8, generator=generator)).square().mean().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("config", [AdamWConfig(weight_decay=0.1), SGDConfig(weight_decay=0.1)])
+def test_weight_decay_is_applied_to_weights_of_two_and_more_dimensions(config: AdamWConfig | SGDConfig) -> None:
+    module = network()
+    optimizer = build_optimizer(module, config, 1e-3)
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert len(decay) == len(list(module.parameters()))
+    for name, parameter in module.named_parameters():
+        decayed = name in ("0.weight", "3.weight")
+        assert decay[id(parameter)] == (0.1 if decayed else 0.0), name
+
+
+def test_adamw_without_weight_decay_is_adam() -> None:
+    ours, theirs = network(), network()
+    train(ours, build_optimizer(ours, AdamWConfig(), 1e-3))
+    train(theirs, torch.optim.Adam(theirs.parameters(), lr=1e-3, fused=True))
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_sgd_is_nesterov_momentum() -> None:
+    ours, theirs = network(), network()
+    train(ours, build_optimizer(ours, SGDConfig(momentum=0.8), 1e-2))
+    train(theirs, torch.optim.SGD(theirs.parameters(), lr=1e-2, momentum=0.8, nesterov=True))
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+def test_parameters_that_are_frozen_are_left_alone() -> None:
+    module = network()
+    module[0].requires_grad_(False)
+    optimizer = build_optimizer(module, AdamWConfig(), 1e-3)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == 4
+
+
+def test_moving_average_is_the_plain_loop() -> None:
+    module = network()
+    average = MovingAverage(module, 0.6)
+    expected = [parameter.detach().double().clone() for parameter in module.parameters()]
+    optimizer = build_optimizer(module, SGDConfig(), 0.1)
+    for step in range(1, 13):
+        train(module, optimizer, steps=1)
+        average.update(module, step)
+        decay = min(0.6, (1 + step) / (10 + step))
+        for mean, parameter in zip(expected, module.parameters(), strict=True):
+            mean.mul_(decay).add_(parameter.detach().double(), alpha=1 - decay)
+    for mine, mean in zip(average.network.parameters(), expected, strict=True):
+        torch.testing.assert_close(mine.double(), mean, rtol=1e-5, atol=1e-7)
+
+
+def test_moving_average_takes_buffers_over_and_leaves_the_network_alone() -> None:
+    module = network()
+    average = MovingAverage(module, 0.9)
+    train(module, build_optimizer(module, SGDConfig(), 0.1))
+    before = copy.deepcopy(module.state_dict())
+    average.update(module, 1)
+    for key, value in module.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    for mine, theirs in zip(average.network.buffers(), module.buffers(), strict=True):
+        assert torch.equal(mine, theirs)
+        assert mine.data_ptr() != theirs.data_ptr()
+    assert not any(parameter.requires_grad for parameter in average.network.parameters())

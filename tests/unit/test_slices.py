@@ -1,0 +1,181 @@
+"""Slices of a batch in one process: their mean is the whole batch's gradient, and its bits depend on no core."""
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from cifarscale.cores import Cores
+from cifarscale.distributed import Group, Ranks
+from cifarscale.models.cnn import SmallFiltersCNN
+from cifarscale.training.slices import Slices, tree_mean
+from cifarscale.training.task import Outputs
+
+BATCH = 32
+Part = tuple[torch.Tensor, torch.Tensor]
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """`Cores` sets torch's number of threads for the whole process; other tests get theirs back."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def network(**options: Any) -> nn.Module:
+    torch.manual_seed(0)
+    return SmallFiltersCNN(num_classes=10, width=4, **options)
+
+
+def batch() -> Part:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(BATCH, 3, 32, 32, generator=generator)
+    return images, torch.randint(10, (BATCH,), generator=generator)
+
+
+def cut(num_slices: int) -> list[Part]:
+    images, labels = batch()
+    return [(images[i::num_slices], labels[i::num_slices]) for i in range(num_slices)]
+
+
+def loss(update: str, networks: Mapping[str, nn.Module], part: Part, step: int) -> tuple[torch.Tensor, Outputs]:
+    logits = networks[update](part[0])
+    value = F.cross_entropy(logits, part[1])
+    return value, (value, logits)
+
+
+def one_process(module: nn.Module, num_slices: int, num_cores: int = 1) -> Slices:
+    return Slices({"net": module}, num_slices, Group(Ranks()), Cores(apart=True, num_cores=num_cores))
+
+
+def step(module: nn.Module, num_slices: int, num_cores: int = 1) -> list[Outputs]:
+    """Sets the module's gradients to those of the batch, computed in slices. Returns: the slices' outputs."""
+    slices = one_process(module, num_slices, num_cores)
+    update = slices.update("net", loss)
+    slices.begin_step()
+    zero, outputs = update(cut(num_slices), 0)
+    zero.backward()
+    slices.end_step()
+    return outputs
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 8])
+def test_tree_mean_is_the_mean(count: int) -> None:
+    torch.manual_seed(0)
+    terms = [(torch.randn(3, 2), torch.randn(5)) for _ in range(count)]
+    means = tree_mean(terms)
+    for i, mean in enumerate(means):
+        torch.testing.assert_close(mean, torch.stack([term[i] for term in terms]).mean(0))
+
+
+def test_tree_mean_pairs_each_term_with_the_one_half_the_number_further_on() -> None:
+    terms = [[torch.tensor(value)] for value in (1e8, 1.0, -1e8, 3.0)]
+    (mean,) = tree_mean(terms)
+    assert mean == 1.0  # (1e8 - 1e8) + (1 + 3), which is exact; from left to right the 1 would be lost
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
+def test_tree_mean_over_ranks_of_means_within_them_is_the_same_to_the_last_bit(world_size: int) -> None:
+    torch.manual_seed(0)
+    terms = [[torch.randn(1000)] for _ in range(8)]
+    within = [tree_mean(terms[rank::world_size]) for rank in range(world_size)]
+    assert torch.equal(tree_mean(within)[0], tree_mean(terms)[0])
+
+
+def test_tree_mean_changes_none_of_its_terms() -> None:
+    terms = [[torch.ones(3)] for _ in range(4)]
+    tree_mean(terms)
+    assert all(torch.equal(term[0], torch.ones(3)) for term in terms)
+
+
+@pytest.mark.parametrize("num_slices", [1, 2, 4, 8])
+def test_gradient_of_the_slices_is_that_of_the_whole_batch(num_slices: int) -> None:
+    whole, sliced = network(), network()
+    images, labels = batch()
+    F.cross_entropy(whole(images), labels).backward()
+    outputs = step(sliced, num_slices)
+    for mine, theirs in zip(sliced.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-6)
+    assert len(outputs) == num_slices
+    assert not any(value.requires_grad for output in outputs for value in output)
+
+
+@pytest.mark.parametrize("num_cores", [2, 4])
+@pytest.mark.parametrize("normalisation", ["none", "batch"])
+def test_every_bit_is_the_same_on_any_number_of_cores(normalisation: str, num_cores: int) -> None:
+    one, several = network(normalisation=normalisation), network(normalisation=normalisation)
+    outputs, others = step(one, 4), step(several, 4, num_cores)
+    for mine, theirs in zip(several.parameters(), one.parameters(), strict=True):
+        assert mine.grad is not None
+        assert theirs.grad is not None
+        assert torch.equal(mine.grad, theirs.grad)
+    for (key, mine), theirs in zip(several.state_dict().items(), one.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs), key
+    for output, other in zip(outputs, others, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(output, other, strict=True))
+
+
+def test_buffers_after_a_step_are_the_means_over_the_slices() -> None:
+    sliced, original = network(normalisation="batch"), network(normalisation="batch")
+    step(sliced, 4)
+    copies = []
+    for images, _ in cut(4):
+        copies.append(copy.deepcopy(original))
+        copies[-1](images)
+    for (name, mine), *theirs in zip(sliced.named_buffers(), *(c.buffers() for c in copies), strict=True):
+        if mine.is_floating_point():
+            torch.testing.assert_close(mine, torch.stack(theirs).mean(0), rtol=1e-6, atol=1e-7)
+        else:
+            assert mine == 1, name  # one step, however many slices
+
+
+def test_each_step_starts_every_replica_from_the_same_buffers() -> None:
+    module = network(normalisation="batch")
+    slices = one_process(module, 4)
+    update = slices.update("net", loss)
+    for _ in range(2):
+        slices.begin_step()
+        for replica in slices.replicas:
+            for mine, original in zip(replica["net"].buffers(), module.buffers(), strict=True):
+                assert torch.equal(mine, original)
+        update(cut(4), 0)
+        slices.end_step()
+
+
+def test_replicas_share_the_parameters_and_own_their_buffers() -> None:
+    module = network(normalisation="batch")
+    slices = one_process(module, 4)
+    assert len(slices.replicas) == slices.local == slices.total == 4
+    pointers = {buffer.data_ptr() for buffer in module.buffers()}
+    for replica in slices.replicas:
+        assert all(a is b for a, b in zip(replica["net"].parameters(), module.parameters(), strict=True))
+        mine = {buffer.data_ptr() for buffer in replica["net"].buffers()}
+        assert not mine & pointers
+        pointers |= mine
+
+
+def test_no_slices_are_one_a_rank() -> None:
+    assert (one_process(network(), 0).total, one_process(network(), 0).local) == (1, 1)
+
+
+@pytest.mark.parametrize("apart", [True, False])
+@pytest.mark.parametrize("num_cores", [1, 3])
+def test_cores_return_results_in_the_order_of_the_items(apart: bool, num_cores: int) -> None:
+    assert Cores(apart, num_cores).map(lambda item: item * 2, range(20)) == list(range(0, 40, 2))
+
+
+@pytest.mark.parametrize("num_cores", [1, 3])
+def test_cores_that_work_apart_compute_on_one_thread_each(num_cores: int) -> None:
+    cores = Cores(apart=True, num_cores=num_cores)
+    assert set(cores.map(lambda _: torch.get_num_threads(), range(8))) == {1}
+
+
+@pytest.mark.parametrize("num_cores", [1, 3])
+def test_cores_pass_an_error_on(num_cores: int) -> None:
+    with pytest.raises(ZeroDivisionError):
+        Cores(apart=True, num_cores=num_cores).map(lambda item: 1 // item, [1, 0, 2])

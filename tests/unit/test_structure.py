@@ -1,0 +1,151 @@
+"""The house: who may import whom, and what a start of the command line may load."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import cifarscale
+
+PACKAGE = Path(cifarscale.__file__).parent
+
+FLOORS = (
+    ("__main__",),
+    ("cli",),
+    ("cluster",),
+    ("inference",),
+    ("run",),
+    ("training",),
+    ("evaluation",),
+    ("models", "data", "tracking"),
+    ("distributed", "checkpoint", "config", "errors", "log", "files", "lease", "randomness", "cores"),
+    ("__init__",),
+)
+"""The rooms from top to bottom. A module imports from its own room, and from those on the floors below."""
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+HEAVY = ("torch", "torchvision", "ray", "submitit", "wandb", "webdataset", "pydantic", "numpy", "PIL", "requests")
+
+
+def modules() -> list[Path]:
+    return [path.relative_to(PACKAGE) for path in sorted(PACKAGE.rglob("*.py"))]
+
+
+def room(module: Path) -> str:
+    return module.parts[0].removesuffix(".py")
+
+
+def imports(module: Path) -> Iterator[tuple[str, bool]]:
+    """The dotted names that a module imports anywhere in it, and whether at its top level, outside TYPE_CHECKING."""
+    tree = ast.parse((PACKAGE / module).read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node in tree.body) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} has a relative import"
+            assert node.module is not None
+            yield from ((f"{node.module}.{alias.name}", node in tree.body) for alias in node.names)
+
+
+def loaded_by(*arguments: str) -> set[str]:
+    """Top-level modules that a Python has loaded after running these arguments."""
+    program = (
+        "import sys\n"
+        "try:\n"
+        f"    {'; '.join(arguments)}\n"
+        "except SystemExit as end:\n"
+        "    assert not end.code, end.code\n"
+        "print(*{name.partition('.')[0] for name in sys.modules}, file=sys.stderr)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return set(ended.stderr.split())
+
+
+def test_every_room_has_its_floor() -> None:
+    assert {room(module) for module in modules()} == set(FLOOR)
+
+
+@pytest.mark.parametrize("module", modules(), ids=str)
+def test_a_module_imports_only_from_its_own_room_or_below(module: Path) -> None:
+    for name, _ in imports(module):
+        package, _, rest = name.partition(".")
+        if package != "cifarscale":
+            continue
+        other = rest.partition(".")[0]
+        other = other if other in FLOOR else "__init__"  # `from cifarscale import __version__`
+        assert other == room(module) or FLOOR[other] > FLOOR[room(module)] or _is_ground(module, other), (
+            f"{module} imports {name}"
+        )
+
+
+def _is_ground(module: Path, other: str) -> bool:
+    """The modules of the ground floor stand side by side; `test_imports_go_round_in_no_circle` orders them."""
+    return FLOOR[room(module)] == FLOOR[other] == FLOOR["errors"]
+
+
+def test_imports_go_round_in_no_circle() -> None:
+    """At the top level, where a circle would fail or depend on who is imported first."""
+    names = {".".join(("cifarscale", *module.with_suffix("").parts)): module for module in modules()}
+    graph = {
+        name: {
+            target
+            for imported, at_top in imports(module)
+            if at_top
+            for target in (imported, imported.rpartition(".")[0])
+            if target in names and target != name
+        }
+        for name, module in names.items()
+    }
+    while graph:
+        leaves = {name for name, targets in graph.items() if not targets & set(graph)}
+        assert leaves, f"a circle among {sorted(graph)}"
+        graph = {name: targets for name, targets in graph.items() if name not in leaves}
+
+
+@pytest.mark.parametrize("module", [m for m in modules() if room(m) == "models"], ids=str)
+def test_models_import_torch_and_each_other_and_nothing_else(module: Path) -> None:
+    foreign = {
+        name
+        for name, _ in imports(module)
+        if name.partition(".")[0] not in ({"torch"} | sys.stdlib_module_names)
+        and not name.startswith("cifarscale.models.")
+    }
+    assert not foreign
+
+
+def test_no_module_is_named_for_nothing() -> None:
+    names = {part.removesuffix(".py") for module in modules() for part in module.parts}
+    assert not names & {"utils", "util", "helpers", "helper", "misc", "common", "manager"}
+
+
+@pytest.mark.parametrize("module", [m for m in modules() if m.name != "__main__.py"], ids=str)
+def test_every_module_says_in_a_docstring_what_it_is_for(module: Path) -> None:
+    assert ast.get_docstring(ast.parse((PACKAGE / module).read_text(encoding="utf-8")))
+
+
+def test_jobs_and_shards_are_no_packages() -> None:
+    """So that they never hide anybody's module of that name."""
+    for folder in ("jobs", "slurm", "shards"):
+        assert not list((PACKAGE.parent / folder).rglob("__init__.py"))
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        ("import cifarscale.cli.main",),
+        ("from cifarscale.cli.main import main", "main(['--version'])"),
+        ("from cifarscale.cli.main import main", "main(['--help'])"),
+        ("from cifarscale.cli.main import main", "main(['train', '--help'])"),
+        ("from cifarscale.cli.main import main", "main(['shards', 'build', '--help'])"),
+    ],
+    ids=lambda statements: statements[-1],
+)
+def test_help_loads_nothing_heavy(statements: tuple[str, ...]) -> None:
+    assert not loaded_by(*statements) & set(HEAVY)
+
+
+def test_listing_jobs_needs_no_torch() -> None:
+    assert "torch" not in loaded_by("from cifarscale.cli.main import main", "main(['jobs', 'list'])")

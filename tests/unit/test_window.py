@@ -1,0 +1,106 @@
+"""The window of logged values: exact means, and the first step whose loss is not finite."""
+
+import math
+
+import pytest
+import torch
+
+from cifarscale.distributed import Group, Ranks
+from cifarscale.training.window import Window
+
+SLICES = 4
+
+
+class _Summed(Group):
+    """A rank's group whose sums add what the other ranks put in: their tables, as they were recorded."""
+
+    def __init__(self, ranks: Ranks, tables: list[torch.Tensor]) -> None:
+        super().__init__(ranks)
+        self.tables = tables
+
+    def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
+        self.tables.append(tensor.clone())
+        return tensor
+
+
+def slices(*losses: float) -> list[dict[str, torch.Tensor]]:
+    return [{"accuracy": torch.tensor(loss / 2), "loss": torch.tensor(loss)} for loss in losses]
+
+
+def window() -> Window:
+    return Window(Group(Ranks()), SLICES)
+
+
+def test_values_are_means_over_the_slices_step_by_step() -> None:
+    mine = window()
+    mine.add(slices(1, 2, 3, 4))
+    mine.add(slices(0, 0, 0, 2))
+    assert mine.fetch() is None
+    assert mine.fetched == {"accuracy": [1.25, 0.25], "loss": [2.5, 0.5]}
+    assert mine.means() == {"accuracy": 0.75, "loss": 1.5}
+
+
+def test_what_is_fetched_in_parts_is_what_is_fetched_at_once() -> None:
+    torch.manual_seed(0)
+    steps = [slices(*torch.rand(SLICES).tolist()) for _ in range(7)]
+    once, in_parts = window(), window()
+    for i, step in enumerate(steps):
+        once.add(step)
+        in_parts.add(step)
+        if i in (2, 3):
+            in_parts.fetch()
+    once.fetch()
+    in_parts.fetch()
+    assert in_parts.means() == once.means()
+
+
+def test_nothing_pending_is_nothing_to_fetch() -> None:
+    assert window().fetch() is None
+
+
+def test_a_cleared_window_starts_anew() -> None:
+    mine = window()
+    mine.add(slices(1, 1, 1, 1))
+    mine.fetch()
+    mine.clear()
+    mine.add(slices(3, 3, 3, 3))
+    mine.fetch()
+    assert mine.means()["loss"] == 3
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", range(5))
+@pytest.mark.parametrize("in_slice", [0, 3])
+def test_the_first_step_that_is_not_finite_is_found(bad: float, place: int, in_slice: int) -> None:
+    mine = window()
+    for step in range(5):
+        losses = [1.0] * SLICES
+        if step >= place:
+            losses[in_slice] = bad
+        mine.add(slices(*losses))
+    assert mine.fetch() == 4 - place
+
+
+def test_losses_that_cancel_are_not_taken_for_finite() -> None:
+    mine = window()
+    mine.add(slices(math.inf, -math.inf, 1, 1))
+    assert mine.fetch() == 0
+
+
+def test_other_values_need_not_be_finite() -> None:
+    mine = window()
+    mine.add([{"accuracy": torch.tensor(math.nan), "loss": torch.tensor(1.0)} for _ in range(SLICES)])
+    assert mine.fetch() is None
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_tables_of_all_ranks_add_up_to_that_of_one(world_size: int) -> None:
+    torch.manual_seed(0)
+    losses = torch.rand(3, SLICES).tolist()
+    tables: list[torch.Tensor] = []
+    for rank in range(world_size):
+        mine = Window(_Summed(Ranks(rank, world_size, rank), tables), SLICES)
+        for step in losses:
+            mine.add(slices(*step[rank::world_size]))
+        mine.fetch()
+    assert torch.equal(sum(tables)[:, :, 1], torch.tensor(losses).double())
