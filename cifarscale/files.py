@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written under a temporary name, flushed to the disk, then renamed."""
+"""Files: those that come with the package, and those that are written whole or not at all."""
 
 import json
 import os
@@ -8,6 +8,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cifarscale.errors import CifarscaleError
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def bundled_folders(name: str) -> tuple[Path, ...]:
+    """Folders of that name that came with the package: within it where it was installed, else in the checkout."""
+    return tuple(folder for folder in (_PACKAGE / "_bundled" / name, _PACKAGE.parent / name) if folder.is_dir())
 
 
 @contextmanager

@@ -25,11 +25,14 @@ def shards() -> None:
 def build(data: str, source: Path | None, out: Path | None, num_shards: int, force: bool) -> None:
     """Convert a data set to shards."""
     from cifarscale.data.build import build_shards, default_folder
+    from cifarscale.data.manifest import published_manifest
 
     folder = out or default_folder(data)
     manifest = build_shards(data, folder, num_shards, source, force)
     _show(folder)
-    click.echo(f"fingerprint {manifest.fingerprint}; next: cifarscale train cnn --data {folder}")
+    published = manifest == published_manifest(data)
+    click.echo(f"fingerprint {manifest.fingerprint}{', equal to the published one' if published else ''}")
+    click.echo(f"next  cifarscale train cnn --data {folder}")
 
 
 @shards.command()

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from cifarscale.errors import EXIT_ERROR, CifarscaleError, DistributedError, Interrupted
+from cifarscale.errors import EXIT_ERROR, EXIT_INTERRUPTED, CifarscaleError, DistributedError, Interrupted
 from cifarscale.files import writing_to
 
 GRACE_S = 20
@@ -100,8 +100,9 @@ def _failure(processes: Sequence[subprocess.Popen[bytes]], first: int, logs: Pat
     report = told[0]
     if report["exit_code"] == Interrupted.exit_code:
         return Interrupted(report["message"])
-    where = "" if report["rank"] == 0 or report["expected"] else f" (see {logs / 'rank-{}.log'.format(report['rank'])})"
-    return CifarscaleError(f"rank {report['rank']}: {report['message']}{where}" if where else report["message"])
+    if report["expected"]:
+        return CifarscaleError(report["message"])
+    return CifarscaleError(f"rank {report['rank']}: {report['message']} (see {logs}/rank-{report['rank']}.log)")
 
 
 def _told(logs: Path, rank: int) -> dict[str, Any] | None:
@@ -125,10 +126,18 @@ def tell_failure(error: BaseException) -> int:
 
 @contextmanager
 def _passing_on_signals(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
+    """SIGTERM and the first Ctrl-C go to all ranks; a second Ctrl-C kills them, also where they wait for a peer."""
+    requested = False
+
     def pass_on(signum: int, frame: FrameType | None) -> None:
+        nonlocal requested
+        again = requested and signum == signal.SIGINT
+        requested = True
         for process in processes:
             if process.poll() is None:
-                process.send_signal(signum)
+                process.send_signal(signal.SIGKILL if again else signum)
+        if again:
+            os._exit(EXIT_INTERRUPTED + 1)
 
     previous = {signum: signal.signal(signum, pass_on) for signum in (signal.SIGTERM, signal.SIGINT)}
     try:

@@ -47,7 +47,9 @@ def main() -> int:
         _FUNCTIONS[call["function"]](**call["arguments"])
     except Exception as error:
         if not isinstance(error, CifarscaleError):
-            traceback.print_exc()
+            # The others print to this file anyway; rank 0 spares the terminal what is mostly another rank's failure.
+            with Path(os.environ["CIFARSCALE_LOGS"], f"rank-{os.environ['RANK']}.log").open("a") as log:
+                traceback.print_exc(file=log)
         return tell_failure(error)
     return 0
 

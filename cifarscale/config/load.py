@@ -14,15 +14,13 @@ from pydantic import BaseModel, ValidationError
 
 from cifarscale.config.recipe import TASKS, Recipe, resolved
 from cifarscale.errors import ConfigError
-from cifarscale.files import writing_to
-
-_PACKAGE = Path(__file__).resolve().parents[1]
+from cifarscale.files import bundled_folders, writing_to
 
 
 def recipe_folders() -> tuple[Path, ...]:
     """Where recipes are looked up by name, first match wins: ./jobs, the bundled ones, the checkout's."""
-    candidates = (Path("jobs"), _PACKAGE / "_bundled" / "jobs", _PACKAGE.parent / "jobs")
-    return tuple(folder for folder in candidates if folder.is_dir())
+    here = (Path("jobs"),) if Path("jobs").is_dir() else ()
+    return here + bundled_folders("jobs")
 
 
 def recipe_files() -> dict[str, Path]:

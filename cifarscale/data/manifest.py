@@ -8,7 +8,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cifarscale.errors import DataError
-from cifarscale.files import write_json_atomically
+from cifarscale.files import bundled_folders, write_json_atomically
 
 MANIFEST_NAME = "manifest.json"
 
@@ -77,3 +77,11 @@ class Manifest(_Entry):
             ) from error
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror}") from error
+
+
+def published_manifest(dataset: str) -> Manifest | None:
+    """What `shards build` makes of a known set with its default number of shards, the same bytes on every machine."""
+    for folder in bundled_folders("shards/manifests"):
+        if (folder / f"{dataset}.json").is_file():
+            return Manifest.model_validate_json((folder / f"{dataset}.json").read_text(encoding="utf-8"))
+    return None

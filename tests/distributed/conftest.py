@@ -1,13 +1,12 @@
 """What the tests of whole jobs share: a tiny recipe, and the command line in processes of its own."""
 
-import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ import torch
 
 from cifarscale.checkpoint import load_checkpoint, newest_checkpoint
 from cifarscale.config.load import load_recipe
-from cifarscale.config.recipe import Recipe
 from cifarscale.run import Placement, RunFolder, resolve, run_job
 from cifarscale.tracking.metrics import read_metrics
 
@@ -61,6 +59,9 @@ class Started:
         self.process.kill()
         self.process.communicate(timeout=PATIENCE_S)
 
+    def kill_rank(self, rank: int) -> None:
+        os.kill(self.ranks()[rank], signal.SIGKILL)
+
     def ranks(self) -> dict[int, int]:
         """Process ids of the ranks that were started by this command and live, by rank."""
         found = {}
@@ -76,6 +77,10 @@ class Run:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    def checkpoints(self) -> list[Path]:
+        """Oldest first."""
+        return sorted((self.path / "checkpoints").iterdir())
 
     def state(self) -> dict[str, Any]:
         """The newest checkpoint."""
@@ -106,29 +111,28 @@ class Run:
             assert time.monotonic() < deadline, f"step {step} is not reached"
             time.sleep(0.005)
 
+    def assert_same_as(self, other: "Run") -> None:
+        """Both runs ended with the same weights, moments, losses and figures, to the last bit."""
+        mine, theirs = self.state(), other.state()
+        for part in ("step", "networks", "averages", "optimizers", "scaler"):
+            _assert_same(mine[part], theirs[part], part)
+        assert self.metrics() == other.metrics()
+        for split in ("train", "test"):
+            assert self.result()[split] == other.result()[split]
 
-def assert_same_run(run: Run, other: Run) -> None:
-    """Both runs ended with the same weights, moments, losses and figures, to the last bit."""
-    mine, theirs = run.state(), other.state()
-    for part in ("networks", "averages", "optimizers"):
-        assert_same(mine[part], theirs[part], part)
-    assert run.metrics() == other.metrics()
-    for split in ("train", "test"):
-        assert run.result()[split] == other.result()[split]
 
-
-def assert_same(one: Any, other: Any, where: str) -> None:
+def _assert_same(one: Any, other: Any, where: str) -> None:
     """Equal values, and tensors equal in every bit, through dictionaries and lists."""
     if isinstance(one, torch.Tensor):
         assert torch.equal(one, other), where
     elif isinstance(one, dict):
         assert one.keys() == other.keys(), where
         for key, value in one.items():
-            assert_same(value, other[key], f"{where}.{key}")
+            _assert_same(value, other[key], f"{where}.{key}")
     elif isinstance(one, list | tuple):
         assert len(one) == len(other), where
         for i, (a, b) in enumerate(zip(one, other, strict=True)):
-            assert_same(a, b, f"{where}.{i}")
+            _assert_same(a, b, f"{where}.{i}")
     else:
         assert one == other, where
 
@@ -171,26 +175,30 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def train_here(tiny: Path, shards: Path) -> Callable[..., Run]:
     """Trains the tiny recipe with overrides in a folder, by one rank in this process."""
 
-    def train(folder: Path, *overrides: str, shards: Path = shards, num_workers: int = 0) -> Run:
-        run_job(tiny_recipe(tiny, shards, *overrides), folder, Placement(shards, "cpu", num_workers))
+    def train(folder: Path, *overrides: str, shards: Path = shards) -> Run:
+        run_job(resolve(load_recipe(str(tiny), overrides), shards), folder, Placement(shards, "cpu"))
         return Run(folder)
 
     return train
 
 
-def tiny_recipe(tiny: Path, shards: Path, *overrides: str) -> Recipe:
-    """The tiny recipe with overrides, resolved."""
-    return resolve(load_recipe(str(tiny), overrides), shards)
+@pytest.fixture(scope="session")
+def opened() -> type[Run]:
+    """Opens a run folder."""
+    return Run
 
 
-def is_alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended and was not asked for its exit code does not."""
-    stat = _read(f"/proc/{pid}/stat")
-    return bool(stat) and stat.rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+def wait_until_gone(pids: Iterable[int]) -> None:
+    """Returns when none of the processes runs."""
+    deadline = time.monotonic() + PATIENCE_S
+    for pid in pids:
+        while (stat := _read(f"/proc/{pid}/stat")) and stat.rpartition(b")")[2].split()[0] not in (b"Z", b"X"):
+            assert time.monotonic() < deadline, f"process {pid} goes on"
+            time.sleep(0.01)
 
 
 def _children(pid: int) -> list[int]:

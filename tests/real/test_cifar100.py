@@ -15,12 +15,10 @@ import webdataset as wds
 
 from cifarscale.checkpoint import load_checkpoint, newest_checkpoint
 from cifarscale.data.build import build_shards
-from cifarscale.data.manifest import Manifest
+from cifarscale.data.manifest import Manifest, published_manifest
 from cifarscale.tracking.metrics import read_metrics
 
 pytestmark = pytest.mark.real_data
-
-PUBLISHED = Path(__file__).parents[2] / "shards" / "manifests" / "cifar100.json"
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +57,7 @@ def assert_same_weights(a: Path, b: Path) -> None:
 def test_shards_hold_every_sample_and_equal_the_published_manifest(cifar100: Path) -> None:
     manifest = Manifest.load(cifar100)
     assert {name: split.num_samples for name, split in manifest.splits.items()} == {"train": 50_000, "test": 10_000}
-    assert manifest == Manifest.model_validate_json(PUBLISHED.read_text())
+    assert manifest == published_manifest("cifar100")
 
 
 def test_building_twice_gives_the_same_bytes(cifar100: Path, real_data: Path, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import pickle
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,10 @@ State = dict[str, Any]
 
 
 @pytest.fixture
-def warnings(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.LogCaptureFixture]:
+def warnings(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
     """What our logger says, also where a command has configured it to keep its records to itself."""
     monkeypatch.setattr(logging.getLogger("cifarscale"), "propagate", True)
-    yield caplog
+    return caplog
 
 
 def state(step: int) -> State:
