@@ -14,7 +14,7 @@ demo: install ## Train, evaluate and ask the CNN, on built-in data: no network, 
 	$(BIN)/cifarscale predict runs/demo-* docs/images/yellow_striped_ring.png
 
 test: install lint types ## Install, lint, check types, and run all tests.
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 lint: install ## Check style.
 	$(BIN)/ruff check .
@@ -32,6 +32,7 @@ install: $(VENV)/.installed ## Make the virtual environment.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
+	@echo 'installing into $(VENV): about 6 GB, a few minutes'
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 

@@ -1,6 +1,5 @@
 """What the tests of whole jobs share: a tiny recipe, and the command line in processes of its own."""
 
-import os
 import re
 import signal
 import subprocess
@@ -51,16 +50,15 @@ class Started:
         output, errors = self.process.communicate(timeout=PATIENCE_S)
         return subprocess.CompletedProcess(self.process.args, self.process.returncode, output, errors)
 
-    def signal(self, signum: signal.Signals) -> None:
+    def send(self, signum: signal.Signals) -> None:
         self.process.send_signal(signum)
 
     def kill(self) -> None:
-        """SIGKILL, as from a scheduler that has lost its patience."""
+        """SIGKILL, as from a scheduler that has lost its patience. Returns when the ranks are gone, too."""
+        ranks = self.ranks()
         self.process.kill()
-        self.process.communicate(timeout=PATIENCE_S)
-
-    def kill_rank(self, rank: int) -> None:
-        os.kill(self.ranks()[rank], signal.SIGKILL)
+        self.process.wait(PATIENCE_S)
+        _wait_until_gone(ranks.values())
 
     def ranks(self) -> dict[int, int]:
         """Process ids of the ranks that were started by this command and live, by rank."""
@@ -192,8 +190,13 @@ def opened() -> type[Run]:
     return Run
 
 
-def wait_until_gone(pids: Iterable[int]) -> None:
-    """Returns when none of the processes runs."""
+@pytest.fixture(scope="session")
+def wait_until_gone() -> Callable[[Iterable[int]], None]:
+    """Returns when none of the processes of these ids runs."""
+    return _wait_until_gone
+
+
+def _wait_until_gone(pids: Iterable[int]) -> None:
     deadline = time.monotonic() + PATIENCE_S
     for pid in pids:
         while (stat := _read(f"/proc/{pid}/stat")) and stat.rpartition(b")")[2].split()[0] not in (b"Z", b"X"):
