@@ -40,13 +40,14 @@ def lease(path: Path, refuse: Callable[[str], Exception]) -> Iterator[None]:
         yield
     finally:
         released.set()
-        path.unlink(missing_ok=True)
+        if _is_mine(path):  # one that slept for long may have lost it
+            path.unlink(missing_ok=True)
 
 
 def _create(path: Path) -> bool:
     """Whether this process made the file; a reader finds it whole, since it is linked into place."""
     mine = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}")
-    mine.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
+    mine.write_text(json.dumps(_about_me()))
     try:
         os.link(mine, path)
     except FileExistsError:
@@ -100,7 +101,18 @@ def _remove_expired(path: Path) -> None:
 
 def _keep_alive(path: Path, released: threading.Event) -> None:
     while not released.wait(TOUCHED_EVERY_S):
-        try:
-            os.utime(path)
-        except OSError:  # the file server may be away for a while; the next try may succeed
-            continue
+        with suppress(OSError):  # the file server may be away for a while; the next try may succeed
+            if _is_mine(path):
+                os.utime(path)
+
+
+def _is_mine(path: Path) -> bool:
+    try:
+        about: dict[str, object] = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError):
+        return False
+    return about == _about_me()
+
+
+def _about_me() -> dict[str, object]:
+    return {"host": socket.gethostname(), "pid": os.getpid()}

@@ -95,18 +95,22 @@ class RunFolder:
             raise RunError(f"{self.path} is not a run folder: it has no recipe.toml. Run: ls {RUNS_ROOT}")
         return load_recipe(str(self.recipe))
 
+    def require(self, recipe: Recipe) -> None:
+        """Raises: RunError if this is not a folder of the recipe's run."""
+        found = self.load_recipe()
+        if recipe_hash(found) != recipe_hash(recipe):
+            raise RunError(
+                f"{self.path} holds a run of another recipe ({found.name}-{recipe_hash(found)}, not "
+                f"{recipe.name}-{recipe_hash(recipe)}); name another --run-dir"
+            )
+
     def prepare(self, recipe: Recipe, manifest: Manifest, about: dict[str, Any]) -> None:
         """Makes the folder for a recipe, or checks that it is this recipe's.
 
         Raises: RunError if it holds another run.
         """
         if self.recipe.exists():
-            found = self.load_recipe()
-            if recipe_hash(found) != recipe_hash(recipe):
-                raise RunError(
-                    f"{self.path} holds a run of another recipe ({found.name}-{recipe_hash(found)}, not "
-                    f"{recipe.name}-{recipe_hash(recipe)}); name another --run-dir"
-                )
+            self.require(recipe)
         elif self.path.is_dir() and any(
             path for path in self.path.iterdir() if not path.name.startswith((".", "logs"))
         ):
@@ -171,6 +175,7 @@ def run_job(recipe: Recipe, run_dir: Path, placement: Placement) -> dict[str, An
 def _run(recipe: Recipe, folder: RunFolder, placement: Placement, group: Group, device: torch.device) -> dict[str, Any]:
     result: dict[str, Any] | None = group.from_first(folder.result())
     if result is not None:
+        folder.require(recipe)
         return result
     data, error = None, None
     try:

@@ -87,17 +87,17 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:
 
 
 def _failure(processes: Sequence[subprocess.Popen[bytes]], first: int, logs: Path) -> CifarscaleError:
-    """The error to show: a rank that was killed before what the others made of that, else the earliest that is told."""
+    """The error to show: a rank that was killed, or what is told in our own words, before what others made of that."""
     for rank, process in enumerate(processes):
         if process.returncode < 0 and not _told(logs, rank) and rank == first:
             name = signal.Signals(-process.returncode).name
             return DistributedError(
                 f"rank {rank} was ended by {name}. The last checkpoint stands: run the same command again to resume"
             )
-    told = sorted((report for rank in range(len(processes)) if (report := _told(logs, rank))), key=lambda r: r["time"])
+    told = [report for rank in range(len(processes)) if (report := _told(logs, rank))]
     if not told:
         return DistributedError(f"rank {first} ended with code {processes[first].returncode}; see {logs}")
-    report = told[0]
+    report = min(told, key=lambda report: (not report["expected"], report["time"]))
     if report["exit_code"] == Interrupted.exit_code:
         return Interrupted(report["message"])
     if report["expected"]:

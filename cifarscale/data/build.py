@@ -55,6 +55,8 @@ def build_shards(
     Returns: the manifest; if the same shards are there and whole already, theirs.
     Raises: DataError if the folder holds something else, or another build is writing it.
     """
+    if source is not None and dataset != "cifar100":
+        raise DataError(f"--source has no effect with --data {dataset}: it is drawn, not read")
     if folder.is_symlink():  # to a larger disk, maybe: what it points to is built or replaced there
         folder = folder.resolve()
     if folder.exists() and not folder.is_dir():
@@ -63,6 +65,9 @@ def build_shards(
         return _existing(dataset, folder, num_shards)
     staging = folder.with_name(f".{folder.name}.building")
     with lease(folder.with_name(f".{folder.name}.lease"), lambda holder: _refusal(folder, holder)):
+        replaced = _aside(folder)
+        if replaced.exists() and not folder.exists():
+            replaced.rename(folder)  # killed between two renames: the old set is what there is
         built = _load(dataset, source, folder.parent)
         with writing_to(staging):
             shutil.rmtree(staging, ignore_errors=True)  # left by a build that was killed
@@ -82,10 +87,15 @@ def _refusal(folder: Path, holder: str) -> DataError:
     return DataError(f"another build is writing {folder} ({holder}). Wait for it, or name another folder with --out")
 
 
+def _aside(folder: Path) -> Path:
+    """Where a folder that is being replaced waits until the new one is there."""
+    return folder.with_name(f".{folder.name}.replaced")
+
+
 def _put_in_place(staging: Path, folder: Path) -> None:
     """Renames the finished folder; what it replaces is removed only when the new one is there."""
     with writing_to(folder):
-        replaced = folder.with_name(f".{folder.name}.replaced")
+        replaced = _aside(folder)
         shutil.rmtree(replaced, ignore_errors=True)
         if folder.exists():
             folder.rename(replaced)
@@ -113,6 +123,4 @@ def _existing(dataset: str, folder: Path, num_shards: int) -> Manifest:
 def _load(dataset: str, source: Path | None, cache: Path) -> Source:
     if dataset == "cifar100":
         return cifar100_source(source, cache)
-    if source is not None:
-        raise DataError(f"--source has no effect with --data {dataset}: it is drawn, not read")
     return synthetic_source()

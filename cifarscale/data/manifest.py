@@ -68,12 +68,12 @@ class Manifest(_Entry):
         except FileNotFoundError:
             raise DataError(
                 f"{folder} is not a folder of shards: it has no {MANIFEST_NAME}. "
-                f"Run: cifarscale shards build --out {folder}"
+                f"Run: cifarscale shards build --data cifar100 --out {folder}, or with --data synthetic"
             ) from None
         except (ValidationError, UnicodeDecodeError) as error:
             raise DataError(
                 f"{path} is damaged or of another format ({str(error).splitlines()[0]}). "
-                f"Build again: cifarscale shards build --out {folder} --force"
+                f"Build again: cifarscale shards build --out {folder} --force, with its --data"
             ) from error
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror}") from error

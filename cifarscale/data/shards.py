@@ -170,7 +170,7 @@ def _checked_bytes(folder: Path, entry: ShardEntry, known: dict[str, str] | None
 
 
 def _rebuild(folder: Path) -> str:
-    return f"Run: cifarscale shards verify {folder}, then build again with --force"
+    return f"Run: cifarscale shards verify {folder}, then shards build --out {folder} --force with its --data"
 
 
 def _shard_bytes(source: Source, split: Split, start: int, stop: int) -> bytes:

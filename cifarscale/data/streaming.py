@@ -111,7 +111,7 @@ class StreamingReader:
         if readers > len(split.shards):
             raise DataError(
                 f"{ranks.world_size} ranks x {self._parts} workers need at least {readers} shards, and {folder} "
-                f"has {len(split.shards)}. Run: cifarscale shards build --out {folder} --num-shards {readers} --force"
+                f"has {len(split.shards)}. Build again with --num-shards {readers} --force, or use fewer readers"
             )
         share = len(rank_positions(global_batch_size, ranks.rank, ranks.world_size))
         if num_workers > share:

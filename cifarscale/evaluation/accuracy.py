@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from cifarscale.cores import Cores
 from cifarscale.data.batches import Chunk, EvaluationSplit
 from cifarscale.distributed import Group
-from cifarscale.errors import DistributedError
+from cifarscale.errors import DistributedError, NonFiniteLossError
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def evaluate_classifier(
     a ledger that says how often each sample was counted. Which samples are computed together does not depend on the
     number of ranks, so neither does any bit of the result.
 
-    Raises: DistributedError if a sample was missed or counted twice.
+    Raises: DistributedError if a sample was missed or counted twice; NonFiniteLossError if a loss is not a number.
     """
     table = torch.zeros(split.num_samples, 5, dtype=torch.float64)
     training = network.training
@@ -71,6 +71,11 @@ def evaluate_classifier(
     network.train(training)
     group.sum_(table)
     check_ledger(table[:, 0])
+    if overflowed := int((~table[:, 4].isfinite()).sum()):
+        raise NonFiniteLossError(
+            f"the loss of {overflowed} of {split.num_samples} evaluated samples is not finite: the network diverged. "
+            "Try a lower training.learning_rate, or training.gradient_clip_norm=1"
+        )
     counts = table.T
     return Accuracy(counts[1].long(), counts[2].long(), counts[3].bool(), counts[4].contiguous())
 

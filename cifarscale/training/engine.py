@@ -194,16 +194,25 @@ class Engine:
     def _check_losses(self) -> None:
         """Fetches the pending losses. Raises: NonFiniteLossError if one is not finite."""
         behind = self._window.fetch()
-        if behind is None:
-            return
+        if behind is not None:
+            raise self._diverged(f"the loss of step {self._step - behind:,} is not finite")
+
+    def _check_weights(self) -> None:
+        """Raises: NonFiniteLossError if the last update overflowed, which only the next loss would show."""
+        networks = self._task.networks.values()
+        if not all(bool(parameter.isfinite().all()) for network in networks for parameter in network.parameters()):
+            raise self._diverged(f"the weights after step {self._step:,} are not finite")
+
+    def _diverged(self, what: str) -> NonFiniteLossError:
         last = self._group.from_first(newest_checkpoint(self._checkpoints))
         where = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
-        raise NonFiniteLossError(
-            f"the loss of step {self._step - behind:,} is not finite; {where}. Try a lower training.learning_rate, "
+        return NonFiniteLossError(
+            f"{what}; {where}. Try a lower training.learning_rate, "
             'training.gradient_clip_norm=1, or training.precision="fp32"'
         )
 
     def _evaluate(self) -> None:
+        self._check_losses()
         values = self._task.evaluate(self.networks)
         self._evaluated_at = self._step
         if self._group.ranks.is_first:
@@ -211,6 +220,7 @@ class Engine:
 
     def _save(self) -> None:
         self._check_losses()
+        self._check_weights()
         if not self._group.ranks.is_first:
             return
         state = {

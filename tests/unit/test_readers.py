@@ -114,6 +114,18 @@ def test_each_sample_comes_once_an_epoch_for_any_number_of_lanes(num_lanes: int,
         assert epoch.sort().values.tolist() == list(range(100))
 
 
+def test_seeds_and_epochs_have_their_own_orders_within_a_shard(tmp_path: Path) -> None:
+    """Where there is one shard, and so nothing but the buffer to shuffle with."""
+    entry = write_shards(synthetic_source(100, 100), tmp_path, 1, lambda _: None).split("train")
+    config = DataConfig(reader="streaming", num_lanes=1, shuffle_buffer=100)
+    epochs = [
+        tuple(batch.ids.tolist())
+        for seed in (0, 1)
+        for batch in take(StreamingReader(tmp_path, entry, seed, 100, config), 3)
+    ]
+    assert len(set(epochs)) == 6
+
+
 @pytest.mark.parametrize("kind", ["resident", "streaming"])
 def test_a_batch_may_be_larger_than_the_set(kind: str, open_reader: Open) -> None:
     batches = list(take(open_reader(kind, batch=1200), 2))
@@ -164,7 +176,7 @@ def test_streaming_shuffles_across_shards(sequence: Callable[[str], Ids]) -> Non
 def test_fewer_shards_than_readers_is_refused_with_the_number_needed(
     world_size: int, num_workers: int, needed: int, open_reader: Open
 ) -> None:
-    message = rf"need at least {needed} shards, and .* has 16\. Run: .* --num-shards {needed} --force"
+    message = rf"need at least {needed} shards, and .* has 16\. Build again with --num-shards {needed} --force"
     with pytest.raises(DataError, match=message):
         open_reader("streaming", Ranks(0, world_size), num_workers)
 
