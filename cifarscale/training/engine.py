@@ -207,12 +207,13 @@ class Engine:
         last = self._group.from_first(newest_checkpoint(self._checkpoints))
         where = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
         return NonFiniteLossError(
-            f"{what}; {where}. Try a lower training.learning_rate, "
-            'training.gradient_clip_norm=1, or training.precision="fp32"'
+            f"{what}; {where}. Try a lower training.learning_rate, training.gradient_clip_norm=1, or "
+            'training.precision="fp32"'
         )
 
     def _evaluate(self) -> None:
         self._check_losses()
+        self._check_weights()
         values = self._task.evaluate(self.networks)
         self._evaluated_at = self._step
         if self._group.ranks.is_first:

@@ -32,7 +32,7 @@ log_every = 1
 checkpoint_every = 5
 [evaluation]
 every = 10
-batch_size = 7
+batch_size = 60
 """
 
 TIMES = ("seconds", "images_per_second")
@@ -135,11 +135,14 @@ def _assert_same(one: Any, other: Any, where: str) -> None:
         assert one == other, where
 
 
-@pytest.fixture(autouse=True)
-def one_core_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
+@pytest.fixture(autouse=True, scope="session")
+def one_core_a_process() -> Iterator[None]:
+    """For processes that tests start, and none that started the tests as a rank."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("OMP_NUM_THREADS", "1")
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+            patched.delenv(name, raising=False)
+        yield
 
 
 @pytest.fixture
