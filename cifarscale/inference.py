@@ -1,4 +1,4 @@
-"""What one does with a trained classifier: evaluate it on a split, and ask it about images."""
+"""What one does with a trained network: evaluate a classifier and ask it about images, draw from a generator."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import nn
 
 from cifarscale.checkpoint import load_checkpoint, newest_checkpoint
-from cifarscale.config.recipe import CnnRecipe
+from cifarscale.config.recipe import CnnRecipe, DcganRecipe
 from cifarscale.cores import Cores
 from cifarscale.data.dataset import Dataset
 from cifarscale.data.manifest import Manifest
@@ -22,6 +23,7 @@ from cifarscale.evaluation.accuracy import evaluate_classifier
 from cifarscale.files import write_json_atomically
 from cifarscale.run import Placement, RunFolder
 from cifarscale.training.cnn import build_classifier, training_normalisation
+from cifarscale.training.dcgan import build_networks, generate_images
 
 TOP = 5
 
@@ -42,18 +44,38 @@ def load_classifier(run_dir: Path, device: torch.device) -> TrainedClassifier:
 
     Raises: RunError if the folder is no classifier's run; CheckpointError if it has no checkpoint yet.
     """
-    folder = RunFolder(run_dir)
-    recipe = folder.load_recipe()
+    recipe = RunFolder(run_dir).load_recipe()
     if not isinstance(recipe, CnnRecipe):
         raise RunError(f"{run_dir} is a run of task {recipe.task!r}, and this needs a classifier's (task 'cnn')")
-    path = newest_checkpoint(folder.checkpoints)
-    if path is None:
-        raise CheckpointError(f"{run_dir} has no checkpoint yet. Run: cifarscale train {folder.recipe}")
-    state = load_checkpoint(path, device)
+    state = _newest_state(run_dir, device)
     manifest = Manifest.load(run_dir)
     network = build_classifier(recipe, manifest, device)
     network.load_state_dict((state["averages"] or state["networks"])["classifier"])
     return TrainedClassifier(recipe, manifest, network.eval(), state["step"], device)
+
+
+def generate(run_dir: Path, count: int, seed: int, device: torch.device) -> NDArray[np.uint8]:
+    """Images (count, 32, 32, 3) from the generator of a run; image i depends on the run, the seed and i alone.
+
+    Raises: RunError if the folder is no DCGAN's run; CheckpointError if it has no checkpoint yet.
+    """
+    recipe = RunFolder(run_dir).load_recipe()
+    if not isinstance(recipe, DcganRecipe):
+        raise RunError(f"{run_dir} is a run of task {recipe.task!r}, and this needs a generator's (task 'dcgan')")
+    state = _newest_state(run_dir, device)
+    generator, _ = build_networks(recipe, device)
+    generator.load_state_dict((state["averages"] or state["networks"])["generator"])
+    cores = Cores(apart=device.type == "cpu")
+    images = generate_images(generator, seed, count, cores, device)
+    return images.permute(0, 2, 3, 1).numpy()
+
+
+def _newest_state(run_dir: Path, device: torch.device) -> dict[str, Any]:
+    folder = RunFolder(run_dir)
+    path = newest_checkpoint(folder.checkpoints)
+    if path is None:
+        raise CheckpointError(f"{run_dir} has no checkpoint yet. Run: cifarscale train {folder.recipe}")
+    return load_checkpoint(path, device)
 
 
 def evaluate_run(run_dir: Path, split: str, placement: Placement) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import torch
 
 from cifarscale import __version__
 from cifarscale.config.load import load_recipe, recipe_hash, recipe_toml, with_values
-from cifarscale.config.recipe import CnnRecipe, Recipe
+from cifarscale.config.recipe import CnnRecipe, DcganRecipe, Recipe
 from cifarscale.cores import Cores, available_cores
 from cifarscale.data.dataset import Dataset
 from cifarscale.data.manifest import Manifest
@@ -27,6 +27,7 @@ from cifarscale.models.registry import count_parameters
 from cifarscale.tracking.metrics import MetricsLog
 from cifarscale.tracking.progress import TrainingProgress
 from cifarscale.training.cnn import CnnTask
+from cifarscale.training.dcgan import DcganTask
 from cifarscale.training.engine import Engine
 from cifarscale.training.signals import stop_on_signals
 from cifarscale.training.task import Task
@@ -76,6 +77,10 @@ class RunFolder:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
 
     @property
     def checkpoints(self) -> Path:
@@ -190,7 +195,7 @@ def _run(recipe: Recipe, folder: RunFolder, placement: Placement, group: Group, 
     if recipe.training.slices:
         torch.backends.cudnn.deterministic = True  # on a GPU a slice must give the same bits each time, too
     cores = Cores(apart=device.type == "cpu" and recipe.training.slices > 0 and not recipe.training.compile)
-    task = build_task(recipe, data, group, cores, device)
+    task = build_task(recipe, folder, data, group, cores, device)
     with TrainingProgress(recipe.name, recipe.training.max_steps, task.shown) as progress, stop_on_signals() as stop:
         observer = _Observer(MetricsLog(folder.metrics), progress)
         engine = Engine(recipe, task, reader, group, cores, device, folder.checkpoints, observer, stop)
@@ -212,8 +217,12 @@ def _run(recipe: Recipe, folder: RunFolder, placement: Placement, group: Group, 
     return result
 
 
-def build_task(recipe: Recipe, data: Dataset, group: Group, cores: Cores, device: torch.device) -> Task:
+def build_task(
+    recipe: Recipe, folder: RunFolder, data: Dataset, group: Group, cores: Cores, device: torch.device
+) -> Task:
     """The task that a recipe names."""
+    if isinstance(recipe, DcganRecipe):
+        return DcganTask(recipe, folder.samples, group, cores, device)
     assert isinstance(recipe, CnnRecipe)
     return CnnTask(recipe, data, group, cores, device)
 

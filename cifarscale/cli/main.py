@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from cifarscale.cli.evaluate import evaluate, predict
+from cifarscale.cli.generate import generate
 from cifarscale.cli.jobs import jobs, models
 from cifarscale.cli.shards import shards
 from cifarscale.cli.train import train
@@ -42,5 +43,5 @@ def main(debug: bool) -> None:
     """
 
 
-for command in (shards, train, evaluate, predict, jobs, models):
+for command in (shards, train, evaluate, predict, generate, jobs, models):
     main.add_command(command)

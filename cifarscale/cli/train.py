@@ -75,15 +75,21 @@ def _show(result: dict[str, Any], run_dir: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{result['name']}: {result['parameters']:,} parameters, {result['steps']:,} steps")
+    title = f"{result['name']}: {result['parameters']:,} parameters, {result['steps']:,} steps"
+    rate = f"{result['images_per_second']:,.0f} images/s on {result['world_size']} × {result['device']}"
+    if result["task"] == "dcgan":
+        click.echo(f"{title}, {rate}")
+        click.echo(f"samples {run_dir / result['samples']}")
+        click.echo(f"result  {run_dir / 'result.json'}")
+        click.echo(f"next    cifarscale generate {run_dir} --out samples.png")
+        return
+    table = Table(title=title, caption=rate)
     for column in ("split", "top-1", "top-5", "loss"):
         table.add_column(column, justify="left" if column == "split" else "right")
     for split in ("train", "validation", "test"):
         if split in result:
             figures = result[split]
             table.add_row(split, f"{figures['top1']:.2%}", f"{figures['top5']:.2%}", f"{figures['loss']:.4f}")
-    rate = f"{result['images_per_second']:,.0f} images/s"
-    table.caption = f"{rate} on {result['world_size']} × {result['device']}"
     Console().print(table)
     click.echo(f"result  {run_dir / 'result.json'}")
     click.echo(f"next    cifarscale evaluate {run_dir}")

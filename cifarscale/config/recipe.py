@@ -161,7 +161,8 @@ class TrainingConfig(Section):
 
 class EvaluationConfig(Section):
     every: NonNegativeInt = 1000
-    """Steps between two evaluations during training, on `validation` where there is one, else on `test`; 0 is off."""
+    """Steps between two evaluations during training; 0 is off. A classifier's accuracy on `validation` where there is
+    one, else on `test`; a DCGAN's grid of samples from the same noise each time."""
     batch_size: PositiveInt = 500
     """Samples evaluated at a time. Fixed here so that the figures do not depend on the number of ranks."""
 
@@ -170,7 +171,7 @@ class Recipe(Section):
     """What all jobs share."""
 
     task: str
-    """What is trained: `cnn`."""
+    """What is trained: `cnn` or `dcgan`."""
     name: str = ""
     """Name of the job; the file's name where it is not given. Run folders are named after it."""
     description: str = ""
@@ -227,7 +228,36 @@ class CnnRecipe(Recipe):
         return self
 
 
-TASKS: dict[str, type[Recipe]] = {"cnn": CnnRecipe}
+class DcganModelConfig(Section):
+    """Radford et al. 2016 for 32 x 32; with the defaults 370,624 parameters generate and 167,808 discriminate."""
+
+    latent_size: PositiveInt = 100
+    """Standard normal numbers that an image is generated from."""
+    generator_width: PositiveInt = 32
+    """Channels of the generator's last hidden layer; the ones before have twice and four times as many."""
+    discriminator_width: PositiveInt = 32
+    """Channels of the discriminator's first layer; the next two have twice and four times as many."""
+    normalisation: Literal["none", "batch", "sync_batch", "group"] = "batch"
+    """`batch` takes the statistics of each slice; `sync_batch` those of the global batch, with training.slices = 0."""
+
+
+class DcganRecipe(Recipe):
+    """Trains a generator against a discriminator, with binary cross-entropy. A step updates each of them once."""
+
+    task: Literal["dcgan"] = "dcgan"
+    model: DcganModelConfig = DcganModelConfig()
+    flip: bool = False
+    """Mirrors half of the real images left to right."""
+    optimizer: OptimizerConfig = AdamWConfig(betas=(0.5, 0.999))
+
+    @model_validator(mode="after")
+    def _sync_batch_spans_slices(self) -> Self:
+        if self.model.normalisation == "sync_batch" and self.training.slices:
+            raise ValueError("model.normalisation = 'sync_batch' needs training.slices = 0: its statistics span ranks")
+        return self
+
+
+TASKS: dict[str, type[Recipe]] = {"cnn": CnnRecipe, "dcgan": DcganRecipe}
 """Recipe class of each value of `task`."""
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cifarscale.models.cnn import SmallFiltersCNN
+from cifarscale.models.dcgan import Discriminator, Generator
 from cifarscale.models.resnet import ResNet
 
 Classifier = SmallFiltersCNN | ResNet
@@ -87,9 +88,15 @@ def summarise(name: str, description: str, module: nn.Module, input_shape: tuple
 def summaries() -> tuple[ModelSummary, ...]:
     """Every network with its defaults, and the options worth comparing, one changed at a time."""
     with torch.device("meta"):
-        return tuple(
+        classifiers = tuple(
             summarise(_label(name, options), description, classifier(name, **options), IMAGE_SHAPE)
             for name, options, description in _DESCRIBED
+        )
+        generator, discriminator = Generator(), Discriminator()
+        return (
+            *classifiers,
+            summarise("dcgan generator", "4x4 transposed convolutions", generator, (generator.latent_size,)),
+            summarise("dcgan discriminator", "4x4 convolutions with stride 2", discriminator, IMAGE_SHAPE),
         )
 
 

@@ -57,7 +57,7 @@ class CnnTask(Task):
         images = torch.zeros(batch_size, 3, 32, 32, device=self._device)
         return {"classifier": (images.to(memory_format=torch.channels_last),)}
 
-    def evaluate(self, networks: Mapping[str, nn.Module]) -> dict[str, float]:
+    def evaluate(self, networks: Mapping[str, nn.Module], step: int) -> dict[str, float]:
         split = "validation" if self._recipe.data.num_validation else "test"
         return {f"{split}_{key}": value for key, value in self._figures(networks, split).items()}
 

@@ -214,9 +214,9 @@ class Engine:
     def _evaluate(self) -> None:
         self._check_losses()
         self._check_weights()
-        values = self._task.evaluate(self.networks)
+        values = self._task.evaluate(self.networks, self._step)
         self._evaluated_at = self._step
-        if self._group.ranks.is_first:
+        if values and self._group.ranks.is_first:
             self._observer.evaluated(self._step, values)
 
     def _save(self) -> None:

@@ -55,8 +55,8 @@ class Task(ABC):
         """Inputs of the right shapes for each network, on its device."""
 
     @abstractmethod
-    def evaluate(self, networks: Mapping[str, nn.Module]) -> dict[str, float]:
-        """Figures for the log during training; every rank calls it and gets the same."""
+    def evaluate(self, networks: Mapping[str, nn.Module], step: int) -> dict[str, float]:
+        """Figures for the log after `step`, maybe none; every rank calls it and gets the same."""
 
     @abstractmethod
     def result(self, networks: Mapping[str, nn.Module]) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 
-from cifarscale.randomness import batch_generator, permutation, uniforms
+from cifarscale.randomness import batch_generator, normals, permutation, uniforms
 
 SIZE = 96
 DRAWS = [1, 3, 4, 5, 8, 11]
@@ -102,3 +103,12 @@ def test_numbers_are_the_same_in_all_versions() -> None:
     )
     assert permutation(0, "test", 0, 8).tolist() == [6, 4, 7, 2, 3, 1, 0, 5]
     assert permutation(2**63 - 1, "other", 5, 8).tolist() == [7, 4, 6, 5, 0, 3, 2, 1]
+
+
+def test_normals_are_standard_and_depend_on_their_place_alone() -> None:
+    whole = normals(0, "latent", 3, range(4096), 10)
+    assert torch.equal(whole[1::3], normals(0, "latent", 3, range(1, 4096, 3), 10))
+    assert whole.isfinite().all()
+    assert abs(whole.mean()) < 0.02
+    assert abs(whole.std() - 1) < 0.02
+    assert abs((whole.abs() < 1).double().mean() - 0.6827) < 0.01

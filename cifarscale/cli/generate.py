@@ -1,0 +1,40 @@
+"""`cifarscale generate`."""
+
+from pathlib import Path
+
+import click
+
+from cifarscale.cli.options import device_option, run_argument
+
+
+@click.command()
+@run_argument
+@click.option("--num", type=click.IntRange(min=1), default=64, show_default=True, help="How many images.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Which images.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="A .png for one grid, or a folder for a file an image.",
+)
+@device_option
+def generate(run: Path, num: int, seed: int, out: Path, device: str) -> None:
+    """Draw images from the generator of RUN: the same ones for the same seed, however many are wanted."""
+    from math import isqrt
+
+    from PIL import Image
+
+    from cifarscale.distributed import pick_device
+    from cifarscale.files import writing_to
+    from cifarscale.inference import generate as generate_images
+    from cifarscale.tracking.samples import save_grid
+
+    images = generate_images(run, num, seed, pick_device(device))
+    if out.suffix == ".png":
+        save_grid(images, isqrt(num - 1) + 1, out)
+    else:
+        with writing_to(out):
+            out.mkdir(parents=True, exist_ok=True)
+            for i, image in enumerate(images):
+                Image.fromarray(image).save(out / f"{i:06d}.png")
+    click.echo(f"{num} images of {run.name}, seed {seed}: {out}")
