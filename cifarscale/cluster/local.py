@@ -1,6 +1,7 @@
 """Several processes on this machine, one a rank, with the environment that torchrun would give them."""
 
 import json
+import logging
 import os
 import random
 import signal
@@ -10,13 +11,15 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from cifarscale.errors import EXIT_ERROR, EXIT_INTERRUPTED, CifarscaleError, DistributedError, Interrupted
 from cifarscale.files import writing_to
+
+log = logging.getLogger(__name__)
 
 GRACE_S = 20
 """How long the other ranks may take to end by themselves after one has failed."""
@@ -46,7 +49,7 @@ def run_locally(call: Call, nproc: int, logs: Path) -> None:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(_free_port()),
         "WORLD_SIZE": str(nproc),
-        "CIFARSCALE_CALL": json.dumps({"function": call.function, "arguments": call.arguments}),
+        "CIFARSCALE_CALL": json.dumps(asdict(call) | {"command": sys.argv, "debug": log.isEnabledFor(logging.DEBUG)}),
         "CIFARSCALE_LOGS": str(logs),
     }
     environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // nproc)))
@@ -71,8 +74,8 @@ def _start(rank: int, environment: dict[str, str], logs: Path) -> subprocess.Pop
     environment = environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     if rank == 0:
         return subprocess.Popen(command, env=environment, start_new_session=True)
-    with (logs / f"rank-{rank}.log").open("ab") as log:
-        return subprocess.Popen(command, env=environment, start_new_session=True, stdout=log, stderr=log)
+    with (logs / f"rank-{rank}.log").open("ab") as output:
+        return subprocess.Popen(command, env=environment, start_new_session=True, stdout=output, stderr=output)
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:

@@ -41,8 +41,9 @@ def _end_with_launcher() -> None:
 
 def main() -> int:
     _end_with_launcher()
-    configure_logging(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     call = json.loads(os.environ["CIFARSCALE_CALL"])
+    sys.argv = call["command"]  # what the user typed, for the run's environment.json
+    configure_logging(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), call["debug"])
     try:
         _FUNCTIONS[call["function"]](**call["arguments"])
     except Exception as error:

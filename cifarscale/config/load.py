@@ -61,9 +61,9 @@ def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    values.setdefault("name", path.stem)
     for override in overrides:
         _apply_override(values, override)
+    values["name"] = values.get("name") or path.stem
     return parse_recipe(values, str(path))
 
 

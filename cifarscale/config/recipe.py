@@ -172,8 +172,8 @@ class Recipe(Section):
 
     task: str
     """What is trained: `cnn` or `dcgan`."""
-    name: str = ""
-    """Name of the job; the file's name where it is not given. Run folders are named after it."""
+    name: Annotated[str, Field(pattern=r"^(\w[\w .+-]*)?$")] = ""
+    """Name of the job; the file's name where it is empty. Run folders are named after it."""
     description: str = ""
     """One line for people."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0

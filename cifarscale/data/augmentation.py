@@ -38,12 +38,15 @@ class Normalisation:
     def __init__(
         self, mean: tuple[float, float, float], std: tuple[float, float, float], device: torch.device | str
     ) -> None:
-        self._mean = torch.tensor(mean, device=device).mul(255).view(3, 1, 1)
-        self._std = torch.tensor(std, device=device).mul(255).view(3, 1, 1)
+        self._mean = torch.tensor(mean, device=device).mul(255)
+        self._std = torch.tensor(std, device=device).mul(255)
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        floats = images.to(torch.float32, memory_format=torch.channels_last)
-        return floats.sub_(self._mean).div_(self._std)
+        width = images.shape[-1]
+        pixels = images.permute(0, 2, 3, 1).to(torch.float32, memory_format=torch.contiguous_format)
+        rows = pixels.flatten(2)  # (b, H, W · 3): arithmetic on long rows is several times as fast as on triples
+        rows.sub_(self._mean.repeat(width)).div_(self._std.repeat(width))
+        return pixels.permute(0, 3, 1, 2)
 
 
 class Augmentation:

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import socket
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,7 +30,6 @@ from cifarscale.training.cnn import training_normalisation
 
 pytestmark = [
     pytest.mark.distributed,
-    pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc"),
     pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="this torch has no gloo"),
 ]
 

@@ -361,3 +361,13 @@ def test_a_copy_overwrites_nothing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="exists already"):
         copy_recipe("cnn", target)
     assert target.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "a/b", ".hidden", "-x"])
+def test_a_name_that_would_leave_the_folder_of_runs_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"name = "):
+        load_recipe("cnn", [f"name={name}"])
+
+
+def test_an_empty_name_is_the_files() -> None:
+    assert load_recipe("cnn", ['name=""']).name == "cnn"
