@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from cifarscale.errors import EXIT_ERROR, EXIT_INTERRUPTED, CifarscaleError, DistributedError, Interrupted
+from cifarscale.errors import EXIT_ERROR, EXIT_LEFT_AT_ONCE, CifarscaleError, DistributedError, Interrupted
 from cifarscale.files import writing_to
 
 log = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ def _passing_on_signals(processes: Sequence[subprocess.Popen[bytes]]) -> Iterato
             if process.poll() is None:
                 process.send_signal(signal.SIGKILL if again else signum)
         if again:
-            os._exit(EXIT_INTERRUPTED + 1)
+            os._exit(EXIT_LEFT_AT_ONCE)
 
     previous = {signum: signal.signal(signum, pass_on) for signum in (signal.SIGTERM, signal.SIGINT)}
     try:

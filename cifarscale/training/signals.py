@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from cifarscale.errors import EXIT_INTERRUPTED
+from cifarscale.errors import EXIT_LEFT_AT_ONCE
 
 
 class StopRequest:
@@ -17,7 +17,7 @@ class StopRequest:
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
         if self.requested and signum == signal.SIGINT:
-            os._exit(EXIT_INTERRUPTED + 1)  # the second Ctrl-C: leave at once, the last checkpoint stands
+            os._exit(EXIT_LEFT_AT_ONCE)
         self.requested = True
 
 
