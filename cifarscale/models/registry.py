@@ -17,6 +17,8 @@ Classifier = SmallFiltersCNN | ResNet
 """What `classifier` builds: `forward` gives logits (N, num_classes), `features` what its last layer sees."""
 
 IMAGE_SHAPE = (3, 32, 32)
+LATENT_SHAPE = (100,)
+"""Of one sample's noise, by the generator's default."""
 
 _CLASSIFIERS: dict[str, Callable[..., Classifier]] = {"small_filters_cnn": SmallFiltersCNN, "resnet": ResNet}
 
@@ -31,6 +33,17 @@ _DESCRIBED: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("small_filters_cnn", {"width": 16}, "twice the channels: 16, 32, 64"),
     ("resnet", {}, "pre-activation residual network of 10 layers, 32 to 128 channels"),
     ("resnet", {"blocks_per_stage": 2}, "the same with 16 layers"),
+)
+
+_GENERATORS: tuple[tuple[dict[str, Any], str], ...] = (
+    ({}, "4x4 transposed convolutions of 128, 64, 32 and 3 channels"),
+    ({"upsampling": "residual"}, "residual blocks of two 3x3 convolutions, nearest-neighbour upsampling"),
+)
+_DISCRIMINATORS: tuple[tuple[dict[str, Any], str], ...] = (
+    ({}, "4x4 convolutions with stride 2, of 32, 64 and 128 channels"),
+    ({"downsampling": "residual"}, "residual blocks of two 3x3 convolutions, average pooling"),
+    ({"minibatch": "discrimination"}, "sees the samples' distances from each other"),
+    ({"minibatch": "stddev"}, "sees the standard deviation over the samples"),
 )
 
 
@@ -92,12 +105,15 @@ def summaries() -> tuple[ModelSummary, ...]:
             summarise(_label(name, options), description, classifier(name, **options), IMAGE_SHAPE)
             for name, options, description in _DESCRIBED
         )
-        generator, discriminator = Generator(), Discriminator()
-        return (
-            *classifiers,
-            summarise("dcgan generator", "4x4 transposed convolutions", generator, (generator.latent_size,)),
-            summarise("dcgan discriminator", "4x4 convolutions with stride 2", discriminator, IMAGE_SHAPE),
+        generators = tuple(
+            summarise(_label("dcgan generator", options), description, Generator(**options), LATENT_SHAPE)
+            for options, description in _GENERATORS
         )
+        discriminators = tuple(
+            summarise(_label("dcgan discriminator", options), description, Discriminator(**options), IMAGE_SHAPE)
+            for options, description in _DISCRIMINATORS
+        )
+    return (*classifiers, *generators, *discriminators)
 
 
 def _label(name: str, options: dict[str, Any]) -> str:
