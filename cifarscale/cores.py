@@ -5,8 +5,9 @@ that stays on one core gives the same bits wherever it runs: on any of them, bes
 """
 
 import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
@@ -37,6 +38,17 @@ class Cores:
 
     def map(self, function: Callable[[In], Out], items: Iterable[In]) -> list[Out]:
         """The function's results in the order of the items."""
+        return list(self.stream(function, items))
+
+    def stream(self, function: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
+        """The function's results in the order of the items, of which only a few a core are taken ahead of them."""
         if self._pool is None:
-            return [function(item) for item in items]
-        return list(self._pool.map(function, items))
+            yield from map(function, items)
+            return
+        pending: deque[Future[Out]] = deque()
+        for item in items:
+            pending.append(self._pool.submit(function, item))
+            if len(pending) > 2 * self.num_cores:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()

@@ -42,6 +42,10 @@ class NonFiniteLossError(CifarscaleError):
     """Training diverged: a loss was infinite or not a number."""
 
 
+class EvaluationError(CifarscaleError):
+    """A figure cannot be computed from what was given."""
+
+
 class Interrupted(CifarscaleError):
     """The run was asked to stop; it saved its state at a step boundary."""
 
