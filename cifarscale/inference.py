@@ -1,7 +1,6 @@
 """What one does with a trained network: evaluate a classifier and ask it about images, draw from a generator."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,73 +8,37 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import nn
 
-from cifarscale.checkpoint import load_checkpoint, newest_checkpoint
-from cifarscale.config.recipe import CnnRecipe, DcganRecipe
 from cifarscale.cores import Cores
 from cifarscale.data.dataset import Dataset
-from cifarscale.data.manifest import Manifest
 from cifarscale.data.shards import IMAGE_SIZE
 from cifarscale.distributed import pick_device, process_group, ranks_from_environment
-from cifarscale.errors import CheckpointError, DataError, RunError
+from cifarscale.errors import DataError
 from cifarscale.evaluation.accuracy import evaluate_classifier
 from cifarscale.files import write_json_atomically
-from cifarscale.run import Placement, RunFolder
-from cifarscale.training.cnn import build_classifier, training_normalisation
-from cifarscale.training.dcgan import build_networks, generate_images
+from cifarscale.run import Placement
+from cifarscale.trained import TrainedClassifier, load_classifier, load_generator
+from cifarscale.training.cnn import training_normalisation
+from cifarscale.training.dcgan import generate_images
 
 TOP = 5
 
 
-@dataclass(frozen=True)
-class TrainedClassifier:
-    """A run's classifier after `step` steps: the moving average of its weights where the recipe keeps one."""
-
-    recipe: CnnRecipe
-    manifest: Manifest
-    network: nn.Module
-    step: int
-    device: torch.device
-
-
-def load_classifier(run_dir: Path, device: torch.device) -> TrainedClassifier:
-    """The classifier in a run folder's newest checkpoint.
-
-    Raises: RunError if the folder is no classifier's run; CheckpointError if it has no checkpoint yet.
-    """
-    recipe = RunFolder(run_dir).load_recipe()
-    if not isinstance(recipe, CnnRecipe):
-        raise RunError(f"{run_dir} is a run of task {recipe.task!r}, and this needs a classifier's (task 'cnn')")
-    state = _newest_state(run_dir, device)
-    manifest = Manifest.load(run_dir)
-    network = build_classifier(recipe, manifest, device)
-    network.load_state_dict((state["averages"] or state["networks"])["classifier"])
-    return TrainedClassifier(recipe, manifest, network.eval(), state["step"], device)
-
-
-def generate(run_dir: Path, count: int, seed: int, device: torch.device) -> NDArray[np.uint8]:
+def generate(
+    run_dir: Path, count: int, seed: int, device: torch.device, class_name: str | None = None
+) -> NDArray[np.uint8]:
     """Images (count, 32, 32, 3) from the generator of a run; image i depends on the run, the seed and i alone.
 
-    Raises: RunError if the folder is no DCGAN's run; CheckpointError if it has no checkpoint yet.
+    Args:
+        class_name: what they are to show; without it a conditional generator's image i is of class i mod num_classes.
+    Raises: RunError if the folder is no DCGAN's run, or its generator does not know the class; CheckpointError if it
+        has no checkpoint yet.
     """
-    recipe = RunFolder(run_dir).load_recipe()
-    if not isinstance(recipe, DcganRecipe):
-        raise RunError(f"{run_dir} is a run of task {recipe.task!r}, and this needs a generator's (task 'dcgan')")
-    state = _newest_state(run_dir, device)
-    generator, _ = build_networks(recipe, device)
-    generator.load_state_dict((state["averages"] or state["networks"])["generator"])
+    trained = load_generator(run_dir, device)
+    label = None if class_name is None else trained.label(class_name)
     cores = Cores(apart=device.type == "cpu")
-    images = generate_images(generator, seed, count, cores, device)
+    images = generate_images(trained.network, seed, count, cores, device, label)
     return images.permute(0, 2, 3, 1).numpy()
-
-
-def _newest_state(run_dir: Path, device: torch.device) -> dict[str, Any]:
-    folder = RunFolder(run_dir)
-    path = newest_checkpoint(folder.checkpoints)
-    if path is None:
-        raise CheckpointError(f"{run_dir} has no checkpoint yet. Run: cifarscale train {folder.recipe}")
-    return load_checkpoint(path, device)
 
 
 def evaluate_run(run_dir: Path, split: str, placement: Placement) -> dict[str, Any]:

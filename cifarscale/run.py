@@ -1,7 +1,5 @@
-"""`run_job`: the one way in which anything is trained, and the folder that a run lives in."""
+"""`run_job`: the one way in which anything is trained."""
 
-import json
-import logging
 import os
 import platform
 import subprocess
@@ -14,16 +12,19 @@ from typing import Any, Self
 import torch
 
 from cifarscale import __version__
-from cifarscale.config.load import load_recipe, recipe_hash, recipe_toml, with_values
-from cifarscale.config.recipe import CnnRecipe, DcganRecipe, Recipe
+from cifarscale.config.cnn import CnnRecipe
+from cifarscale.config.dcgan import DcganRecipe
+from cifarscale.config.load import recipe_hash, with_values
+from cifarscale.config.recipe import Recipe
 from cifarscale.cores import Cores, available_cores
 from cifarscale.data.dataset import Dataset
 from cifarscale.data.manifest import Manifest
 from cifarscale.distributed import Group, Ranks, pick_device, process_group, ranks_from_environment
 from cifarscale.errors import ConfigError, RunError
-from cifarscale.files import write_json_atomically, write_text_atomically
+from cifarscale.files import write_json_atomically
 from cifarscale.lease import lease
 from cifarscale.models.registry import count_parameters
+from cifarscale.run_folder import RUNS_ROOT, RunFolder
 from cifarscale.tracking.metrics import MetricsLog
 from cifarscale.tracking.progress import TrainingProgress
 from cifarscale.training.cnn import CnnTask
@@ -31,10 +32,6 @@ from cifarscale.training.dcgan import DcganTask
 from cifarscale.training.engine import Engine
 from cifarscale.training.signals import stop_on_signals
 from cifarscale.training.task import Task
-
-log = logging.getLogger(__name__)
-
-RUNS_ROOT = Path("runs")
 
 
 @dataclass(frozen=True)
@@ -58,72 +55,6 @@ class Placement:
     @classmethod
     def from_plain(cls, values: dict[str, Any]) -> Self:
         return cls(Path(values["shards"]), values["device"], values["num_workers"])
-
-
-@dataclass(frozen=True)
-class RunFolder:
-    """The files of a run."""
-
-    path: Path
-
-    @property
-    def recipe(self) -> Path:
-        return self.path / "recipe.toml"
-
-    @property
-    def manifest(self) -> Path:
-        return self.path / "manifest.json"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def samples(self) -> Path:
-        return self.path / "samples"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    def result(self) -> dict[str, Any] | None:
-        """The final figures, None while the run is not complete."""
-        try:
-            result: dict[str, Any] = json.loads((self.path / "result.json").read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        return result
-
-    def load_recipe(self) -> Recipe:
-        """Raises: RunError if this is not a run folder."""
-        if not self.recipe.is_file():
-            raise RunError(f"{self.path} is not a run folder: it has no recipe.toml. Run: ls {RUNS_ROOT}")
-        return load_recipe(str(self.recipe))
-
-    def require(self, recipe: Recipe) -> None:
-        """Raises: RunError if this is not a folder of the recipe's run."""
-        found = self.load_recipe()
-        if recipe_hash(found) != recipe_hash(recipe):
-            raise RunError(
-                f"{self.path} holds a run of another recipe ({found.name}-{recipe_hash(found)}, not "
-                f"{recipe.name}-{recipe_hash(recipe)}); name another --run-dir"
-            )
-
-    def prepare(self, recipe: Recipe, manifest: Manifest, about: dict[str, Any]) -> None:
-        """Makes the folder for a recipe, or checks that it is this recipe's.
-
-        Raises: RunError if it holds another run.
-        """
-        if self.recipe.exists():
-            self.require(recipe)
-        elif self.path.is_dir() and any(
-            path for path in self.path.iterdir() if not path.name.startswith((".", "logs"))
-        ):
-            raise RunError(f"{self.path} exists and is not a run folder; name another --run-dir")
-        else:
-            write_text_atomically(self.recipe, recipe_toml(recipe))
-            manifest.save(self.path)
-        write_json_atomically(self.path / "environment.json", about)
 
 
 def resolve(recipe: Recipe, shards: Path) -> Recipe:
@@ -222,7 +153,7 @@ def build_task(
 ) -> Task:
     """The task that a recipe names."""
     if isinstance(recipe, DcganRecipe):
-        return DcganTask(recipe, folder.samples, group, cores, device)
+        return DcganTask(recipe, data.manifest, folder.samples, group, cores, device)
     assert isinstance(recipe, CnnRecipe)
     return CnnTask(recipe, data, group, cores, device)
 

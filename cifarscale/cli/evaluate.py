@@ -21,7 +21,8 @@ def evaluate(run: Path, split: str, data: str | None, nproc: int, device: str, c
     from cifarscale.cluster.local import Call, run_locally
     from cifarscale.data.build import locate_shards
     from cifarscale.inference import evaluate_run
-    from cifarscale.run import Placement, RunFolder
+    from cifarscale.run import Placement
+    from cifarscale.run_folder import RunFolder
 
     recipe = RunFolder(run).load_recipe()
     placement = Placement(locate_shards(data or recipe.data.dataset), device)
@@ -45,8 +46,8 @@ def predict(run: Path, images: tuple[Path, ...], device: str) -> None:
     from rich.table import Table
 
     from cifarscale.distributed import pick_device
-    from cifarscale.inference import load_classifier
     from cifarscale.inference import predict as predict_images
+    from cifarscale.trained import load_classifier
 
     trained = load_classifier(run, pick_device(device))
     console = Console()

@@ -10,6 +10,7 @@ from cifarscale.cli.options import device_option, run_argument
 @click.command()
 @run_argument
 @click.option("--num", type=click.IntRange(min=1), default=64, show_default=True, help="How many images.")
+@click.option("--class", "class_name", metavar="NAME", help="What they show; conditional generators only.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Which images.")
 @click.option(
     "--out",
@@ -18,7 +19,7 @@ from cifarscale.cli.options import device_option, run_argument
     help="A .png for one grid, or a folder for a file an image.",
 )
 @device_option
-def generate(run: Path, num: int, seed: int, out: Path, device: str) -> None:
+def generate(run: Path, num: int, class_name: str | None, seed: int, out: Path, device: str) -> None:
     """Draw images from the generator of RUN: the same ones for the same seed, however many are wanted."""
     from math import isqrt
 
@@ -29,7 +30,7 @@ def generate(run: Path, num: int, seed: int, out: Path, device: str) -> None:
     from cifarscale.inference import generate as generate_images
     from cifarscale.tracking.samples import save_grid
 
-    images = generate_images(run, num, seed, pick_device(device))
+    images = generate_images(run, num, seed, pick_device(device), class_name)
     if out.suffix == ".png":
         save_grid(images, isqrt(num - 1) + 1, out)
     else:
@@ -37,4 +38,5 @@ def generate(run: Path, num: int, seed: int, out: Path, device: str) -> None:
             out.mkdir(parents=True, exist_ok=True)
             for i, image in enumerate(images):
                 Image.fromarray(image).save(out / f"{i:06d}.png")
-    click.echo(f"{num} images of {run.name}, seed {seed}: {out}")
+    what = f"{num} images of {run.name}" + (f", class {class_name}" if class_name else "")
+    click.echo(f"{what}, seed {seed}: {out}")

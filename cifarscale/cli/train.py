@@ -39,7 +39,8 @@ def train(
     from cifarscale.config.load import load_recipe
     from cifarscale.data.build import locate_shards
     from cifarscale.errors import ConfigError
-    from cifarscale.run import Placement, RunFolder, batch_size_per_rank, default_run_dir, resolve
+    from cifarscale.run import Placement, batch_size_per_rank, default_run_dir, resolve
+    from cifarscale.run_folder import RunFolder
 
     loaded = load_recipe(recipe, overrides)
     batch_size_per_rank(loaded, nproc)

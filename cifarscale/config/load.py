@@ -12,7 +12,8 @@ from typing import Any, get_args
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
-from cifarscale.config.recipe import TASKS, Recipe, resolved
+from cifarscale.config.recipe import Recipe, resolved
+from cifarscale.config.tasks import TASKS
 from cifarscale.errors import ConfigError
 from cifarscale.files import bundled_folders, writing_to
 

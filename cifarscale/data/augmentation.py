@@ -10,7 +10,7 @@ from typing import Self
 import torch
 from torch.nn import functional as F
 
-from cifarscale.config.recipe import AugmentationConfig
+from cifarscale.config.cnn import AugmentationConfig
 from cifarscale.data.batches import Batch
 from cifarscale.randomness import batch_generator, uniforms
 

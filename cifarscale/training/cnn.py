@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cifarscale.config.recipe import CnnRecipe
+from cifarscale.config.cnn import CnnRecipe
 from cifarscale.cores import Cores
 from cifarscale.data.augmentation import Augmentation, LabelledImages, Normalisation
 from cifarscale.data.batches import Batch

@@ -1,4 +1,4 @@
-"""The DCGAN's task: binary cross-entropy (Goodfellow et al. 2014); in a step the discriminator, then the generator."""
+"""The DCGAN's task: in a step the discriminator is updated, then the generator (Goodfellow et al. 2014)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,15 +7,17 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from cifarscale.config.recipe import DcganRecipe
+from cifarscale.config.dcgan import DcganRecipe
 from cifarscale.cores import Cores
 from cifarscale.data.batches import Batch
+from cifarscale.data.manifest import Manifest
 from cifarscale.distributed import Group
 from cifarscale.models.dcgan import Discriminator, Generator
 from cifarscale.randomness import normals, uniforms
 from cifarscale.tracking.samples import save_grid, to_uint8
+from cifarscale.training.differentiable_augmentation import NUM_DRAWS, augment, augments
+from cifarscale.training.objectives import discriminator_loss, generator_loss, gradient_penalty, needs_real_images
 from cifarscale.training.task import Outputs, Task
 
 SAMPLES_SIDE = 8
@@ -24,87 +26,197 @@ CHUNK = 64
 """Images generated at a time: fixed, so that an image does not depend on how many are wanted."""
 
 
-def build_networks(recipe: DcganRecipe, device: torch.device) -> tuple[Generator, Discriminator]:
+def build_networks(recipe: DcganRecipe, manifest: Manifest, device: torch.device) -> tuple[Generator, Discriminator]:
     """Both networks with freshly drawn weights, a function of the seed; channels last in memory."""
     model = recipe.model
+    num_classes = len(manifest.fine_names) if model.conditional else 0
     torch.manual_seed(recipe.seed)
-    generator = Generator(model.latent_size, model.generator_width, model.normalisation)
-    discriminator = Discriminator(model.discriminator_width, model.normalisation)
+    generator = Generator(
+        model.latent_size,
+        model.generator_width,
+        model.generator_normalisation,
+        model.upsampling,
+        num_classes,
+        model.class_embedding,
+    )
+    discriminator = Discriminator(
+        model.discriminator_width,
+        model.discriminator_normalisation,
+        model.downsampling,
+        model.spectral,
+        model.minibatch,
+        num_classes,
+    )
     for network in (generator, discriminator):
         network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return generator, discriminator
 
 
-def generate_images(generator: Generator, seed: int, count: int, cores: Cores, device: torch.device) -> torch.Tensor:
-    """Images (count, 3, 32, 32) uint8 on the CPU; image i is a function of the generator, the seed and i alone."""
+class GeneratedImages:
+    """The images that a generator draws for a seed, without end; image i is a function of both and of i alone.
+
+    Args:
+        label: the class of all images; without it a conditional generator's image i is of class i mod num_classes.
+    """
+
+    def __init__(self, generator: Generator, seed: int, device: torch.device, label: int | None = None) -> None:
+        self._generator, self._seed, self._device, self._label = generator, seed, device, label
+
+    def labels(self, rows: range) -> torch.Tensor | None:
+        """The classes (b,) int64 of the images `rows`; None without classes."""
+        if not self._generator.num_classes:
+            return None
+        numbers = torch.arange(rows.start, rows.stop)
+        return numbers.fill_(self._label) if self._label is not None else numbers % self._generator.num_classes
+
+    def __call__(self, rows: range) -> torch.Tensor:
+        """Images `rows`, (b, 3, 32, 32) uint8 on the device. The generator must be in evaluation mode."""
+        first = rows.start // CHUNK * CHUNK
+        # Whole chunks always: how many images are computed together decides over their last bits.
+        images = torch.cat([self._chunk(start) for start in range(first, rows.stop, CHUNK)])
+        return images[rows.start - first : rows.stop - first]
+
+    @torch.inference_mode()
+    def _chunk(self, start: int) -> torch.Tensor:
+        rows = range(start, start + CHUNK)
+        latents = normals(self._seed, "generate", 0, rows, self._generator.latent_size).to(self._device)
+        labels = self.labels(rows)
+        return to_uint8(self._generator(latents, None if labels is None else labels.to(self._device)))
+
+
+def generate_images(
+    generator: Generator, seed: int, count: int, cores: Cores, device: torch.device, label: int | None = None
+) -> torch.Tensor:
+    """The first `count` of `GeneratedImages`, (count, 3, 32, 32) uint8 on the CPU."""
     training = generator.training
-    generator.eval()
-
-    def chunk(start: int) -> torch.Tensor:
-        with torch.inference_mode():  # whole chunks always, so that each is computed in the same way
-            latents = normals(seed, "generate", 0, range(start, start + CHUNK), generator.latent_size).to(device)
-            return to_uint8(generator(latents)).cpu()
-
-    images = torch.cat(cores.map(chunk, range(0, count, CHUNK)))[:count]
+    images = GeneratedImages(generator.eval(), seed, device, label)
+    chunks = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
+    drawn = torch.cat([chunk.cpu() for chunk in cores.stream(images, chunks)])
     generator.train(training)
-    return images
+    return drawn
 
 
 @dataclass(frozen=True)
-class ImagesAndLatents:
-    """Real images (b, 3, 32, 32) in [-1, 1], and the noise (b, latent_size) of as many generated ones."""
+class GanBatch:
+    """Real images and what as many generated ones are made from.
+
+    Attributes:
+        images: (b, 3, 32, 32) in [-1, 1].
+        latents: (b, latent_size).
+        labels: (b,) int64, also of the generated images.
+        draws: (b, 4, NUM_DRAWS) for augmentation: the discriminator's real and generated images, the generator's.
+    """
 
     images: torch.Tensor
     latents: torch.Tensor
+    labels: torch.Tensor
+    draws: torch.Tensor
 
     def part(self, i: int, parts: int) -> Self:
         """Every `parts`-th sample from number i on."""
-        return type(self)(self.images[i::parts], self.latents[i::parts])
+        take = slice(i, None, parts)
+        return type(self)(self.images[take], self.latents[take], self.labels[take], self.draws[take])
 
 
 class DcganTask(Task):
     updates: ClassVar[tuple[str, ...]] = ("discriminator", "generator")
     shown: ClassVar[tuple[str, ...]] = ("discriminator_loss", "generator_loss", "real_score", "fake_score")
 
-    def __init__(self, recipe: DcganRecipe, samples: Path, group: Group, cores: Cores, device: torch.device) -> None:
+    def __init__(
+        self,
+        recipe: DcganRecipe,
+        manifest: Manifest,
+        samples: Path,
+        group: Group,
+        cores: Cores,
+        device: torch.device,
+    ) -> None:
         self._recipe, self._samples, self._group, self._cores, self._device = recipe, samples, group, cores, device
-        generator, discriminator = build_networks(recipe, device)
+        self._augments = augments(recipe.augmentation)
+        generator, discriminator = build_networks(recipe, manifest, device)
         self.networks = {"discriminator": discriminator, "generator": generator}
 
-    def prepare(self, batch: Batch, step: int) -> ImagesAndLatents:
+    def prepare(self, batch: Batch, step: int) -> GanBatch:
         seed, positions = self._recipe.seed, batch.positions
         images = batch.images
-        if self._recipe.flip:
+        if self._recipe.augmentation.flip:
             mirrored = torch.from_numpy(uniforms(seed, "augmentation", step, positions, 1)) < 0.5
             images = torch.where(mirrored.view(-1, 1, 1, 1).to(images.device), images.flip(-1), images)
         floats = images.to(torch.float32, memory_format=torch.channels_last).sub_(127.5).div_(127.5)
         latents = normals(seed, "latent", step, positions, self._recipe.model.latent_size)
-        return ImagesAndLatents(floats, latents.to(images.device, non_blocking=True))
+        draws = torch.empty(len(images), 4, 0)
+        if self._augments:
+            drawn = uniforms(seed, "differentiable augmentation", step, positions, 4 * NUM_DRAWS)
+            draws = torch.from_numpy(drawn).view(-1, 4, NUM_DRAWS)
+        device = images.device
+        return GanBatch(
+            floats, latents.to(device, non_blocking=True), batch.labels, draws.to(device, non_blocking=True)
+        )
 
     def loss(
-        self, update: str, networks: Mapping[str, nn.Module], part: ImagesAndLatents, step: int
+        self, update: str, networks: Mapping[str, nn.Module], part: GanBatch, step: int
     ) -> tuple[torch.Tensor, Outputs]:
-        """Each network's loss on its own; the generator's is the non-saturating one."""
-        if update == "discriminator":
+        """The objective of each network; the discriminator's with its gradient penalties."""
+        return (
+            self._discriminator_loss(networks, part)
+            if update == "discriminator"
+            else self._generator_loss(networks, part)
+        )
+
+    def _discriminator_loss(self, networks: Mapping[str, nn.Module], part: GanBatch) -> tuple[torch.Tensor, Outputs]:
+        objective = self._recipe.objective
+        with torch.no_grad():
+            images = networks["generator"](part.latents, self._labels(part))
+        real, r1 = self._judged(networks, part, part.images, 0, objective.r1 > 0)
+        fake, r2 = self._judged(networks, part, images, 1, objective.r2 > 0)
+        loss = discriminator_loss(objective.name, real, fake)
+        return loss + objective.r1 * r1 + objective.r2 * r2, (loss, real, fake, r1, r2)
+
+    def _generator_loss(self, networks: Mapping[str, nn.Module], part: GanBatch) -> tuple[torch.Tensor, Outputs]:
+        objective = self._recipe.objective
+        fake, _ = self._judged(networks, part, networks["generator"](part.latents, self._labels(part)), 2)
+        real = None
+        if needs_real_images(objective):
             with torch.no_grad():
-                fakes = networks["generator"](part.latents)
-            real, fake = networks["discriminator"](part.images), networks["discriminator"](fakes)
-            loss = _cross_entropy(real, 1.0) + _cross_entropy(fake, 0.0)
-            return loss, (loss, real, fake)
-        loss = _cross_entropy(networks["discriminator"](networks["generator"](part.latents)), 1.0)
+                real, _ = self._judged(networks, part, part.images, 3)
+        loss = generator_loss(objective.name, real, fake)
         return loss, (loss,)
 
-    def figures(self, update: str, part: ImagesAndLatents, outputs: Outputs) -> dict[str, torch.Tensor]:
-        """The losses; and D(x) and D(G(z)), the mean probabilities that real and generated images are called real."""
+    def _judged(
+        self, networks: Mapping[str, nn.Module], part: GanBatch, images: torch.Tensor, use: int, penalised: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The logits (b,) of augmented images, and their gradient penalty if wanted, which is computed in float32."""
+        if self._augments:
+            images = augment(images, self._recipe.augmentation, part.draws[:, use])
+        if not penalised:
+            logits = networks["discriminator"](images, self._labels(part))
+            return logits, logits.new_zeros(())
+        with torch.autocast(images.device.type, enabled=False):
+            images = images.detach().float().requires_grad_()
+            logits = networks["discriminator"](images, self._labels(part))
+            return logits, gradient_penalty(logits, images)
+
+    def _labels(self, part: GanBatch) -> torch.Tensor | None:
+        return part.labels if self._recipe.model.conditional else None
+
+    def figures(self, update: str, part: GanBatch, outputs: Outputs) -> dict[str, torch.Tensor]:
+        """The losses; D(x) and D(G(z)), the mean probabilities that real and generated images are called real; and
+        the gradient penalties that are on, without their weights."""
         figures = {f"{update}_loss": outputs[0]}
         if update == "discriminator":
-            figures["real_score"], figures["fake_score"] = (logits.sigmoid().mean() for logits in outputs[1:])
+            real, fake, r1, r2 = outputs[1:]
+            figures |= {"real_score": real.sigmoid().mean(), "fake_score": fake.sigmoid().mean()}
+            objective = self._recipe.objective
+            figures |= {"r1": r1} if objective.r1 else {}
+            figures |= {"r2": r2} if objective.r2 else {}
         return figures
 
     def example_inputs(self, batch_size: int) -> dict[str, tuple[torch.Tensor, ...]]:
         images = torch.zeros(batch_size, 3, 32, 32, device=self._device).to(memory_format=torch.channels_last)
         latents = torch.zeros(batch_size, self._recipe.model.latent_size, device=self._device)
-        return {"discriminator": (images,), "generator": (latents,)}
+        labels = torch.zeros(batch_size, dtype=torch.int64, device=self._device)
+        classes = (labels,) if self._recipe.model.conditional else ()
+        return {"discriminator": (images, *classes), "generator": (latents, *classes)}
 
     def evaluate(self, networks: Mapping[str, nn.Module], step: int) -> dict[str, float]:
         """Saves a grid of images from the run's fixed noise."""
@@ -122,8 +234,3 @@ class DcganTask(Task):
             images = generate_images(generator, self._recipe.seed, SAMPLES_SIDE**2, self._cores, self._device)
             save_grid(images.permute(0, 2, 3, 1).numpy(), SAMPLES_SIDE, path)
         return f"{path.parent.name}/{path.name}"
-
-
-def _cross_entropy(logits: torch.Tensor, target: float) -> torch.Tensor:
-    """Binary cross-entropy of logits with one target for all, in nats."""
-    return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, target))

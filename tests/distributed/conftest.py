@@ -15,7 +15,8 @@ import torch
 
 from cifarscale.checkpoint import load_checkpoint, newest_checkpoint
 from cifarscale.config.load import load_recipe
-from cifarscale.run import Placement, RunFolder, resolve, run_job
+from cifarscale.run import Placement, resolve, run_job
+from cifarscale.run_folder import RunFolder
 from cifarscale.tracking.metrics import read_metrics
 
 PATIENCE_S = 120

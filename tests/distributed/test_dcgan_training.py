@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from cifarscale.config.dcgan import DcganRecipe
 from cifarscale.config.load import load_recipe, with_values
-from cifarscale.config.recipe import DcganRecipe
 from cifarscale.cores import Cores
 from cifarscale.data.batches import Batch
+from cifarscale.data.manifest import published_manifest
 from cifarscale.distributed import Group, Ranks
 from cifarscale.inference import generate
 from cifarscale.training.dcgan import DcganTask
@@ -24,13 +25,14 @@ Function = Callable[..., Any]
 SETTINGS = (
     "training.max_steps=12",
     "training.global_batch_size=16",
+    "training.slices=4",
     "training.log_every=1",
     "training.checkpoint_every=4",
     "training.ema_decay=0.9",
     "model.generator_width=4",
     "model.discriminator_width=4",
     "evaluation.every=6",
-    "flip=true",
+    "augmentation.flip=true",
 )
 
 
@@ -49,7 +51,14 @@ def recipe() -> DcganRecipe:
 
 @pytest.fixture
 def task(recipe: DcganRecipe, tmp_path: Path) -> DcganTask:
-    return DcganTask(recipe, tmp_path / "samples", Group(Ranks()), Cores(apart=True, num_cores=1), torch.device("cpu"))
+    return build_task(recipe, tmp_path / "samples")
+
+
+def build_task(recipe: DcganRecipe, samples: Path) -> DcganTask:
+    cores = Cores(apart=True, num_cores=1)
+    manifest = published_manifest("cifar100")
+    assert manifest is not None
+    return DcganTask(recipe, manifest, samples, Group(Ranks()), cores, torch.device("cpu"))
 
 
 def assert_same(one: Any, other: Any) -> None:
@@ -115,7 +124,7 @@ def test_the_losses_are_those_of_the_paper(task: DcganTask, recipe: DcganRecipe)
     ids = torch.arange(16)
     prepared = task.prepare(Batch(images, ids, ids, range(16)), step=3)
     generator, discriminator = task.networks["generator"], task.networks["discriminator"]
-    loss, (_, real, fake) = task.loss("discriminator", task.networks, prepared, 3)
+    loss, (_, real, fake, _, _) = task.loss("discriminator", task.networks, prepared, 3)
     d_real, d_fake = real.sigmoid(), fake.sigmoid()
     assert loss.item() == pytest.approx(-(d_real.log().mean() + (1 - d_fake).log().mean()).item(), rel=1e-4)
     loss, _ = task.loss("generator", task.networks, prepared, 3)
@@ -134,13 +143,12 @@ def test_the_discriminators_loss_does_not_reach_the_generator(task: DcganTask) -
 def test_real_images_are_scaled_to_the_generators_range_and_flipped_by_halves(
     recipe: DcganRecipe, tmp_path: Path
 ) -> None:
-    plain = with_values(recipe, flip=False)
+    plain = with_values(recipe, augmentation__flip=False)
     assert isinstance(plain, DcganRecipe)
     images = torch.zeros(400, 3, 32, 32, dtype=torch.uint8)
     images[..., 16:] = 255
     batch = Batch(images, torch.zeros(400), torch.zeros(400), range(400))
     for each, flipped in ((plain, 0), (recipe, 200)):
-        task = DcganTask(each, tmp_path, Group(Ranks()), Cores(apart=True, num_cores=1), torch.device("cpu"))
-        left = task.prepare(batch, step=0).images[:, 0, 0, 0]
+        left = build_task(each, tmp_path).prepare(batch, step=0).images[:, 0, 0, 0]
         assert set(left.tolist()) <= {-1.0, 1.0}
         assert abs(int((left == 1).sum()) - flipped) <= (40 if flipped else 0)

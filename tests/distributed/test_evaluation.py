@@ -24,8 +24,9 @@ from cifarscale.data.shards import read_split
 from cifarscale.distributed import Group, Ranks
 from cifarscale.errors import DistributedError, NonFiniteLossError
 from cifarscale.evaluation.accuracy import Accuracy, check_ledger, evaluate_classifier
-from cifarscale.inference import evaluate_run, load_classifier
+from cifarscale.inference import evaluate_run
 from cifarscale.run import Placement
+from cifarscale.trained import load_classifier
 from cifarscale.training.cnn import training_normalisation
 
 pytestmark = [

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cifarscale.config.recipe import AugmentationConfig
+from cifarscale.config.cnn import AugmentationConfig
 from cifarscale.data.augmentation import Augmentation, LabelledImages, Normalisation, cutout, random_crop
 from cifarscale.data.batches import Batch
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from cifarscale.config.cnn import CnnRecipe
 from cifarscale.config.load import (
     copy_recipe,
     find_recipe,
@@ -17,7 +18,7 @@ from cifarscale.config.load import (
     recipe_toml,
     with_values,
 )
-from cifarscale.config.recipe import AdamWConfig, CnnRecipe, SGDConfig
+from cifarscale.config.recipe import AdamWConfig, SGDConfig
 from cifarscale.errors import ConfigError
 
 CHECKOUT = Path(__file__).parents[2]

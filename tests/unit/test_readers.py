@@ -12,7 +12,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from cifarscale.config.recipe import CnnRecipe, DataConfig, TrainingConfig
+from cifarscale.config.cnn import CnnRecipe
+from cifarscale.config.recipe import DataConfig, TrainingConfig
 from cifarscale.data.batches import Batch, Reader
 from cifarscale.data.dataset import Dataset
 from cifarscale.data.manifest import Manifest

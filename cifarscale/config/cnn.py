@@ -1,0 +1,87 @@
+"""The recipe of a classifier's training."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+
+from cifarscale.config.recipe import Fraction, NormalisationKind, Recipe, Section, check_sync_batch
+
+
+class AugmentationConfig(Section):
+    crop_padding: Annotated[int, Field(ge=0, le=16)] = 0
+    """Pixels of black border from which a random crop of the original size is cut; 0 is off."""
+    flip: bool = False
+    """Mirrors half of the images left to right."""
+    cutout: Annotated[int, Field(ge=0, le=32)] = 0
+    """Side in pixels of a square that is blanked at a random place (DeVries & Taylor 2017); 0 is off."""
+    mixup: NonNegativeFloat = 0.0
+    """Alpha of the Beta distribution from which a batch's mixing weight is drawn (Zhang et al. 2018); 0 is off."""
+    cutmix: NonNegativeFloat = 0.0
+    """Alpha for pasting a box of one image into another (Yun et al. 2019); 0 is off. With mixup, steps draw one."""
+
+    @property
+    def mixes(self) -> bool:
+        """Whether two images of a batch are combined."""
+        return self.mixup > 0 or self.cutmix > 0
+
+
+class SmallFiltersCNNConfig(Section):
+    """The seed's CNN; with the defaults 57,332 parameters on 100 classes."""
+
+    name: Literal["small_filters_cnn"] = "small_filters_cnn"
+    width: PositiveInt = 8
+    """Channels of the first block; the next two have twice and four times as many."""
+    activation: Literal["relu", "leaky_relu", "silu"] = "relu"
+    normalisation: NormalisationKind = "none"
+    """`batch` takes the statistics of each slice; `sync_batch` those of the global batch, with training.slices = 0."""
+    residual: bool = False
+    """Adds a residual block to each stage."""
+    attention: Literal["none", "squeeze_excitation", "self_attention"] = "none"
+
+
+class ResNetConfig(Section):
+    """A wide residual network, for when a stronger classifier is wanted."""
+
+    name: Literal["resnet"] = "resnet"
+    width: PositiveInt = 32
+    """Channels of the first stage; the next two have twice and four times as many."""
+    blocks_per_stage: PositiveInt = 1
+    activation: Literal["relu", "leaky_relu", "silu"] = "relu"
+    normalisation: NormalisationKind = "batch"
+    """`batch` takes the statistics of each slice; `sync_batch` those of the global batch, with training.slices = 0."""
+
+
+ClassifierConfig = Annotated[SmallFiltersCNNConfig | ResNetConfig, Field(discriminator="name")]
+
+
+class CnnRecipe(Recipe):
+    """Trains an image classifier."""
+
+    task: Literal["cnn"] = "cnn"
+    model: ClassifierConfig = SmallFiltersCNNConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
+    label_smoothing: Fraction = 0.0
+    """Share of the target that is spread evenly over all classes (Szegedy et al. 2016)."""
+
+    @model_validator(mode="after")
+    def _mixing_needs_pairs(self) -> Self:
+        slices = self.training.slices or 1
+        if self.augmentation.mixes and self.training.global_batch_size % (2 * slices):
+            raise ValueError(
+                "augmentation.mixup and cutmix pair the samples of a slice: training.global_batch_size = "
+                f"{self.training.global_batch_size} must be a multiple of {2 * slices}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sync_batch_spans_slices(self) -> Self:
+        check_sync_batch("model.normalisation", self.model.normalisation, self.training)
+        return self
+
+    @model_validator(mode="after")
+    def _groups_divide_the_channels(self) -> Self:
+        if self.model.normalisation == "group" and self.model.width % 4:
+            raise ValueError(
+                f"model.normalisation = 'group' needs model.width = {self.model.width} to be a multiple of 4"
+            )
+        return self

@@ -1,0 +1,106 @@
+"""The recipe of a DCGAN's training."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+
+from cifarscale.config.recipe import (
+    AdamWConfig,
+    NormalisationKind,
+    OptimizerConfig,
+    Recipe,
+    Section,
+    check_sync_batch,
+)
+
+
+class DcganModelConfig(Section):
+    """Radford et al. 2016 for 32 x 32; with the defaults 370,624 parameters generate and 167,808 discriminate."""
+
+    latent_size: PositiveInt = 100
+    """Standard normal numbers that an image is generated from."""
+    generator_width: PositiveInt = 32
+    """Channels of the generator's last hidden layer; the ones before have twice and four times as many."""
+    discriminator_width: PositiveInt = 32
+    """Channels of the discriminator's first layer; the next two have twice and four times as many."""
+    generator_normalisation: NormalisationKind = "batch"
+    """`batch` takes the statistics of each slice; `sync_batch` those of the global batch, with training.slices = 0."""
+    discriminator_normalisation: NormalisationKind = "batch"
+    """The same for the discriminator; `none` goes with `spectral` and with gradient penalties."""
+    upsampling: Literal["transposed", "residual"] = "transposed"
+    """The generator's layers: 4x4 transposed convolutions, or residual blocks of two 3x3 convolutions."""
+    downsampling: Literal["strided", "residual"] = "strided"
+    """The discriminator's: 4x4 convolutions with stride 2, or residual blocks with average pooling."""
+    spectral: bool = False
+    """Divides each of the discriminator's weights by its largest singular value (Miyato et al. 2018)."""
+    minibatch: Literal["none", "discrimination", "stddev"] = "none"
+    """What the discriminator sees of the other samples of a slice: their distances (Salimans et al. 2016), or their
+    standard deviation (Karras et al. 2018)."""
+    conditional: bool = False
+    """Whether images are generated and judged by class: an embedding appended to the noise, and a projection."""
+    class_embedding: PositiveInt = 32
+    """Numbers a class that are appended to the noise; conditional only."""
+
+
+class GanAugmentationConfig(Section):
+    """`flip` changes the training set; the others change whatever the discriminator sees, real or generated, and let
+    the gradient through (DiffAugment: Zhao et al. 2020)."""
+
+    flip: bool = False
+    """Mirrors half of the real images left to right."""
+    colour: bool = False
+    """Random brightness, saturation and contrast."""
+    translation: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Largest shift, as a fraction of the image's side; 0 is off, the paper's is 0.125."""
+    cutout: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Side of a blanked square, as a fraction of the image's; 0 is off, the paper's is 0.5."""
+
+
+class ObjectiveConfig(Section):
+    name: Literal["bce", "hinge", "relativistic"] = "bce"
+    """`bce` is the non-saturating loss of Goodfellow et al. 2014; `hinge` that of Lim & Ye 2017; `relativistic`
+    compares each generated image with a real one (Jolicoeur-Martineau 2018)."""
+    r1: NonNegativeFloat = 0.0
+    """Weight gamma of half the squared gradient of the logits at real images (Mescheder et al. 2018); 0 is off."""
+    r2: NonNegativeFloat = 0.0
+    """The same at generated images; 0 is off."""
+
+
+class DcganRecipe(Recipe):
+    """Trains a generator against a discriminator. A step updates each of them once, the discriminator first."""
+
+    task: Literal["dcgan"] = "dcgan"
+    model: DcganModelConfig = DcganModelConfig()
+    augmentation: GanAugmentationConfig = GanAugmentationConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimizer: OptimizerConfig = AdamWConfig(betas=(0.5, 0.999))
+
+    @model_validator(mode="after")
+    def _normalisations_suit_the_rest(self) -> Self:
+        for network in ("generator", "discriminator"):
+            kind = getattr(self.model, f"{network}_normalisation")
+            check_sync_batch(f"model.{network}_normalisation", kind, self.training)
+        return self
+
+    @model_validator(mode="after")
+    def _widths_suit_the_layers(self) -> Self:
+        residual = {"generator": self.model.upsampling, "discriminator": self.model.downsampling}
+        for network, layers in residual.items():
+            width = getattr(self.model, f"{network}_width")
+            grouped = getattr(self.model, f"{network}_normalisation") == "group"
+            # A residual generator's last stage has half its width, and groups are of four channels.
+            halved = 2 if network == "generator" and layers == "residual" else 1
+            needed = halved * (4 if grouped else 1)
+            if width % needed:
+                raise ValueError(f"model.{network}_width = {width} must be a multiple of {needed} with these layers")
+        return self
+
+    @model_validator(mode="after")
+    def _penalties_need_samples_apart(self) -> Self:
+        kind = self.model.discriminator_normalisation
+        if (self.objective.r1 or self.objective.r2) and kind in ("batch", "sync_batch"):
+            raise ValueError(
+                "objective.r1 and r2 are gradients of each sample's own logit, which "
+                f"model.discriminator_normalisation = {kind!r} mixes with the others'; use 'none' or 'group'"
+            )
+        return self
