@@ -16,12 +16,14 @@ def list_jobs() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from cifarscale.config.load import load_recipe, recipe_files
+    from cifarscale.config.load import load_job, recipe_files
+    from cifarscale.config.recipe import Recipe
 
     table = Table("name", "task", "steps", "description", "file")
     for name, path in recipe_files().items():
-        recipe = load_recipe(str(path))
-        table.add_row(name, recipe.task, f"{recipe.training.max_steps:,}", recipe.description, str(path))
+        job = load_job(str(path))
+        steps = f"{job.training.max_steps:,}" if isinstance(job, Recipe) else "–"
+        table.add_row(name, job.task, steps, job.description, str(path))
     Console().print(table)
 
 
@@ -30,9 +32,9 @@ def list_jobs() -> None:
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe; repeatable.")
 def show(recipe: str, overrides: tuple[str, ...]) -> None:
     """RECIPE with every default written out, as TOML."""
-    from cifarscale.config.load import load_recipe, recipe_toml
+    from cifarscale.config.load import load_job, recipe_toml
 
-    click.echo(recipe_toml(load_recipe(recipe, overrides)), nl=False)
+    click.echo(recipe_toml(load_job(recipe, overrides)), nl=False)
 
 
 @jobs.command()

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from cifarscale.cluster.local import tell_failure
-from cifarscale.config.load import parse_recipe
+from cifarscale.config.load import parse_job
+from cifarscale.config.recipe import Recipe
 from cifarscale.errors import CifarscaleError
 from cifarscale.inference import evaluate_run
 from cifarscale.log import configure_logging
@@ -23,7 +24,9 @@ _PR_SET_PDEATHSIG = 1
 
 def train(recipe: str, run_dir: str, placement: dict[str, Any]) -> None:
     """`recipe` is the resolved recipe as TOML."""
-    run_job(parse_recipe(tomllib.loads(recipe), "recipe"), Path(run_dir), Placement.from_plain(placement))
+    parsed = parse_job(tomllib.loads(recipe), "recipe")
+    assert isinstance(parsed, Recipe)
+    run_job(parsed, Path(run_dir), Placement.from_plain(placement))
 
 
 def evaluate(run_dir: str, split: str, placement: dict[str, Any]) -> None:

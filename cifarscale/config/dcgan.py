@@ -2,8 +2,9 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
+from cifarscale.config.distance import FEATURES_PATTERN, DistanceConfig
 from cifarscale.config.recipe import (
     AdamWConfig,
     NormalisationKind,
@@ -66,6 +67,13 @@ class ObjectiveConfig(Section):
     """The same at generated images; 0 is off."""
 
 
+class TrainingDistanceConfig(DistanceConfig):
+    features: Annotated[str, Field(pattern=FEATURES_PATTERN)] = "none"
+    """`inception` for FID, or `cnn:RUN` for the features of a classifier that was trained here; `none` is off."""
+    every: NonNegativeInt = 0
+    """Steps between two measurements, a multiple of evaluation.every; 0 measures the final generator alone."""
+
+
 class DcganRecipe(Recipe):
     """Trains a generator against a discriminator. A step updates each of them once, the discriminator first."""
 
@@ -74,6 +82,7 @@ class DcganRecipe(Recipe):
     augmentation: GanAugmentationConfig = GanAugmentationConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = AdamWConfig(betas=(0.5, 0.999))
+    distance: TrainingDistanceConfig = TrainingDistanceConfig()
 
     @model_validator(mode="after")
     def _normalisations_suit_the_rest(self) -> Self:
@@ -103,4 +112,13 @@ class DcganRecipe(Recipe):
                 "objective.r1 and r2 are gradients of each sample's own logit, which "
                 f"model.discriminator_normalisation = {kind!r} mixes with the others'; use 'none' or 'group'"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _distances_are_evaluations(self) -> Self:
+        every, evaluation = self.distance.every, self.evaluation.every
+        if every and (not evaluation or every % evaluation):
+            raise ValueError(f"distance.every = {every} must be a multiple of evaluation.every = {evaluation}")
+        if every and self.distance.features == "none":
+            raise ValueError(f"distance.every = {every} has no effect with distance.features = 'none'")
         return self

@@ -7,15 +7,18 @@ import shutil
 import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, cast, get_args
 
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
-from cifarscale.config.recipe import Recipe, resolved
+from cifarscale.config.distance import FidJob
+from cifarscale.config.recipe import Job, Recipe, resolved
 from cifarscale.config.tasks import TASKS
 from cifarscale.errors import ConfigError
 from cifarscale.files import bundled_folders, writing_to
+
+SomeJob = TypeVar("SomeJob", bound=Job)
 
 
 def recipe_folders() -> tuple[Path, ...]:
@@ -52,8 +55,8 @@ def find_recipe(name_or_path: str) -> Path:
     )
 
 
-def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
-    """The checked recipe of a name or path, with `key=value` overrides applied in order.
+def load_job(name_or_path: str, overrides: Iterable[str] = ()) -> Job:
+    """The checked job of a name or path, with `key=value` overrides applied in order.
 
     Raises: ConfigError naming the key, the value, and what is valid.
     """
@@ -65,11 +68,27 @@ def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
     for override in overrides:
         _apply_override(values, override)
     values["name"] = values.get("name") or path.stem
-    return parse_recipe(values, str(path))
+    return parse_job(values, str(path))
 
 
-def parse_recipe(values: dict[str, Any], where: str) -> Recipe:
-    """A recipe from plain values; `where` stands in front of an error.
+def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
+    """`load_job` for what is trained. Raises: ConfigError also if the job is of another kind."""
+    job = load_job(name_or_path, overrides)
+    if not isinstance(job, Recipe):
+        raise ConfigError(f"{name_or_path} is a job of task {job.task!r}, which trains nothing. Run: cifarscale --help")
+    return job
+
+
+def load_fid(overrides: Iterable[str] = ()) -> FidJob:
+    """The job `fid`. Raises: ConfigError also if a file of that name is a job of another kind."""
+    job = load_job("fid", overrides)
+    if not isinstance(job, FidJob):
+        raise ConfigError(f"{find_recipe('fid')} is a job of task {job.task!r}, and this needs task = 'fid'")
+    return job
+
+
+def parse_job(values: dict[str, Any], where: str) -> Job:
+    """A job from plain values; `where` stands in front of an error.
 
     Raises: ConfigError.
     """
@@ -84,26 +103,26 @@ def parse_recipe(values: dict[str, Any], where: str) -> Recipe:
         raise ConfigError(f"{where}: {_explain(error, TASKS[task])}") from error
 
 
-def with_values(recipe: Recipe, **changes: Any) -> Recipe:
-    """The recipe with dotted keys (dots written as two underscores) replaced, checked again."""
-    values = resolved(recipe)
+def with_values(job: SomeJob, **changes: Any) -> SomeJob:
+    """The job with dotted keys (dots written as two underscores) replaced, checked again."""
+    values = resolved(job)
     for key, value in changes.items():
         *sections, last = key.split("__")
         table = values
         for section in sections:
             table = table[section]
         table[last] = value
-    return parse_recipe(values, recipe.name)
+    return cast(SomeJob, parse_job(values, job.name))
 
 
-def recipe_toml(recipe: Recipe) -> str:
-    """The resolved recipe as TOML; loading it again gives an equal recipe."""
-    return tomli_w.dumps(resolved(recipe))
+def recipe_toml(job: Job) -> str:
+    """The resolved job as TOML; loading it again gives an equal one."""
+    return tomli_w.dumps(resolved(job))
 
 
-def recipe_hash(recipe: Recipe) -> str:
-    """Eight hexadecimal digits of what the job computes: the resolved recipe without its name and description."""
-    values = {key: value for key, value in resolved(recipe).items() if key not in ("name", "description")}
+def recipe_hash(job: Job) -> str:
+    """Eight hexadecimal digits of what the job computes: all of it, resolved, but its name and description."""
+    values = {key: value for key, value in resolved(job).items() if key not in ("name", "description")}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -142,7 +161,7 @@ def _parse_value(text: str) -> Any:
         return text
 
 
-def _explain(error: ValidationError, recipe_class: type[Recipe]) -> str:
+def _explain(error: ValidationError, recipe_class: type[Job]) -> str:
     """All of a ValidationError in one line, with the nearest valid key where one is unknown."""
     keys = sorted(set(_dotted_keys(recipe_class)))
     variants = _variants(recipe_class)

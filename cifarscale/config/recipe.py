@@ -122,15 +122,20 @@ class EvaluationConfig(Section):
     """Samples evaluated at a time. Fixed here so that the figures do not depend on the number of ranks."""
 
 
-class Recipe(Section):
+class Job(Section):
     """What all jobs share."""
 
     task: str
-    """What is trained: `cnn` or `dcgan`."""
+    """What is done: `cnn` and `dcgan` train one, `fid` compares images."""
     name: Annotated[str, Field(pattern=r"^(\w[\w .+-]*)?$")] = ""
     """Name of the job; the file's name where it is empty. Run folders are named after it."""
     description: str = ""
     """One line for people."""
+
+
+class Recipe(Job):
+    """What all trainings share."""
+
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Initial weights, order of the samples, augmentation and noise all follow from it."""
     data: DataConfig = DataConfig()
@@ -155,8 +160,8 @@ def check_sync_batch(key: str, kind: NormalisationKind, training: TrainingConfig
         raise ValueError(f"{key} = 'sync_batch' needs training.slices = 0: its statistics span ranks")
 
 
-def resolved(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as plain values with every default written out, ready for TOML or JSON."""
+def resolved(recipe: Job) -> dict[str, Any]:
+    """The job as plain values with every default written out, ready for TOML or JSON."""
     values: dict[str, Any] = recipe.model_dump(mode="json")
     scalars = {key: value for key, value in values.items() if not isinstance(value, dict)}
     return scalars | {key: value for key, value in values.items() if isinstance(value, dict)}

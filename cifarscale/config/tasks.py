@@ -1,8 +1,9 @@
-"""Every kind of recipe by the name of its task."""
+"""Every kind of job by the name of its task."""
 
 from cifarscale.config.cnn import CnnRecipe
 from cifarscale.config.dcgan import DcganRecipe
-from cifarscale.config.recipe import Recipe
+from cifarscale.config.distance import FidJob
+from cifarscale.config.recipe import Job
 
-TASKS: dict[str, type[Recipe]] = {"cnn": CnnRecipe, "dcgan": DcganRecipe}
-"""Recipe class of each value of `task`."""
+TASKS: dict[str, type[Job]] = {"cnn": CnnRecipe, "dcgan": DcganRecipe, "fid": FidJob}
+"""Class of each value of `task`."""

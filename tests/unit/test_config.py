@@ -11,8 +11,9 @@ from cifarscale.config.cnn import CnnRecipe
 from cifarscale.config.load import (
     copy_recipe,
     find_recipe,
+    load_job,
     load_recipe,
-    parse_recipe,
+    parse_job,
     recipe_files,
     recipe_hash,
     recipe_toml,
@@ -39,7 +40,9 @@ def write(tmp_path: Path) -> Write:
 
 
 def recipe_of(**values: Any) -> CnnRecipe:
-    return parse_recipe({"task": "cnn", "name": "test", **values}, "test")
+    recipe = parse_job({"task": "cnn", "name": "test", **values}, "test")
+    assert isinstance(recipe, CnnRecipe)
+    return recipe
 
 
 def bundled() -> list[str]:
@@ -59,17 +62,17 @@ def all_values(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", bundled())
 def test_every_bundled_recipe_loads_and_has_a_description(name: str) -> None:
-    recipe = load_recipe(name)
+    recipe = load_job(name)
     assert recipe.name == name
     assert recipe.description
 
 
 @pytest.mark.parametrize("name", bundled())
 def test_resolved_toml_gives_an_equal_recipe_with_an_equal_hash(name: str, tmp_path: Path) -> None:
-    recipe = load_recipe(name)
+    recipe = load_job(name)
     path = tmp_path / "recipe.toml"
     path.write_text(recipe_toml(recipe), encoding="utf-8")
-    again = load_recipe(str(path))
+    again = load_job(str(path))
     assert again == recipe
     assert recipe_hash(again) == recipe_hash(recipe)
 
