@@ -1,5 +1,6 @@
 """What one does with a trained network: evaluate a classifier and ask it about images, draw from a generator."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,17 +10,21 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from cifarscale.config.distance import FidJob
 from cifarscale.cores import Cores
 from cifarscale.data.dataset import Dataset
+from cifarscale.data.images import images_of_folder
 from cifarscale.data.shards import IMAGE_SIZE
 from cifarscale.distributed import pick_device, process_group, ranks_from_environment
 from cifarscale.errors import DataError
 from cifarscale.evaluation.accuracy import evaluate_classifier
 from cifarscale.files import write_json_atomically
-from cifarscale.run import Placement
+from cifarscale.measure import open_reference
+from cifarscale.run import Placement, device_name
+from cifarscale.run_folder import RunFolder
 from cifarscale.trained import TrainedClassifier, load_classifier, load_generator
 from cifarscale.training.cnn import training_normalisation
-from cifarscale.training.dcgan import generate_images
+from cifarscale.training.dcgan import generate_images, generated_images
 
 TOP = 5
 
@@ -70,6 +75,56 @@ def evaluate_run(run_dir: Path, split: str, placement: Placement) -> dict[str, A
             write_json_atomically(run_dir / f"evaluation-{split}.json", result)
         group.wait()
     return result
+
+
+def measure_images(
+    job: FidJob, shards: Path | None, wanted_device: str, out: Path | None = None, save: Path | None = None
+) -> dict[str, Any]:
+    """Compares a generator's images, or a folder of images, with real ones, on all ranks of this job.
+
+    Args:
+        shards: where the splits of the real images lie; None if the job names a folder or a file instead.
+        wanted_device: `cpu`, `cuda` or `auto`.
+        out: where to write what this returns, as JSON.
+        save: where to save the statistics of the images, for another call to compare with.
+    Returns: what was measured, and the figures.
+    Raises: RunError, CheckpointError, DataError or EvaluationError, in one line.
+    """
+    ranks = ranks_from_environment()
+    device = pick_device(wanted_device, ranks.local_rank)
+    path, config = Path(job.images), job.distance
+    with process_group(ranks, device) as group:
+        cores = Cores(apart=device.type == "cpu")
+        about: dict[str, Any] = {"images": str(path)}
+        conditional = False
+        if RunFolder(path).recipe.exists():
+            trained = load_generator(path, device)
+            images = generated_images(trained.network, job.seed, config.num_samples, device)
+            conditional = trained.recipe.model.conditional
+            about |= {"step": trained.step, "seed": job.seed}
+            if shards is not None:
+                Dataset(shards, trained.recipe.data, device)  # checks that it is the very data of the run
+        else:
+            images = images_of_folder(path, device)
+        reference = open_reference(
+            config, shards, images.num_images, conditional, group, cores, device, shows_progress=True
+        )
+        started = time.perf_counter()
+        figures = reference.figures(images, save)
+        seconds = time.perf_counter() - started
+        result = (
+            about
+            | figures
+            | {
+                "seconds": round(seconds, 1),
+                "world_size": ranks.world_size,
+                "device": device_name(device),
+            }
+        )
+        if out is not None and ranks.is_first:
+            write_json_atomically(out, result)
+        group.wait()
+        return result
 
 
 def predict(trained: TrainedClassifier, images: Sequence[Path]) -> list[list[tuple[str, float]]]:

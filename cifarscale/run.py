@@ -23,6 +23,7 @@ from cifarscale.distributed import Group, Ranks, pick_device, process_group, ran
 from cifarscale.errors import ConfigError, RunError
 from cifarscale.files import write_json_atomically
 from cifarscale.lease import lease
+from cifarscale.measure import open_reference
 from cifarscale.models.registry import count_parameters
 from cifarscale.run_folder import RUNS_ROOT, RunFolder
 from cifarscale.tracking.metrics import MetricsLog
@@ -153,7 +154,11 @@ def build_task(
 ) -> Task:
     """The task that a recipe names."""
     if isinstance(recipe, DcganRecipe):
-        return DcganTask(recipe, data.manifest, folder.samples, group, cores, device)
+        comparison, distance = None, recipe.distance
+        if distance.features != "none":
+            conditional = recipe.model.conditional
+            comparison = open_reference(distance, data.folder, distance.num_samples, conditional, group, cores, device)
+        return DcganTask(recipe, data.manifest, folder.samples, group, cores, device, comparison)
     assert isinstance(recipe, CnnRecipe)
     return CnnTask(recipe, data, group, cores, device)
 

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from cifarscale.cli.evaluate import evaluate, predict
+from cifarscale.cli.fid import fid
 from cifarscale.cli.generate import generate
 from cifarscale.cli.jobs import jobs, models
 from cifarscale.cli.shards import shards
@@ -43,5 +44,5 @@ def main(debug: bool) -> None:
     """
 
 
-for command in (shards, train, evaluate, predict, generate, jobs, models):
+for command in (shards, train, evaluate, predict, generate, fid, jobs, models):
     main.add_command(command)

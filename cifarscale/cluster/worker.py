@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from cifarscale.cluster.local import tell_failure
+from cifarscale.config.distance import FidJob
 from cifarscale.config.load import parse_job
 from cifarscale.config.recipe import Recipe
 from cifarscale.errors import CifarscaleError
-from cifarscale.inference import evaluate_run
+from cifarscale.inference import evaluate_run, measure_images
 from cifarscale.log import configure_logging
 from cifarscale.run import Placement, run_job
 
@@ -33,7 +34,14 @@ def evaluate(run_dir: str, split: str, placement: dict[str, Any]) -> None:
     evaluate_run(Path(run_dir), split, Placement.from_plain(placement))
 
 
-_FUNCTIONS: dict[str, Callable[..., None]] = {"train": train, "evaluate": evaluate}
+def fid(job: str, shards: str | None, device: str, out: str, save: str | None) -> None:
+    """`job` is the job as TOML."""
+    parsed = parse_job(tomllib.loads(job), "job")
+    assert isinstance(parsed, FidJob)
+    measure_images(parsed, Path(shards) if shards else None, device, Path(out), Path(save) if save else None)
+
+
+_FUNCTIONS: dict[str, Callable[..., None]] = {"train": train, "evaluate": evaluate, "fid": fid}
 
 
 def _end_with_launcher() -> None:

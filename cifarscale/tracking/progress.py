@@ -1,6 +1,8 @@
 """Progress for people: a live bar on a terminal, plain lines elsewhere."""
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -62,3 +64,26 @@ class TrainingProgress:
         """A line that stays."""
         text = "  ".join(f"{key} {value:.4f}" for key, value in values.items())
         console.print(f"{self._name}  step {step:,}  {text}", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def counting(what: str, total: int, shown: bool) -> Iterator[Callable[[int], None]]:
+    """Shows how far a count has come: a live bar on a terminal, a plain line now and then elsewhere.
+
+    Yields: what to call with each further number that is done.
+    """
+    done, last_line = 0, time.monotonic()
+    live = console.is_terminal
+    columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True)
+    with Progress(*columns, console=console, disable=not (shown and live), transient=True) as bar:
+        task = bar.add_task(what, total=total)
+
+        def advance(number: int) -> None:
+            nonlocal done, last_line
+            done += number
+            bar.update(task, completed=done)
+            if shown and not live and time.monotonic() - last_line > SECONDS_BETWEEN_LINES:
+                last_line = time.monotonic()
+                console.print(f"{what}  {done:,}/{total:,}", highlight=False)
+
+        yield advance

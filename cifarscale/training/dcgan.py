@@ -1,9 +1,10 @@
 """The DCGAN's task: in a step the discriminator is updated, then the generator (Goodfellow et al. 2014)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from torch import nn
 from cifarscale.config.dcgan import DcganRecipe
 from cifarscale.cores import Cores
 from cifarscale.data.batches import Batch
+from cifarscale.data.images import ImageSet
 from cifarscale.data.manifest import Manifest
 from cifarscale.distributed import Group
 from cifarscale.models.dcgan import Discriminator, Generator
@@ -84,16 +86,32 @@ class GeneratedImages:
         return to_uint8(self._generator(latents, None if labels is None else labels.to(self._device)))
 
 
+def generated_images(generator: Generator, seed: int, count: int, device: torch.device) -> ImageSet:
+    """The first `count` of `GeneratedImages`, to be measured."""
+    images = GeneratedImages(generator, seed, device)
+    return ImageSet("generated", count, images, images.labels(range(count)))
+
+
 def generate_images(
     generator: Generator, seed: int, count: int, cores: Cores, device: torch.device, label: int | None = None
 ) -> torch.Tensor:
     """The first `count` of `GeneratedImages`, (count, 3, 32, 32) uint8 on the CPU."""
-    training = generator.training
-    images = GeneratedImages(generator.eval(), seed, device, label)
+    images = GeneratedImages(generator, seed, device, label)
     chunks = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
-    drawn = torch.cat([chunk.cpu() for chunk in cores.stream(images, chunks)])
-    generator.train(training)
-    return drawn
+    return torch.cat([chunk.cpu() for chunk in cores.stream(images, chunks)])
+
+
+class Comparison(Protocol):
+    """Compares images with real ones; all ranks call it together, and get the same."""
+
+    @property
+    def key(self) -> str:
+        """What the distance is called in the log."""
+        ...
+
+    def frechet(self, images: ImageSet) -> float: ...
+
+    def figures(self, images: ImageSet) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -130,8 +148,15 @@ class DcganTask(Task):
         group: Group,
         cores: Cores,
         device: torch.device,
+        comparison: Comparison | None = None,
     ) -> None:
+        """
+        Args:
+            samples: folder for grids of samples.
+            comparison: how generated images are compared with real ones; not at all without it.
+        """
         self._recipe, self._samples, self._group, self._cores, self._device = recipe, samples, group, cores, device
+        self._comparison = comparison
         self._augments = augments(recipe.augmentation)
         generator, discriminator = build_networks(recipe, manifest, device)
         self.networks = {"discriminator": discriminator, "generator": generator}
@@ -219,18 +244,37 @@ class DcganTask(Task):
         return {"discriminator": (images, *classes), "generator": (latents, *classes)}
 
     def evaluate(self, networks: Mapping[str, nn.Module], step: int) -> dict[str, float]:
-        """Saves a grid of images from the run's fixed noise."""
-        self._save_samples(networks["generator"], step)
-        return {}
+        """Saves a grid of images from the run's fixed noise; and where it is time, measures the distance."""
+        with self._evaluating(networks) as generator:
+            self._save_samples(generator, step)
+            every = self._recipe.distance.every
+            if self._comparison is None or not every or step % every:
+                return {}
+            return {self._comparison.key: self._comparison.frechet(self._to_measure(generator))}
 
     def result(self, networks: Mapping[str, nn.Module]) -> dict[str, Any]:
-        return {"samples": self._save_samples(networks["generator"], self._recipe.training.max_steps)}
+        with self._evaluating(networks) as generator:
+            result: dict[str, Any] = {"samples": self._save_samples(generator, self._recipe.training.max_steps)}
+            if self._comparison is not None:
+                result["distance"] = self._comparison.figures(self._to_measure(generator))
+            return result
 
-    def _save_samples(self, generator: nn.Module, step: int) -> str:
+    @contextmanager
+    def _evaluating(self, networks: Mapping[str, nn.Module]) -> Iterator[Generator]:
+        """The generator, in evaluation mode for a while."""
+        generator = networks["generator"]
+        assert isinstance(generator, Generator)
+        training = generator.training
+        yield generator.eval()
+        generator.train(training)
+
+    def _to_measure(self, generator: Generator) -> ImageSet:
+        return generated_images(generator, self._recipe.seed, self._recipe.distance.num_samples, self._device)
+
+    def _save_samples(self, generator: Generator, step: int) -> str:
         """Saves a grid of the run's fixed samples. Returns: its path within the run folder."""
         path = self._samples / f"step-{step:08d}.png"
         if self._group.ranks.is_first:
-            assert isinstance(generator, Generator)
             images = generate_images(generator, self._recipe.seed, SAMPLES_SIDE**2, self._cores, self._device)
             save_grid(images.permute(0, 2, 3, 1).numpy(), SAMPLES_SIDE, path)
         return f"{path.parent.name}/{path.name}"

@@ -18,6 +18,7 @@ FLOORS = (
     ("cluster",),
     ("inference",),
     ("run",),
+    ("measure",),
     ("trained",),
     ("training",),
     ("evaluation",),
@@ -29,7 +30,10 @@ FLOORS = (
 """The rooms from top to bottom. A module imports from its own room, and from those on the floors below."""
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
-HEAVY = ("torch", "torchvision", "ray", "submitit", "wandb", "webdataset", "pydantic", "numpy", "PIL", "requests")
+HEAVY = (
+    *("torch", "torchvision", "ray", "submitit", "wandb", "webdataset", "pytorch_fid"),
+    *("pydantic", "numpy", "scipy", "PIL", "requests"),
+)
 
 
 def modules() -> list[Path]:

@@ -1,0 +1,132 @@
+"""`cifarscale fid`."""
+
+import json
+import re
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cifarscale.cli.options import device_option, nproc_option
+
+if TYPE_CHECKING:
+    from cifarscale.config.distance import FidJob
+
+
+@click.command()
+@click.argument("images", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--against", metavar="train|test|DIR|FILE.npz", help="The real images.  [default: train]")
+@click.option("--num-samples", type=click.IntRange(min=1), help="Images to generate.  [default: 10000]")
+@click.option("--features", metavar="inception|cnn:RUN", help="Whose features.  [default: inception]")
+@click.option("--weights", type=click.Path(dir_okay=False), help="Inception's weights.  [default: fetched once]")
+@click.option("--precision", type=click.Choice(["exact", "fast"]), help="float32, or bfloat16.  [default: exact]")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Images a core or GPU at a time.  [default: 64]")
+@click.option("--seed", type=click.IntRange(min=0), help="Which images are generated.  [default: 0]")
+@click.option("--no-kernel", is_flag=True, help="Leave the kernel distance out.")
+@click.option("--no-neighbours", is_flag=True, help="Leave precision and recall out.")
+@click.option("--no-classes", is_flag=True, help="Leave the distance of each class out.")
+@click.option("--allow-few-samples", is_flag=True, help="Go on with fewer images than features.")
+@click.option("--data", help="A data set or a folder of shards.  [default: the run's set, or cifar100]")
+@click.option(
+    "--save-statistics", type=click.Path(path_type=Path), help="Save those of IMAGES as .npz (pytorch-fid's)."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="The figures as JSON.  [default: in the run's folder]")
+@nproc_option
+@device_option
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of jobs/fid.toml.")
+def fid(
+    images: Path,
+    data: str | None,
+    save_statistics: Path | None,
+    out: Path | None,
+    nproc: int,
+    device: str,
+    overrides: tuple[str, ...],
+    **options: Any,
+) -> None:
+    """Measure how near images are to real ones: those of a generator's RUN, or of a folder.
+
+    FID with Inception's features; where its weights cannot be had, the Fréchet distance with the features of a
+    classifier that was trained here (--features cnn:RUN). With them the kernel distance, and precision and recall.
+    """
+    from cifarscale.cluster.local import Call, run_locally
+    from cifarscale.config.load import load_fid, recipe_toml, with_values
+    from cifarscale.data.build import locate_shards
+    from cifarscale.inference import measure_images
+    from cifarscale.measure import names_files
+    from cifarscale.run_folder import RunFolder
+
+    job = with_values(load_fid(overrides), images=str(images), **_changes(options))
+    is_run = RunFolder(images).recipe.exists()
+    if is_run and not data:
+        data = job.dataset or RunFolder(images).load_recipe().data.dataset
+    shards = None if names_files(job.distance.against) else locate_shards(data or job.dataset or "cifar100")
+    with tempfile.TemporaryDirectory() as scratch:
+        out = out or (images if is_run else Path(scratch)) / f"{_file_name(job)}.json"
+        if nproc == 1:
+            measure_images(job, shards, device, out, save_statistics)
+        else:
+            save = str(save_statistics) if save_statistics else None
+            arguments = {"job": recipe_toml(job), "shards": str(shards) if shards else None, "device": device}
+            logs = images / "logs" if is_run else Path(scratch)
+            run_locally(Call("fid", arguments | {"out": str(out), "save": save}), nproc, logs)
+        _show(json.loads(out.read_text(encoding="utf-8")))
+        if scratch not in str(out):
+            click.echo(f"all figures  {out}")
+    if save_statistics:
+        click.echo(f"statistics   {save_statistics}")
+
+
+def _changes(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given, as keys of the job."""
+    changes: dict[str, Any] = {}
+    for key in ("against", "num_samples", "features", "weights", "precision", "batch_size"):
+        if options[key] is not None:
+            changes[f"distance__{key}"] = options[key]
+    for key, off in (("kernel", False), ("neighbours", 0), ("classes", False)):
+        if options[f"no_{key}"]:
+            changes[f"distance__{key}"] = off
+    if options["allow_few_samples"]:
+        changes["distance__allow_few_samples"] = True
+    if options["seed"] is not None:
+        changes["seed"] = options["seed"]
+    return changes
+
+
+def _file_name(job: "FidJob") -> str:
+    """`distance-FEATURES-AGAINST`, with the last part of paths."""
+    parts = (job.distance.features.rstrip("/"), job.distance.against.rstrip("/"))
+    return "-".join(["distance", *(re.sub(r"[^\w.]+", "-", re.sub(r"[^:]*/", "", part)) for part in parts)])
+
+
+def _show(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    step = f" after {result['step']:,} steps" if "step" in result else ""
+    real = f"{result['num_real']:,} of {result['against']}" if result["num_real"] else result["against"]
+    console.print(
+        f"{Path(result['images']).name}{step}: {result['num_samples']:,} images against {real}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    table = Table("figure", "value")
+    table.add_row(result["metric"], f"{result['distance']:.4f}")
+    if "distance_in_float32" in result:
+        low, high = result["distance_in_float32"]
+        table.add_row("  in float32 it is", f"{low:.4f} to {high:.4f}")
+    if "kernel_distance" in result:
+        error = result["kernel_distance_standard_error"]
+        table.add_row("kernel distance", f"{result['kernel_distance']:.6f} ± {error:.6f}")
+    if "recall" in result:
+        table.add_row("precision", f"{result['precision']:.4f}")
+        table.add_row("recall", f"{result['recall']:.4f}")
+    console.print(table)
+    if "classes" in result:
+        ranked = sorted(((value, name) for name, value in result["classes"].items() if value is not None))
+        classes = Table("nearest classes", "distance", "farthest classes", "distance")
+        for (near, near_name), (far, far_name) in list(zip(ranked, reversed(ranked), strict=True))[:5]:
+            classes.add_row(near_name, f"{near:.2f}", far_name, f"{far:.2f}")
+        console.print(classes)

@@ -1,0 +1,287 @@
+"""How near one set of images is to another in a feature space, on all ranks, each image counted exactly once."""
+
+import hashlib
+import json
+import logging
+import os
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cifarscale.config.distance import DistanceConfig
+from cifarscale.cores import Cores
+from cifarscale.data.images import ImageSet
+from cifarscale.distributed import Group
+from cifarscale.errors import CifarscaleError, EvaluationError
+from cifarscale.evaluation.accuracy import check_ledger
+from cifarscale.evaluation.features import FeatureNetwork, squared_deviation
+from cifarscale.evaluation.frechet import frechet_distance, require_samples
+from cifarscale.evaluation.kernel import kernel_distance
+from cifarscale.evaluation.moments import Moments, Statistics
+from cifarscale.evaluation.neighbours import precision_recall
+from cifarscale.tracking.progress import counting
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+DEVIATION_SAMPLES = 256
+"""Images by which `fast` is compared with `exact`."""
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What is known of a set of images in a feature space.
+
+    Attributes:
+        statistics: mean and covariance over all of them.
+        kept: (k, d) float32, the features of some, evenly spread; None if only the statistics are known.
+        by_class: the statistics of each class, if wanted; None for one with too few images for a covariance.
+        deviation: root mean square distance of the features from those in float32; 0 where these are.
+    """
+
+    statistics: Statistics
+    kept: torch.Tensor | None = None
+    by_class: tuple[Statistics | None, ...] = ()
+    deviation: float = 0.0
+
+
+class Measure:
+    """Compares sets of images with a fixed one, in a fixed feature space."""
+
+    def __init__(
+        self,
+        config: DistanceConfig,
+        features: FeatureNetwork,
+        group: Group,
+        cores: Cores,
+        device: torch.device,
+        shows_progress: bool = False,
+        exact: FeatureNetwork | None = None,
+    ) -> None:
+        """
+        Args:
+            exact: the same network in float32, if `features` is not, to tell how far it is from that.
+        """
+        self.features, self._exact = features, exact
+        self._shows_progress = shows_progress and group.ranks.is_first
+        self._config, self._group, self._cores, self._device = config, group, cores, device
+        self._keeps = config.kernel or config.neighbours > 0
+
+    def collect(self, images: ImageSet, num_classes: int = 0) -> Collected:
+        """Runs the feature network over the images, each rank on its share.
+
+        Which images are computed together does not depend on the number of ranks.
+
+        Args:
+            num_classes: of the labels, for statistics by class; 0 for none.
+        Raises: EvaluationError if a feature is not finite, or there are too few images; DataError if one cannot be
+            read; DistributedError if one was missed or counted twice. Always on all ranks.
+        """
+        total, dim = images.num_images, self.features.dim
+        num_kept = min(self._config.num_kept, total) if self._keeps else 0
+        keep = torch.arange(num_kept) * total // max(num_kept, 1)  # evenly spread, whatever order the images are in
+        kept = torch.zeros(num_kept, dim)
+        ledger = torch.zeros(total, dtype=torch.float64)
+        moments, *by_class = (Moments(dim, self._device) for _ in range(1 + num_classes))
+        share = sum(len(rows) for rows in self._chunks(total))
+        progress = counting(f"{self.features.name} of {images.name}", share, self._shows_progress)
+        with self._together(), progress as advance:
+            for rows, features in self._cores.stream(lambda rows: self._compute(images, rows), self._chunks(total)):
+                advance(len(rows))
+                moments.add(features)
+                ledger[rows.start : rows.stop] += 1
+                first, last = (int(torch.searchsorted(keep, end)) for end in (rows.start, rows.stop))
+                kept[first:last] = features[(keep[first:last] - rows.start).to(features.device)].cpu()
+                if num_classes:
+                    assert images.labels is not None
+                    labels = images.labels[rows.start : rows.stop]
+                    for label in set(labels.tolist()):
+                        by_class[label].add(features[(labels == label).to(features.device)])
+        check_ledger(self._group.sum_(ledger))
+        for each in (moments, *by_class):
+            each.sum_over(self._group)
+        classes = tuple(each.statistics() if each.count > dim else None for each in by_class)
+        kept_by_all = self._group.sum_(kept) if num_kept else None
+        return Collected(moments.statistics(), kept_by_all, classes, self._deviation(images))
+
+    def collect_once(self, images: ImageSet, num_classes: int = 0) -> Collected:
+        """`collect`, or what the cache holds of these very images through these very features."""
+        if not images.identity:
+            return self.collect(images, num_classes)
+        kept = self._config.num_kept if self._keeps else 0
+        key = self._key(images=images.identity, kept=kept, classes=num_classes)
+        path = _cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
+        collected: Collected | None = self._group.from_first(_cached(path, key) if self._is_first else None)
+        if collected is None:
+            collected = self.collect(images, num_classes)
+            if self._is_first:
+                _save(path, collected, key)
+        return collected
+
+    def save(self, path: Path, collected: Collected) -> None:
+        """Saves what is known of a set for `load`, as a `.npz` that pytorch-fid reads, too."""
+        if self._is_first:
+            _save(path, collected, self._key())
+
+    def load(self, path: Path) -> Collected:
+        """What `save` or pytorch-fid wrote.
+
+        Raises: EvaluationError if it cannot be read, or is of other features, as far as it says.
+        """
+        collected, key = _load(path)
+        dim = len(collected.statistics.mean)
+        if dim != self.features.dim:
+            raise EvaluationError(f"{path} is of {dim} features, and {self.features.name} has {self.features.dim}")
+        about = json.loads(key) if key else {}
+        if key and any(about[part] != value for part, value in json.loads(self._key()).items()):
+            raise EvaluationError(
+                f"{path} was computed with other weights, preprocessing or precision ({about['features']}: "
+                f"{about['preprocessing']}) than {self.features.name} ({self.features.identity}: "
+                f"{self.features.preprocessing}). Compute it again, with --save-statistics"
+            )
+        return collected
+
+    def frechet(self, real: Collected, found: Collected) -> float:
+        """The Fréchet distance alone, the same on every rank."""
+        return self._on_first(lambda: self._distance(real.statistics, found.statistics))
+
+    def figures(self, real: Collected, found: Collected, class_names: tuple[str, ...] = ()) -> dict[str, Any]:
+        """Every figure that the recipe wants, as plain values for JSON; the same on every rank.
+
+        Args:
+            class_names: for the distance of each class; without them it is left out.
+        """
+        distance = self.frechet(real, found)
+        figures: dict[str, Any] = {"distance": distance}
+        if self._exact is not None:
+            root, deviation = distance**0.5, real.deviation + found.deviation
+            figures["distance_in_float32"] = [max(0.0, root - deviation) ** 2, (root + deviation) ** 2]
+        if real.kept is not None and found.kept is not None:
+            if self._config.kernel:
+                kernel = kernel_distance(real.kept, found.kept, self._group, self._cores)
+                figures["kernel_distance"] = kernel.distance
+                figures["kernel_distance_standard_error"] = kernel.standard_error
+            if self._config.neighbours:
+                near = precision_recall(real.kept, found.kept, self._group, self._cores, self._config.neighbours)
+                figures |= {"precision": near.precision, "recall": near.recall}
+        if class_names:
+            pairs = zip(class_names, real.by_class, found.by_class, strict=True)
+            figures["classes"] = self._on_first(
+                lambda: {name: None if a is None or b is None else frechet_distance(a, b) for name, a, b in pairs}
+            )
+        return figures
+
+    def _deviation(self, images: ImageSet) -> float:
+        """Root mean square distance from the features in float32, over some of the images, evenly spread."""
+        if self._exact is None:
+            return 0.0
+        size = self._config.batch_size
+        last = max(0, images.num_images - size)
+        starts = sorted({int(start) for start in np.linspace(0, last, -(-DEVIATION_SAMPLES // size))})
+        mine = starts[self._group.ranks.rank :: self._group.ranks.world_size]
+        totals = torch.zeros(2, dtype=torch.float64)
+        with self._together():
+            for squares, count in self._cores.stream(lambda start: self._squares(images, start), mine):
+                totals += torch.tensor([squares, count], dtype=torch.float64)
+        squares, count = self._group.sum_(totals).tolist()
+        return float((squares / count) ** 0.5)
+
+    def _squares(self, images: ImageSet, start: int) -> tuple[float, int]:
+        assert self._exact is not None
+        pixels = images.images(range(start, min(start + self._config.batch_size, images.num_images)))
+        return squared_deviation(self.features, self._exact, pixels), len(pixels)
+
+    @property
+    def _is_first(self) -> bool:
+        return self._group.ranks.is_first
+
+    def _key(self, **more: Any) -> str:
+        """Says what statistics are of: the features, and whatever else."""
+        about = {"features": self.features.identity, "preprocessing": self.features.preprocessing, **more}
+        return json.dumps(about, sort_keys=True)
+
+    def _chunks(self, total: int) -> Iterator[range]:
+        size, ranks = self._config.batch_size, self._group.ranks
+        for start in range(ranks.rank * size, total, ranks.world_size * size):
+            yield range(start, min(start + size, total))
+
+    def _compute(self, images: ImageSet, rows: range) -> tuple[range, torch.Tensor]:
+        return rows, self.features(images.images(rows))
+
+    def _distance(self, real: Statistics, found: Statistics) -> float:
+        if not self._config.allow_few_samples:
+            for what, statistics in (("real", real), ("measured", found)):
+                if statistics.num_samples is not None:
+                    require_samples(statistics.num_samples, self.features.dim, what)
+        return frechet_distance(real, found)
+
+    def _on_first(self, compute: Callable[[], Result]) -> Result:
+        """What rank 0 computes, on every rank; its error, too."""
+        result = None
+        with self._together():
+            if self._is_first:
+                result = compute()
+        return cast(Result, self._group.from_first(result))
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """Raises one rank's error on all ranks at the end, so that none waits for one that is gone."""
+        error: CifarscaleError | None = None
+        try:
+            yield
+        except CifarscaleError as caught:
+            error = caught
+        self._group.raise_together(error)
+
+
+def _save(path: Path, collected: Collected, key: str) -> None:
+    """Saves all of it, with a key that says what it is of."""
+    known = [(label, statistics) for label, statistics in enumerate(collected.by_class) if statistics is not None]
+    arrays: dict[str, NDArray[Any]] = {"key": np.array(key), "num_classes": np.array(len(collected.by_class))}
+    arrays["deviation"] = np.array(collected.deviation)
+    if collected.kept is not None:
+        arrays["kept"] = collected.kept.numpy()
+    if known:
+        arrays["classes"] = np.array([label for label, _ in known])
+        arrays["class_num_samples"] = np.array([statistics.num_samples for _, statistics in known])
+        arrays["class_mu"] = np.stack([statistics.mean.numpy() for _, statistics in known])
+        arrays["class_sigma"] = np.stack([statistics.covariance.numpy() for _, statistics in known])
+    collected.statistics.save(path, **arrays)
+
+
+def _load(path: Path) -> tuple[Collected, str]:
+    """What was saved, and its key, empty if it has none. Raises: EvaluationError."""
+    statistics = Statistics.load(path)
+    with np.load(path) as file:
+        by_class: list[Statistics | None] = [None] * int(file["num_classes"]) if "num_classes" in file else []
+        if "classes" in file:
+            columns = (file[name] for name in ("classes", "class_num_samples", "class_mu", "class_sigma"))
+            for label, count, mean, covariance in zip(*columns, strict=True):
+                by_class[label] = Statistics(torch.from_numpy(mean), torch.from_numpy(covariance), int(count))
+        kept = torch.from_numpy(file["kept"]) if "kept" in file else None
+        deviation = float(file["deviation"]) if "deviation" in file else 0.0
+        return Collected(statistics, kept, tuple(by_class), deviation), str(file["key"]) if "key" in file else ""
+
+
+def _cached(path: Path, key: str) -> Collected | None:
+    """What the cache holds; None if nothing, or something that is damaged or of another key."""
+    if not path.exists():
+        return None
+    try:
+        collected, found = _load(path)
+    except (EvaluationError, OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
+        log.warning("%s is damaged, and is computed again: %s", path, str(error).splitlines()[0])
+        return None
+    return collected if found == key else None
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cifarscale" / "statistics"
