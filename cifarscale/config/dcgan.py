@@ -97,7 +97,7 @@ class DcganRecipe(Recipe):
         for network, layers in residual.items():
             width = getattr(self.model, f"{network}_width")
             grouped = getattr(self.model, f"{network}_normalisation") == "group"
-            # A residual generator's last stage has half its width, and groups are of four channels.
+            # A residual generator's last stage has half its width, and channels are cut into four groups.
             halved = 2 if network == "generator" and layers == "residual" else 1
             needed = halved * (4 if grouped else 1)
             if width % needed:

@@ -210,11 +210,14 @@ class DcganTask(Task):
     def _judged(
         self, networks: Mapping[str, nn.Module], part: GanBatch, images: torch.Tensor, use: int, penalised: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The logits (b,) of augmented images, and their gradient penalty if wanted, which is computed in float32."""
+        """The logits (b,) of augmented images, and their gradient penalty if wanted; float32 whatever autocast says.
+
+        Losses are means over many logits, or differences of two: half precision is too coarse for either.
+        """
         if self._augments:
             images = augment(images, self._recipe.augmentation, part.draws[:, use])
         if not penalised:
-            logits = networks["discriminator"](images, self._labels(part))
+            logits = networks["discriminator"](images, self._labels(part)).float()
             return logits, logits.new_zeros(())
         with torch.autocast(images.device.type, enabled=False):
             images = images.detach().float().requires_grad_()

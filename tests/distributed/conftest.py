@@ -97,6 +97,10 @@ class Run:
         assert result is not None, f"{self.path} is not complete"
         return result
 
+    def samples(self) -> dict[str, bytes]:
+        """A DCGAN's grids of images by the names of their files; none of a classifier."""
+        return {path.name: path.read_bytes() for path in sorted((self.path / "samples").glob("*"))}
+
     def last_step(self) -> int:
         """Of the last line of the log; 0 before the first."""
         return max((line["step"] for line in read_metrics(self.path / "metrics.jsonl")), default=0)
@@ -111,13 +115,16 @@ class Run:
             time.sleep(0.005)
 
     def assert_same_as(self, other: "Run") -> None:
-        """Both runs ended with the same weights, moments, losses and figures, to the last bit."""
+        """Both runs ended with the same weights, moments, losses, figures and images, to the last bit."""
         mine, theirs = self.state(), other.state()
         for part in ("step", "networks", "averages", "optimizers", "scaler"):
             _assert_same(mine[part], theirs[part], part)
         assert self.metrics() == other.metrics()
-        for split in ("train", "test"):
-            assert self.result()[split] == other.result()[split]
+        mine, theirs = self.result(), other.result()
+        assert mine.keys() == theirs.keys()
+        for key in mine.keys() & {"train", "test"}:
+            assert mine[key] == theirs[key]
+        assert self.samples() == other.samples()
 
 
 def _assert_same(one: Any, other: Any, where: str) -> None:

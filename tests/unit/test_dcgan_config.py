@@ -1,0 +1,227 @@
+"""The DCGAN's recipe: what each key takes, which of them go together, and what the bundled two cost."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import BaseModel
+
+from cifarscale.config.dcgan import DcganRecipe
+from cifarscale.config.load import find_recipe, load_recipe, recipe_hash, recipe_toml
+from cifarscale.config.recipe import Recipe
+from cifarscale.data.manifest import published_manifest
+from cifarscale.errors import ConfigError
+from cifarscale.models.registry import count_parameters
+from cifarscale.training.dcgan import build_networks
+
+SEED_PARAMETERS = (370_624, 167_808)
+
+COUNT = (["1", "50"], ["0", "-1", "2.5", "many", "true"])
+WIDTH = (["2", "64"], ["0", "-1", "2.5", "wide", "true"])
+SWITCH = (["true", "false"], ["1", "yes", '"true"'])
+FRACTION = (["0", "0.125", "1", "1.0"], ["-0.1", "1.1", "nan", '"0.5"', "true"])
+WEIGHT = (["0", "0.5", "1e3"], ["-1", "inf", "nan", '"1"', "true"])
+NORMALISATION = (["none", "batch", "group"], ["layer", "", "1"])
+
+VALUES: dict[str, tuple[list[str], list[str]]] = {
+    "task": (["dcgan"], ["gan"]),
+    "model.latent_size": COUNT,
+    "model.generator_width": WIDTH,
+    "model.discriminator_width": WIDTH,
+    "model.generator_normalisation": NORMALISATION,
+    "model.discriminator_normalisation": NORMALISATION,
+    "model.upsampling": (["transposed", "residual"], ["nearest", "strided"]),
+    "model.downsampling": (["strided", "residual"], ["pooling", "transposed"]),
+    "model.spectral": SWITCH,
+    "model.minibatch": (["none", "discrimination", "stddev"], ["std", "true"]),
+    "model.conditional": SWITCH,
+    "model.class_embedding": COUNT,
+    "augmentation.flip": SWITCH,
+    "augmentation.colour": SWITCH,
+    "augmentation.translation": FRACTION,
+    "augmentation.cutout": FRACTION,
+    "objective.name": (["bce", "hinge", "relativistic"], ["wgan", "1"]),
+    "objective.r1": WEIGHT,
+    "objective.r2": WEIGHT,
+}
+"""For each key what it takes, and what it does not."""
+
+NEEDED = {"objective.r1": ("model.discriminator_normalisation=none",)}
+NEEDED["objective.r2"] = NEEDED["objective.r1"]
+"""What else a key wants set."""
+
+
+def load(*overrides: str) -> DcganRecipe:
+    recipe = load_recipe("dcgan", overrides)
+    assert isinstance(recipe, DcganRecipe)
+    return recipe
+
+
+def refusal(*overrides: str) -> str:
+    """The one line of error."""
+    with pytest.raises(ConfigError) as caught:
+        load(*overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def value_at(recipe: BaseModel, key: str) -> Any:
+    value: Any = recipe
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def settings(index: int) -> list[tuple[str, str]]:
+    return [(key, value) for key, values in VALUES.items() for value in values[index]]
+
+
+# Keys and values
+
+
+def test_the_table_has_every_key_that_only_a_dcgan_has() -> None:
+    recipe = load()
+    fields = {name: value_at(recipe, name) for name in DcganRecipe.model_fields}
+    own = {key: value for key, value in fields.items() if key not in Recipe.model_fields}
+    keys = {f"{section}.{key}" for section, values in own.items() for key in type(values).model_fields}
+    assert set(VALUES) == keys | {"task"}
+
+
+@pytest.mark.parametrize(("key", "value"), settings(0))
+def test_a_key_takes_what_is_valid(key: str, value: str) -> None:
+    loaded = value_at(load(f"{key}={value}", *NEEDED.get(key, ())), key)
+    assert str(loaded).lower() == value or float(loaded) == float(value)
+
+
+@pytest.mark.parametrize(("key", "value"), settings(1))
+def test_a_key_refuses_the_rest_and_names_itself_and_the_value(key: str, value: str) -> None:
+    message = refusal(f"{key}={value}", *NEEDED.get(key, ()))
+    assert f"{key} = " in message
+    assert value.strip('"').lower() in message.split(" = ", 1)[1].lower()
+
+
+@pytest.mark.parametrize("key", [key for key, (_, invalid) in VALUES.items() if invalid is NORMALISATION[1]])
+def test_a_name_that_is_not_offered_is_answered_with_those_that_are(key: str) -> None:
+    message = refusal(f"{key}=layer")
+    for name in ("none", "batch", "sync_batch", "group"):
+        assert f"'{name}'" in message
+
+
+def test_the_hash_and_the_resolved_file_change_with_every_key(tmp_path: Path) -> None:
+    others = {
+        "model.generator_normalisation": "group",
+        "model.discriminator_normalisation": "group",
+        "model.upsampling": "residual",
+        "model.downsampling": "residual",
+        "model.minibatch": "stddev",
+        "objective.name": "hinge",
+    }
+    hashes = {recipe_hash(load())}
+    keys = [key for key in VALUES if key != "task"]
+    for key in keys:
+        value = others.get(key, VALUES[key][0][0] if VALUES[key] in (COUNT, WIDTH, SWITCH) else VALUES[key][0][1])
+        recipe = load(f"{key}={value}", *NEEDED.get(key, ()))
+        hashes.add(recipe_hash(recipe))
+        path = tmp_path / "resolved.toml"
+        path.write_text(recipe_toml(recipe), encoding="utf-8")
+        assert load_recipe(str(path)) == recipe
+    assert len(hashes) == 1 + len(keys)
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("model.spectrale=true", "did you mean 'model.spectral'"),
+        ("augmentation.cutouts=0.5", "did you mean 'augmentation.cutout'"),
+        ("objective.r3=1", "valid here: name, r1, r2"),
+        ("objectives.r1=1", "did you mean 'objective'"),
+        ("model.width=4", "generator_width"),
+        ("label_smoothing=0.1", "unknown key 'label_smoothing'"),
+    ],
+)
+def test_an_unknown_key_is_answered_with_the_nearest_or_all(override: str, meant: str) -> None:
+    assert meant in refusal(override)
+
+
+# What goes together
+
+
+@pytest.mark.parametrize("network", ["generator", "discriminator"])
+def test_sync_batch_needs_slices_0(network: str) -> None:
+    override = f"model.{network}_normalisation=sync_batch"
+    message = refusal(override)
+    assert f"model.{network}_normalisation = 'sync_batch'" in message
+    assert "training.slices = 0" in message
+    assert value_at(load(override, "training.slices=0"), f"model.{network}_normalisation") == "sync_batch"
+
+
+RESIDUAL = "model.upsampling=residual", "model.downsampling=residual"
+GROUP = "model.generator_normalisation=group", "model.discriminator_normalisation=group"
+
+
+@pytest.mark.parametrize(
+    ("network", "layers", "multiple"),
+    [
+        ("generator", (), 1),
+        ("generator", RESIDUAL, 2),
+        ("generator", GROUP, 4),
+        ("generator", RESIDUAL + GROUP, 8),
+        ("discriminator", (), 1),
+        ("discriminator", RESIDUAL, 1),
+        ("discriminator", GROUP, 4),
+        ("discriminator", RESIDUAL + GROUP, 4),
+    ],
+)
+def test_a_width_that_the_layers_cannot_have_is_refused_and_any_other_can_be_built(
+    network: str, layers: tuple[str, ...], multiple: int
+) -> None:
+    manifest = published_manifest("cifar100")
+    assert manifest is not None
+    for width in (1, 2, 3, 4, 6, 8, 12):
+        override = f"model.{network}_width={width}"
+        if width % multiple:
+            message = refusal(override, *layers)
+            assert f"model.{network}_width = {width} must be a multiple of {multiple}" in message
+        else:
+            build_networks(load(override, *layers), manifest, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("penalty", ["r1", "r2"])
+@pytest.mark.parametrize("kind", ["batch", "sync_batch"])
+def test_a_penalty_refuses_a_discriminator_that_mixes_its_samples(penalty: str, kind: str) -> None:
+    overrides = (f"objective.{penalty}=0.1", f"model.discriminator_normalisation={kind}", "training.slices=0")
+    message = refusal(*overrides)
+    for part in ("objective.r1 and r2", f"model.discriminator_normalisation = '{kind}'", "'none' or 'group'"):
+        assert part in message
+    load(f"objective.{penalty}=0", *overrides[1:])
+    for fine in ("none", "group"):
+        load(overrides[0], f"model.discriminator_normalisation={fine}", "model.generator_normalisation=batch")
+
+
+# The bundled recipes
+
+
+def parameters(name: str) -> tuple[int, int]:
+    recipe, manifest = load_recipe(name), published_manifest("cifar100")
+    assert isinstance(recipe, DcganRecipe)
+    assert manifest is not None
+    generator, discriminator = build_networks(recipe, manifest, torch.device("cpu"))
+    return count_parameters(generator), count_parameters(discriminator)
+
+
+def test_the_seeds_recipe_has_the_seeds_networks() -> None:
+    assert parameters("dcgan") == SEED_PARAMETERS
+
+
+def test_the_better_recipe_costs_no_more_than_the_seeds() -> None:
+    assert sum(parameters("dcgan-plus")) <= sum(SEED_PARAMETERS) == 538_432
+    plus, seed = load_recipe("dcgan-plus").training, load_recipe("dcgan").training
+    assert (plus.max_steps, plus.global_batch_size) == (seed.max_steps, seed.global_batch_size) == (50_000, 64)
+
+
+@pytest.mark.parametrize("name", ["dcgan", "dcgan-plus"])
+def test_a_recipes_comments_have_its_numbers_of_parameters(name: str) -> None:
+    text = find_recipe(name).read_text(encoding="utf-8")
+    assert all(f"{number:,}" in text for number in parameters(name))
