@@ -105,6 +105,15 @@ class DcganRecipe(Recipe):
         return self
 
     @model_validator(mode="after")
+    def _embedding_has_an_effect(self) -> Self:
+        model = self.model
+        if not model.conditional and model.class_embedding != DcganModelConfig().class_embedding:
+            raise ValueError(
+                f"model.class_embedding = {model.class_embedding} has no effect with model.conditional = false"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _penalties_need_samples_apart(self) -> Self:
         kind = self.model.discriminator_normalisation
         if (self.objective.r1 or self.objective.r2) and kind in ("batch", "sync_batch"):

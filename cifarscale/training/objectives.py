@@ -46,7 +46,7 @@ def gradient_penalty(logits: Tensor, images: Tensor) -> Tensor:
     """Half the squared norm of each sample's gradient, mean over the samples: R1 at real images, R2 at generated ones.
 
     Args:
-        logits: (b,), each a function of its own image alone.
+        logits: (b,), each a function of its own image, but for what a minibatch layer adds of the others.
         images: (b, 3, H, W) that require a gradient.
     Source: Mescheder et al. 2018 (arXiv 1801.04406), section 4.1, without the weight gamma.
     """

@@ -44,10 +44,26 @@ VALUES: dict[str, tuple[list[str], list[str]]] = {
     "objective.name": (["bce", "hinge", "relativistic"], ["wgan", "1"]),
     "objective.r1": WEIGHT,
     "objective.r2": WEIGHT,
+    "distance.features": (["none", "cnn:runs/a", "inception"], ["resnet", "cnn:", '""']),
+    "distance.weights": (["", "file.pth"], ["1"]),
+    "distance.against": (["train", "statistics.npz"], ["1"]),
+    "distance.num_samples": COUNT,
+    "distance.batch_size": COUNT,
+    "distance.precision": (["exact", "fast"], ["bf16", "true"]),
+    "distance.kernel": SWITCH,
+    "distance.neighbours": (["0", "5"], ["-1", "2.5", "true"]),
+    "distance.classes": SWITCH,
+    "distance.num_kept": COUNT,
+    "distance.allow_few_samples": SWITCH,
+    "distance.every": (["0", "2000"], ["-1", "2.5", "1500"]),
 }
 """For each key what it takes, and what it does not."""
 
-NEEDED = {"objective.r1": ("model.discriminator_normalisation=none",)}
+NEEDED = {
+    "objective.r1": ("model.discriminator_normalisation=none",),
+    "model.class_embedding": ("model.conditional=true",),
+    "distance.every": ("distance.features=inception",),
+}
 NEEDED["objective.r2"] = NEEDED["objective.r1"]
 """What else a key wants set."""
 
@@ -117,6 +133,8 @@ def test_the_hash_and_the_resolved_file_change_with_every_key(tmp_path: Path) ->
         "model.downsampling": "residual",
         "model.minibatch": "stddev",
         "objective.name": "hinge",
+        "distance.kernel": "false",
+        "distance.classes": "false",
     }
     hashes = {recipe_hash(load())}
     keys = [key for key in VALUES if key != "task"]
