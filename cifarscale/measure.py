@@ -91,7 +91,7 @@ def open_reference(
     """
     features = _features(config, config.precision, group, device)
     if not config.allow_few_samples:
-        require_samples(num_images, features.dim, "measured")
+        require_samples(num_images, features.dim, "measured images")
     exact = _features(config, "exact", group, device) if config.precision == "fast" else None
     measure = Measure(config, features, group, cores, device, shows_progress, exact)
     metric = f"Fréchet distance ({features.name})"

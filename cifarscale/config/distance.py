@@ -29,7 +29,7 @@ class DistanceConfig(Section):
     classes: bool = True
     """Also the distance of each class, where the images have classes and there are enough of each."""
     num_kept: PositiveInt = 10_000
-    """Images of each set, evenly spread, whose features are kept: for the kernel distance, and precision and recall."""
+    """Images of each set, drawn at random, whose features are kept for the kernel distance, precision and recall."""
     allow_few_samples: bool = False
     """Goes on where there are fewer images than features, whose distance is then not to be compared with others."""
 

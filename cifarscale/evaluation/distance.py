@@ -24,8 +24,9 @@ from cifarscale.evaluation.accuracy import check_ledger
 from cifarscale.evaluation.features import FeatureNetwork, squared_deviation
 from cifarscale.evaluation.frechet import frechet_distance, require_samples
 from cifarscale.evaluation.kernel import kernel_distance
-from cifarscale.evaluation.moments import Moments, Statistics
+from cifarscale.evaluation.moments import NUM_LANES, Moments, Statistics
 from cifarscale.evaluation.neighbours import precision_recall
+from cifarscale.randomness import permutation
 from cifarscale.tracking.progress import counting
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class Collected:
 
     Attributes:
         statistics: mean and covariance over all of them.
-        kept: (k, d) float32, the features of some, evenly spread; None if only the statistics are known.
+        kept: (k, d) float32, the features of some, drawn at random; None if only the statistics are known.
         by_class: the statistics of each class, if wanted; None for one with too few images for a covariance.
         deviation: root mean square distance of the features from those in float32; 0 where these are.
     """
@@ -86,31 +87,33 @@ class Measure:
             read; DistributedError if one was missed or counted twice. Always on all ranks.
         """
         total, dim = images.num_images, self.features.dim
-        num_kept = min(self._config.num_kept, total) if self._keeps else 0
-        keep = torch.arange(num_kept) * total // max(num_kept, 1)  # evenly spread, whatever order the images are in
-        kept = torch.zeros(num_kept, dim)
+        kept = torch.zeros(min(self._config.num_kept, total) if self._keeps else 0, dim)
+        place = torch.full((total,), -1)  # in `kept`, which is in random order whatever order the images are in
+        place[torch.from_numpy(permutation(0, "kept features", 0, total)[: len(kept)])] = torch.arange(len(kept))
         ledger = torch.zeros(total, dtype=torch.float64)
         moments, *by_class = (Moments(dim, self._device) for _ in range(1 + num_classes))
-        share = sum(len(rows) for rows in self._chunks(total))
+        share = sum(len(rows) for _, rows in self._batches(total))
         progress = counting(f"{self.features.name} of {images.name}", share, self._shows_progress)
         with self._together(), progress as advance:
-            for rows, features in self._cores.stream(lambda rows: self._compute(images, rows), self._chunks(total)):
+            computed = self._cores.stream(lambda each: self._compute(images, *each), self._batches(total))
+            for batch, rows, features in computed:
                 advance(len(rows))
-                moments.add(features)
+                moments.add(features, batch)
                 ledger[rows.start : rows.stop] += 1
-                first, last = (int(torch.searchsorted(keep, end)) for end in (rows.start, rows.stop))
-                kept[first:last] = features[(keep[first:last] - rows.start).to(features.device)].cpu()
+                places = place[rows.start : rows.stop]
+                kept[places[places >= 0]] = features[(places >= 0).to(features.device)].cpu()
                 if num_classes:
                     assert images.labels is not None
                     labels = images.labels[rows.start : rows.stop]
                     for label in set(labels.tolist()):
-                        by_class[label].add(features[(labels == label).to(features.device)])
+                        by_class[label].add(features[(labels == label).to(features.device)], batch)
         check_ledger(self._group.sum_(ledger))
         for each in (moments, *by_class):
             each.sum_over(self._group)
         classes = tuple(each.statistics() if each.count > dim else None for each in by_class)
-        kept_by_all = self._group.sum_(kept) if num_kept else None
-        return Collected(moments.statistics(), kept_by_all, classes, self._deviation(images))
+        if self._keeps:
+            self._group.sum_(kept)
+        return Collected(moments.statistics(), kept if self._keeps else None, classes, self._deviation(images))
 
     def collect_once(self, images: ImageSet, num_classes: int = 0) -> Collected:
         """`collect`, or what the cache holds of these very images through these very features."""
@@ -208,17 +211,19 @@ class Measure:
         about = {"features": self.features.identity, "preprocessing": self.features.preprocessing, **more}
         return json.dumps(about, sort_keys=True)
 
-    def _chunks(self, total: int) -> Iterator[range]:
+    def _batches(self, total: int) -> Iterator[tuple[int, range]]:
+        """The number and the rows of each batch that this rank computes: whole lanes of `Moments`."""
         size, ranks = self._config.batch_size, self._group.ranks
-        for start in range(ranks.rank * size, total, ranks.world_size * size):
-            yield range(start, min(start + size, total))
+        for batch, start in enumerate(range(0, total, size)):
+            if batch % NUM_LANES % ranks.world_size == ranks.rank:
+                yield batch, range(start, min(start + size, total))
 
-    def _compute(self, images: ImageSet, rows: range) -> tuple[range, torch.Tensor]:
-        return rows, self.features(images.images(rows))
+    def _compute(self, images: ImageSet, batch: int, rows: range) -> tuple[int, range, torch.Tensor]:
+        return batch, rows, self.features(images.images(rows))
 
     def _distance(self, real: Statistics, found: Statistics) -> float:
         if not self._config.allow_few_samples:
-            for what, statistics in (("real", real), ("measured", found)):
+            for what, statistics in (("real images", real), ("measured images", found)):
                 if statistics.num_samples is not None:
                     require_samples(statistics.num_samples, self.features.dim, what)
         return frechet_distance(real, found)
