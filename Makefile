@@ -26,6 +26,7 @@ types: install ## Check types.
 bench: install ## Measure our engine against a plain loop; CIFARSCALE_REAL_DATA names the folder of cifar-100-python/.
 	$(BIN)/python tests/bench/bench_training.py
 	$(BIN)/python tests/bench/bench_encoding.py
+	$(BIN)/python tests/bench/bench_fid.py
 
 install: $(VENV)/.installed ## Make the virtual environment.
 

@@ -13,13 +13,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from cifarscale.config.distance import FidJob
 from cifarscale.cores import Cores
 from cifarscale.data.dataset import Dataset
-from cifarscale.data.images import images_of_folder
 from cifarscale.data.shards import IMAGE_SIZE
 from cifarscale.distributed import pick_device, process_group, ranks_from_environment
 from cifarscale.errors import DataError
 from cifarscale.evaluation.accuracy import evaluate_classifier
 from cifarscale.files import write_json_atomically
-from cifarscale.measure import open_reference
+from cifarscale.measure import images_of, open_reference
 from cifarscale.run import Placement, device_name
 from cifarscale.run_folder import RunFolder
 from cifarscale.trained import TrainedClassifier, load_classifier, load_generator
@@ -80,10 +79,10 @@ def evaluate_run(run_dir: Path, split: str, placement: Placement) -> dict[str, A
 def measure_images(
     job: FidJob, shards: Path | None, wanted_device: str, out: Path | None = None, save: Path | None = None
 ) -> dict[str, Any]:
-    """Compares a generator's images, or a folder of images, with real ones, on all ranks of this job.
+    """Compares a generator's images, or those of a folder or a split, with real ones, on all ranks of this job.
 
     Args:
-        shards: where the splits of the real images lie; None if the job names a folder or a file instead.
+        shards: where the splits of the real images lie; None if the job names none.
         wanted_device: `cpu`, `cuda` or `auto`.
         out: where to write what this returns, as JSON.
         save: where to save the statistics of the images, for another call to compare with.
@@ -105,7 +104,7 @@ def measure_images(
             if shards is not None:
                 Dataset(shards, trained.recipe.data, device)  # checks that it is the very data of the run
         else:
-            images = images_of_folder(path, device)
+            images, _ = images_of(job.images, shards, device)
         reference = open_reference(
             config, shards, images.num_images, conditional, group, cores, device, shows_progress=True
         )

@@ -90,8 +90,12 @@ def open_reference(
     Raises: EvaluationError, RunError or DataError for whatever cannot be opened, or does not fit.
     """
     features = _features(config, config.precision, group, device)
-    if not config.allow_few_samples:
-        require_samples(num_images, features.dim, "measured images")
+
+    def require(number: int | None, what: str) -> None:
+        if not config.allow_few_samples:
+            require_samples(number, features.dim, what)
+
+    require(num_images, "measured images")
     exact = _features(config, "exact", group, device) if config.precision == "fast" else None
     measure = Measure(config, features, group, cores, device, shows_progress, exact)
     metric = f"Fréchet distance ({features.name})"
@@ -99,8 +103,11 @@ def open_reference(
         official = features.identity.startswith(OFFICIAL_WEIGHTS)
         metric = "FID" if official else f"Fréchet distance (Inception, weights {features.identity[:8]})"
     if config.against.endswith(".npz"):
-        return Reference(config, measure, metric, config.against, measure.load(Path(config.against)))
-    images, names = _real_images(config.against, shards, device)
+        real = measure.load(Path(config.against))
+        require(real.statistics.num_samples, "real images")
+        return Reference(config, measure, metric, config.against, real)
+    images, names = images_of(config.against, shards, device)
+    require(images.num_images, "real images")
     wanted = config.classes and conditional and images.labels is not None
     if wanted and (fewest := min(images.num_images, num_images) // len(names)) <= features.dim:
         log.info(
@@ -133,19 +140,21 @@ def _features(config: DistanceConfig, precision: Precision, group: Group, device
     return classifier_features(trained.network, normalise, f"cnn:{run.name}", device, precision)
 
 
-def names_files(against: str) -> bool:
-    """Whether this is a folder of images or a file of statistics, rather than a split of a data set."""
-    return against.endswith(".npz") or Path(against).is_dir()
+def is_split(name: str) -> bool:
+    """Whether this is to be a split of a data set, rather than a folder or a file of statistics."""
+    return not name.endswith(".npz") and not Path(name).is_dir()
 
 
-def _real_images(against: str, shards: Path | None, device: torch.device) -> tuple[ImageSet, tuple[str, ...]]:
-    """The images that `against` names, and the names of their classes."""
-    if shards is None or names_files(against):
-        return images_of_folder(Path(against), device), ()
+def images_of(name: str, shards: Path | None, device: torch.device) -> tuple[ImageSet, tuple[str, ...]]:
+    """The images of a folder or of a split, and the names of a split's classes.
+
+    Raises: EvaluationError if the name is neither; DataError for a folder without images.
+    """
+    if shards is None or not is_split(name):
+        return images_of_folder(Path(name), device), ()
     manifest = Manifest.load(shards)
-    if against not in manifest.splits:
+    if name not in manifest.splits:
         raise EvaluationError(
-            f"--against {against} is neither a split ({', '.join(manifest.splits)}), nor a folder of images, nor a "
-            "file of statistics whose name ends in .npz"
+            f"{name} is neither a folder nor a split of {manifest.dataset}; the splits are: {', '.join(manifest.splits)}"
         )
-    return images_of_split(shards, manifest, against, device), manifest.fine_names
+    return images_of_split(shards, manifest, name, device), manifest.fine_names

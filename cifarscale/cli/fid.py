@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("images", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("images")
 @click.option("--against", metavar="train|test|DIR|FILE.npz", help="The real images.  [default: train]")
 @click.option("--num-samples", type=click.IntRange(min=1), help="Images to generate.  [default: 10000]")
 @click.option("--features", metavar="inception|cnn:RUN", help="Whose features.  [default: inception]")
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 @device_option
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of jobs/fid.toml.")
 def fid(
-    images: Path,
+    images: str,
     data: str | None,
     save_statistics: Path | None,
     out: Path | None,
@@ -45,7 +45,7 @@ def fid(
     overrides: tuple[str, ...],
     **options: Any,
 ) -> None:
-    """Measure how near images are to real ones: those of a generator's RUN, or of a folder.
+    """Measure how near IMAGES are to real ones: of a generator's run, of a folder, or of a split (train, test).
 
     FID with Inception's features; where its weights cannot be had, the Fréchet distance with the features of a
     classifier that was trained here (--features cnn:RUN). With them the kernel distance, and precision and recall.
@@ -54,22 +54,22 @@ def fid(
     from cifarscale.config.load import load_fid, recipe_toml, with_values
     from cifarscale.data.build import locate_shards
     from cifarscale.inference import measure_images
-    from cifarscale.measure import names_files
+    from cifarscale.measure import is_split
     from cifarscale.run_folder import RunFolder
 
-    job = with_values(load_fid(overrides), images=str(images), **_changes(options))
-    is_run = RunFolder(images).recipe.exists()
-    if is_run and not data:
-        data = job.dataset or RunFolder(images).load_recipe().data.dataset
-    shards = None if names_files(job.distance.against) else locate_shards(data or job.dataset or "cifar100")
+    job = with_values(load_fid(overrides), images=images, **_changes(options))
+    folder = RunFolder(Path(images))
+    is_run = folder.recipe.exists()
+    dataset = data or job.dataset or (folder.load_recipe().data.dataset if is_run else "cifar100")
+    shards = locate_shards(dataset) if is_split(images) or is_split(job.distance.against) else None
     with tempfile.TemporaryDirectory() as scratch:
-        out = out or (images if is_run else Path(scratch)) / f"{_file_name(job)}.json"
+        out = out or (folder.path if is_run else Path(scratch)) / f"{_file_name(job)}.json"
         if nproc == 1:
             measure_images(job, shards, device, out, save_statistics)
         else:
             save = str(save_statistics) if save_statistics else None
             arguments = {"job": recipe_toml(job), "shards": str(shards) if shards else None, "device": device}
-            logs = images / "logs" if is_run else Path(scratch)
+            logs = folder.path / "logs" if is_run else Path(scratch)
             run_locally(Call("fid", arguments | {"out": str(out), "save": save}), nproc, logs)
         _show(json.loads(out.read_text(encoding="utf-8")))
         if scratch not in str(out):

@@ -35,11 +35,11 @@ class DistanceConfig(Section):
 
 
 class FidJob(Job):
-    """Compares a trained generator's images, or a folder of images, with real ones."""
+    """Compares images with real ones."""
 
     task: Literal["fid"] = "fid"
     images: str = ""
-    """What is measured: the folder of a generator's run, or a folder of images."""
+    """What is measured: the folder of a generator's run, a folder of images, or a split of the data set."""
     dataset: str = ""
     """Data set of the real images; empty for the one that the generator was trained on."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0

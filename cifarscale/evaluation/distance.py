@@ -22,7 +22,7 @@ from cifarscale.distributed import Group
 from cifarscale.errors import CifarscaleError, EvaluationError
 from cifarscale.evaluation.accuracy import check_ledger
 from cifarscale.evaluation.features import FeatureNetwork, squared_deviation
-from cifarscale.evaluation.frechet import frechet_distance, require_samples
+from cifarscale.evaluation.frechet import frechet_distance
 from cifarscale.evaluation.kernel import kernel_distance
 from cifarscale.evaluation.moments import NUM_LANES, Moments, Statistics
 from cifarscale.evaluation.neighbours import precision_recall
@@ -154,7 +154,7 @@ class Measure:
 
     def frechet(self, real: Collected, found: Collected) -> float:
         """The Fréchet distance alone, the same on every rank."""
-        return self._on_first(lambda: self._distance(real.statistics, found.statistics))
+        return self._on_first(lambda: frechet_distance(real.statistics, found.statistics))
 
     def figures(self, real: Collected, found: Collected, class_names: tuple[str, ...] = ()) -> dict[str, Any]:
         """Every figure that the recipe wants, as plain values for JSON; the same on every rank.
@@ -220,13 +220,6 @@ class Measure:
 
     def _compute(self, images: ImageSet, batch: int, rows: range) -> tuple[int, range, torch.Tensor]:
         return batch, rows, self.features(images.images(rows))
-
-    def _distance(self, real: Statistics, found: Statistics) -> float:
-        if not self._config.allow_few_samples:
-            for what, statistics in (("real images", real), ("measured images", found)):
-                if statistics.num_samples is not None:
-                    require_samples(statistics.num_samples, self.features.dim, what)
-        return frechet_distance(real, found)
 
     def _on_first(self, compute: Callable[[], Result]) -> Result:
         """What rank 0 computes, on every rank; its error, too."""

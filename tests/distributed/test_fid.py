@@ -236,7 +236,7 @@ def test_the_same_images_are_at_distance_0_and_worse_ones_are_farther(
     noise = np.random.default_rng(0).integers(-80, 80, images.shape)
     noisy = save_images(tmp_path / "noisy", np.clip(images + noise, 0, 255).astype(np.uint8))
     features = ("--features", f"cnn:{narrow}", *on(shards))
-    same = measured(tmp_path / "same.json", whole, *features, "--against", "test")
+    same = measured(tmp_path / "same.json", "test", *features, "--against", "test")
     near = measured(tmp_path / "near.json", whole, *features, "--against", "train")
     far = measured(tmp_path / "far.json", noisy, *features, "--against", "train")
     assert same["distance"] == pytest.approx(0, abs=1e-6)
@@ -452,19 +452,35 @@ def test_bad_input_is_refused_in_one_line(
         (generator, "--features", f"cnn:{generator}", *on(shards)): "and this needs a classifier's (task 'cnn')",
         (generator, "--features", f"cnn:{tmp_path}", *on(shards)): "is not a run folder",
         (generator, "--features", "resnet", *on(shards)): "distance.features = 'resnet'",
-        (generator, *features, "--num-samples", "64"): "over 64 features needs at least 65 measured images, and there are 64",
-        (generator, *features, "--against", "valid"): "--against valid is neither a split (train, test), nor",
-        (generator, *features, "--against", tmp_path / "none.npz"): "no file of statistics",
+        (
+            generator,
+            *features,
+            "--num-samples",
+            "64",
+        ): "over 64 features needs at least 65 measured images, and there are 64",
+        (
+            generator,
+            *features,
+            "--against",
+            "valid",
+        ): "valid is neither a folder nor a split of synthetic; the splits are: train, test",
+        (
+            generator,
+            *features,
+            "--against",
+            tmp_path / "none.npz",
+        ): "none.npz: No such file or directory. Name an .npz with mu and sigma",
         (generator, *features, "--against", tmp_path / "three.npz"): "is of 3 features, and cnn:narrow has 64",
-        (generator, *features, "--against", tmp_path / "other.npz"): "is not a file of statistics",
-        (generator, *features, "--against", tmp_path / "text.npz"): "is not a file of statistics",
-        (generator, *features, "--against", tmp_path / "shapes.npz"): "are no mean and covariance",
-        (generator, *features, "--against", tmp_path / "nan.npz"): "numbers that are not finite",
+        (generator, *features, "--against", tmp_path / "other.npz"): "holds mean, and lacks mu and sigma",
+        (generator, *features, "--against", tmp_path / "text.npz"): "is damaged, or no .npz of numbers",
+        (generator, *features, "--against", tmp_path / "shapes.npz"): "do not fit",
+        (generator, *features, "--against", tmp_path / "nan.npz"): "values that are not finite",
         (generator, *features, "--weights", weights): "have no effect with features cnn:",
         (generator, *small, "--weights", wrong): "does not hold the weights of pytorch-fid's Inception",
         (generator, *small, "--weights", tmp_path / "shape.pth"): "size mismatch for Conv2d_1a_3x3.conv.weight",
         (generator, *small, "--weights", noise): "is not a file of weights that torch can read",
         (generator, *small, "--weights", tmp_path / "nowhere.pth"): "cannot read the weights",
+        ("nowhere", *features): "nowhere is neither a folder nor a split of synthetic",
         (empty, *features): "holds no images",
         (uneven, *features, "--allow-few-samples"): "zzz.png is 64 x 48, and 000.png is 32 x 32",
         (broken, *features): "050.png as an image",
