@@ -154,7 +154,6 @@ def images_of(name: str, shards: Path | None, device: torch.device) -> tuple[Ima
         return images_of_folder(Path(name), device), ()
     manifest = Manifest.load(shards)
     if name not in manifest.splits:
-        raise EvaluationError(
-            f"{name} is neither a folder nor a split of {manifest.dataset}; the splits are: {', '.join(manifest.splits)}"
-        )
+        splits = ", ".join(manifest.splits)
+        raise EvaluationError(f"{name} is neither a folder nor a split of {manifest.dataset}; the splits are: {splits}")
     return images_of_split(shards, manifest, name, device), manifest.fine_names
