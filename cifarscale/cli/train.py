@@ -80,6 +80,8 @@ def _show(result: dict[str, Any], run_dir: Path) -> None:
     rate = f"{result['images_per_second']:,.0f} images/s on {result['world_size']} × {result['device']}"
     if result["task"] == "dcgan":
         click.echo(f"{title}, {rate}")
+        if "distance" in result:
+            click.echo(f"{result['distance']['metric']} {result['distance']['distance']:.2f}")
         click.echo(f"samples {run_dir / result['samples']}")
         click.echo(f"result  {run_dir / 'result.json'}")
         click.echo(f"next    cifarscale generate {run_dir} --out samples.png")

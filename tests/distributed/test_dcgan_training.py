@@ -88,6 +88,24 @@ def test_killed_and_resumed_ends_as_if_it_had_not_been(
     assert_same(opened(tmp_path / "whole"), opened(tmp_path / "killed"))
 
 
+def test_with_statistics_of_the_global_batch_two_ranks_are_one_to_rounding(
+    cifarscale: Function, opened: Function, shards: Path, tmp_path: Path
+) -> None:
+    """Batch normalisation of each rank's half is something else; that shows in the first step."""
+    losses = {}
+    for kind in ("sync_batch", "batch"):
+        networks = [f"model.{network}_normalisation={kind}" for network in ("generator", "discriminator")]
+        settings = (*SETTINGS, "training.slices=0", "training.max_steps=4", *networks)
+        for nproc in (1, 2):
+            run_dir = tmp_path / f"{kind}-{nproc}"
+            done = cifarscale(*arguments(shards, run_dir, nproc, settings))
+            assert done.returncode == 0, done.stderr
+            losses[kind, nproc] = [line["discriminator_loss"] for line in opened(run_dir).metrics()]
+    assert losses["sync_batch", 1] == losses["batch", 1]
+    assert losses["sync_batch", 2] == pytest.approx(losses["sync_batch", 1], rel=1e-3)
+    assert losses["batch", 2][0] != pytest.approx(losses["batch", 1][0], rel=1e-3)
+
+
 def test_an_image_depends_on_the_seed_and_its_number_alone(cifarscale: Function, shards: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert cifarscale(*arguments(shards, run)).returncode == 0
