@@ -114,9 +114,12 @@ def _show(result: dict[str, Any]) -> None:
     )
     table = Table("figure", "value")
     table.add_row(result["metric"], f"{result['distance']:.4f}")
-    if "distance_in_float32" in result:
-        low, high = result["distance_in_float32"]
-        table.add_row("  in float32 it is", f"{low:.4f} to {high:.4f}")
+    if "on_sample" in result:
+        sample = result["on_sample"]
+        deviation = sample["fast"] / sample["exact"] - 1 if sample["exact"] else 0.0
+        table.add_row(f"  deviation from exact, on {sample['num_samples']} images of each", f"{deviation:+.2%}")
+    elif result["computed"] == "fast":
+        table.add_row("  deviation from exact", "not known")
     if "kernel_distance" in result:
         error = result["kernel_distance_standard_error"]
         table.add_row("kernel distance", f"{result['kernel_distance']:.6f} ± {error:.6f}")

@@ -21,7 +21,7 @@ from cifarscale.data.images import ImageSet
 from cifarscale.distributed import Group
 from cifarscale.errors import CifarscaleError, EvaluationError
 from cifarscale.evaluation.accuracy import check_ledger
-from cifarscale.evaluation.features import FeatureNetwork, squared_deviation
+from cifarscale.evaluation.features import FeatureNetwork
 from cifarscale.evaluation.frechet import frechet_distance
 from cifarscale.evaluation.kernel import kernel_distance
 from cifarscale.evaluation.moments import NUM_LANES, Moments, Statistics
@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-DEVIATION_SAMPLES = 256
-"""Images by which `fast` is compared with `exact`."""
+SAMPLE_SIZE = 128
+"""Images of each set by which `fast` is compared with `exact`."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ class Collected:
         statistics: mean and covariance over all of them.
         kept: (k, d) float32, the features of some, drawn at random; None if only the statistics are known.
         by_class: the statistics of each class, if wanted; None for one with too few images for a covariance.
-        deviation: root mean square distance of the features from those in float32; 0 where these are.
+        sample: (2, s, d) float32, the features of a few images as they were computed, and in float32; None if all are.
     """
 
     statistics: Statistics
     kept: torch.Tensor | None = None
     by_class: tuple[Statistics | None, ...] = ()
-    deviation: float = 0.0
+    sample: torch.Tensor | None = None
 
 
 class Measure:
@@ -113,7 +113,7 @@ class Measure:
         classes = tuple(each.statistics() if each.count > dim else None for each in by_class)
         if self._keeps:
             self._group.sum_(kept)
-        return Collected(moments.statistics(), kept if self._keeps else None, classes, self._deviation(images))
+        return Collected(moments.statistics(), kept if self._keeps else None, classes, self._sample(images))
 
     def collect_once(self, images: ImageSet, num_classes: int = 0) -> Collected:
         """`collect`, or what the cache holds of these very images through these very features."""
@@ -162,11 +162,11 @@ class Measure:
         Args:
             class_names: for the distance of each class; without them it is left out.
         """
-        distance = self.frechet(real, found)
-        figures: dict[str, Any] = {"distance": distance}
-        if self._exact is not None:
-            root, deviation = distance**0.5, real.deviation + found.deviation
-            figures["distance_in_float32"] = [max(0.0, root - deviation) ** 2, (root + deviation) ** 2]
+        figures: dict[str, Any] = {"distance": self.frechet(real, found)}
+        if real.sample is not None and found.sample is not None:
+            pairs = zip(("fast", "exact"), real.sample, found.sample, strict=True)
+            distances = self._on_first(lambda: {name: _distance(one, other) for name, one, other in pairs})
+            figures["on_sample"] = {"num_samples": found.sample.shape[1], **distances}
         if real.kept is not None and found.kept is not None:
             if self._config.kernel:
                 kernel = kernel_distance(real.kept, found.kept, self._group, self._cores)
@@ -182,25 +182,24 @@ class Measure:
             )
         return figures
 
-    def _deviation(self, images: ImageSet) -> float:
-        """Root mean square distance from the features in float32, over some of the images, evenly spread."""
+    def _sample(self, images: ImageSet) -> torch.Tensor | None:
+        """The features of some of the images, evenly spread, as they are computed and in float32."""
         if self._exact is None:
-            return 0.0
-        size = self._config.batch_size
-        last = max(0, images.num_images - size)
-        starts = sorted({int(start) for start in np.linspace(0, last, -(-DEVIATION_SAMPLES // size))})
-        mine = starts[self._group.ranks.rank :: self._group.ranks.world_size]
-        totals = torch.zeros(2, dtype=torch.float64)
+            return None
+        count = min(SAMPLE_SIZE, images.num_images)
+        rows = [int(row) for row in np.linspace(0, images.num_images - 1, count)]
+        table = torch.zeros(2, count, self.features.dim)
+        mine = range(self._group.ranks.rank, count, self._group.ranks.world_size)
         with self._together():
-            for squares, count in self._cores.stream(lambda start: self._squares(images, start), mine):
-                totals += torch.tensor([squares, count], dtype=torch.float64)
-        squares, count = self._group.sum_(totals).tolist()
-        return float((squares / count) ** 0.5)
+            for i, features in zip(mine, self._cores.stream(lambda i: self._both(images, rows[i]), mine), strict=True):
+                table[:, i] = features.cpu()
+        return self._group.sum_(table)
 
-    def _squares(self, images: ImageSet, start: int) -> tuple[float, int]:
+    def _both(self, images: ImageSet, row: int) -> torch.Tensor:
+        """The features of one image as they are computed and in float32, (2, d)."""
         assert self._exact is not None
-        pixels = images.images(range(start, min(start + self._config.batch_size, images.num_images)))
-        return squared_deviation(self.features, self._exact, pixels), len(pixels)
+        pixels = images.images(range(row, row + 1))
+        return torch.cat([self.features(pixels), self._exact(pixels)])
 
     @property
     def _is_first(self) -> bool:
@@ -240,11 +239,20 @@ class Measure:
         self._group.raise_together(error)
 
 
+def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    """The Fréchet distance of two sets of features (n, d), (m, d)."""
+    moments = Moments(one.shape[1]), Moments(one.shape[1])
+    for each, features in zip(moments, (one, other), strict=True):
+        each.add(features)
+    return frechet_distance(moments[0].statistics(), moments[1].statistics())
+
+
 def _save(path: Path, collected: Collected, key: str) -> None:
     """Saves all of it, with a key that says what it is of."""
     known = [(label, statistics) for label, statistics in enumerate(collected.by_class) if statistics is not None]
     arrays: dict[str, NDArray[Any]] = {"key": np.array(key), "num_classes": np.array(len(collected.by_class))}
-    arrays["deviation"] = np.array(collected.deviation)
+    if collected.sample is not None:
+        arrays["sample"] = collected.sample.numpy()
     if collected.kept is not None:
         arrays["kept"] = collected.kept.numpy()
     if known:
@@ -265,8 +273,8 @@ def _load(path: Path) -> tuple[Collected, str]:
             for label, count, mean, covariance in zip(*columns, strict=True):
                 by_class[label] = Statistics(torch.from_numpy(mean), torch.from_numpy(covariance), int(count))
         kept = torch.from_numpy(file["kept"]) if "kept" in file else None
-        deviation = float(file["deviation"]) if "deviation" in file else 0.0
-        return Collected(statistics, kept, tuple(by_class), deviation), str(file["key"]) if "key" in file else ""
+        sample = torch.from_numpy(file["sample"]) if "sample" in file else None
+        return Collected(statistics, kept, tuple(by_class), sample), str(file["key"]) if "key" in file else ""
 
 
 def _cached(path: Path, key: str) -> Collected | None:

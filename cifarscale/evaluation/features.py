@@ -123,17 +123,6 @@ def classifier_features(
     return FeatureNetwork(name, digest.hexdigest()[:16], f"normalised as in training, {dtype}", dim, compute)
 
 
-def squared_deviation(one: FeatureNetwork, other: FeatureNetwork, images: Tensor) -> float:
-    """Sum over images (b, 3, H, W) of the squared Euclidean distance of their features in two networks.
-
-    Its mean bounds the squared Fréchet distance between the two sets of features (Gelbrich 1990: no pairing of samples
-    is nearer than Gaussians of the same moments are), and the root of that distance is a metric. So the roots of a
-    distance that was measured with the one and with the other differ by at most the two root mean squares together,
-    of the real and of the measured images.
-    """
-    return float((one(images).double() - other(images).double()).square().sum())
-
-
 class _Convolution(nn.Module):
     """A convolution with the normalisation folded into it, and ReLU."""
 

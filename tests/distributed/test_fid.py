@@ -271,11 +271,12 @@ def test_fast_says_how_far_it_is_from_exact(narrow: Path, shards: Path, generato
     assert fast["computed"] == "fast"
     assert fast["distance"] != exact["distance"]
     assert fast["distance"] == pytest.approx(exact["distance"], rel=0.05)
-    assert "distance_in_float32" not in exact
-    low, high = fast["distance_in_float32"]
-    assert low < exact["distance"] < high
-    assert high - low < exact["distance"]
-    assert "in float32 it is" in run(*arguments, "--precision", "fast").stdout
+    assert "on_sample" not in exact
+    sample = fast["on_sample"]
+    assert sample["num_samples"] == 128
+    deviation = fast["distance"] / exact["distance"] - 1
+    assert sample["fast"] / sample["exact"] - 1 == pytest.approx(deviation, abs=0.01)
+    assert "deviation from exact, on 128 images of each" in run(*arguments, "--precision", "fast").stdout
 
 
 # Each image once
