@@ -135,7 +135,7 @@ def _with_spread(values: list[float]) -> str:
 
 @click.command()
 @click.option("--num-images", default=256, show_default=True)
-@click.option("--rounds", default=3, show_default=True, help="Of features alone.")
+@click.option("--rounds", default=3, show_default=True, help="Of features alone; 0 for none.")
 @click.option("--command-rounds", default=1, show_default=True, help="Of whole commands; 0 for none.")
 def main(num_images: int, rounds: int, command_rounds: int) -> None:
     print(f"{num_images} images a set; {platform.machine()}, {available_cores()} cores, torch {torch.__version__}")
@@ -147,7 +147,8 @@ def main(num_images: int, rounds: int, command_rounds: int) -> None:
         weights = base / "hub" / "checkpoints" / FID_WEIGHTS_URL.rpartition("/")[2]
         weights.parent.mkdir(parents=True)
         random_inception_weights(weights)
-        features_alone(real, weights, rounds)
+        if rounds:
+            features_alone(real, weights, rounds)
         if command_rounds:
             whole_commands(base, real, others, weights, command_rounds)
 
