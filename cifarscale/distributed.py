@@ -1,7 +1,5 @@
 """The processes of one job: who this one is, and what they agree on."""
 
-import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,30 +8,13 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
 
-from cifarscale.errors import ConfigError, DistributedError
+from cifarscale.errors import ConfigError
+from cifarscale.rendezvous import Ranks, meet
 
-RENDEZVOUS_TIMEOUT_S = 120
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """This process among those of its job. `local_rank` counts within the node."""
-
-    rank: int = 0
-    world_size: int = 1
-    local_rank: int = 0
-
-    @property
-    def is_first(self) -> bool:
-        return self.rank == 0
-
-
-def ranks_from_environment() -> Ranks:
-    """What a launcher (ours, or torchrun) says in RANK, WORLD_SIZE and LOCAL_RANK; one process alone if nothing."""
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    rank = int(os.environ.get("RANK", "0"))
-    return Ranks(rank, world_size, int(os.environ.get("LOCAL_RANK", rank)))
+COLLECTIVE_TIMEOUT_S = 600
+"""How long a rank waits in a collective for one that hangs; one that is gone is noticed at once."""
 
 
 def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
@@ -116,30 +97,29 @@ class PendingMax:
 
 
 @contextmanager
-def process_group(ranks: Ranks, device: torch.device) -> Iterator[Group]:
+def process_group(
+    ranks: Ranks, device: torch.device, store: Store | None = None, timeout_s: float = COLLECTIVE_TIMEOUT_S
+) -> Iterator[Group]:
     """The job's ranks connected: nccl between GPUs, gloo between CPUs; taken down cleanly at the end.
 
-    Raises: DistributedError if not all ranks arrive within RENDEZVOUS_TIMEOUT_S.
+    Args:
+        store: where the ranks have met already; None has them meet now.
+        timeout_s: how long a rank waits in a collective for one that hangs.
+    Raises: DistributedError if not all ranks meet in time.
     """
     if ranks.world_size == 1:
         yield Group(ranks)
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    try:
-        dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            timeout=timedelta(seconds=RENDEZVOUS_TIMEOUT_S),
-            device_id=device if device.type == "cuda" else None,
-        )
-    except (dist.DistError, RuntimeError, ValueError) as error:
-        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        raise DistributedError(
-            f"rank {ranks.rank} of {ranks.world_size} on {socket.gethostname()} could not meet the others at {address} "
-            f"within {RENDEZVOUS_TIMEOUT_S} s ({str(error).splitlines()[0]})"
-        ) from error
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=PrefixStore("group", store or meet(ranks)),
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        timeout=timedelta(seconds=timeout_s),
+        device_id=device if device.type == "cuda" else None,
+    )
     try:
         control = cast(dist.ProcessGroup, dist.new_group(backend="gloo")) if device.type == "cuda" else None
         yield Group(ranks, control)

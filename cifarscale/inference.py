@@ -14,11 +14,12 @@ from cifarscale.config.distance import FidJob
 from cifarscale.cores import Cores
 from cifarscale.data.dataset import Dataset
 from cifarscale.data.shards import IMAGE_SIZE
-from cifarscale.distributed import pick_device, process_group, ranks_from_environment
+from cifarscale.distributed import pick_device, process_group
 from cifarscale.errors import DataError
 from cifarscale.evaluation.accuracy import evaluate_classifier
 from cifarscale.files import write_json_atomically
 from cifarscale.measure import images_of, open_reference
+from cifarscale.rendezvous import ranks_from_environment
 from cifarscale.run import Placement, device_name
 from cifarscale.run_folder import RunFolder
 from cifarscale.trained import TrainedClassifier, load_classifier, load_generator
@@ -45,8 +46,11 @@ def generate(
     return images.permute(0, 2, 3, 1).numpy()
 
 
-def evaluate_run(run_dir: Path, split: str, placement: Placement) -> dict[str, Any]:
-    """Exact figures of a run's classifier on a split, on all ranks of this job; saved as `evaluation-SPLIT.json`.
+def evaluate_run(run_dir: Path, split: str, placement: Placement, out: Path | None = None) -> dict[str, Any]:
+    """Exact figures of a run's classifier on a split, on all ranks of this job.
+
+    Args:
+        out: where to write what this returns, as JSON; `evaluation-SPLIT.json` in the run's folder if None.
 
     Returns: step, split, samples, top1, top5, loss, and accuracy by class and superclass name.
     """
@@ -71,7 +75,7 @@ def evaluate_run(run_dir: Path, split: str, placement: Placement) -> dict[str, A
             "classes": _by_name(manifest.fine_names, accuracy.per_group(fine, len(fine))),
         }
         if ranks.is_first:
-            write_json_atomically(run_dir / f"evaluation-{split}.json", result)
+            write_json_atomically(out or run_dir / f"evaluation-{split}.json", result)
         group.wait()
     return result
 

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 
-from cifarscale.distributed import Ranks
+from cifarscale.rendezvous import Ranks
 
 
 @dataclass(frozen=True)

@@ -34,9 +34,10 @@ from cifarscale.config.distance import DistanceConfig
 from cifarscale.cores import Cores, available_cores
 from cifarscale.data.images import images_of_folder
 from cifarscale.data.synthetic import synthetic_source
-from cifarscale.distributed import Group, Ranks
+from cifarscale.distributed import Group
 from cifarscale.evaluation.distance import Measure
 from cifarscale.evaluation.features import FeatureNetwork, inception
+from cifarscale.rendezvous import Ranks
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from inception_weights import random_inception_weights

@@ -8,19 +8,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
+from runs import PATIENCE_S, Run
 
-from cifarscale.checkpoint import load_checkpoint, newest_checkpoint
 from cifarscale.config.load import load_recipe
 from cifarscale.run import Placement, resolve, run_job
-from cifarscale.run_folder import RunFolder
-from cifarscale.tracking.metrics import read_metrics
-
-PATIENCE_S = 120
-"""After which a test that waits gives up: for processes that hang, not a measure of anything."""
 
 TINY = """
 task = "cnn"
@@ -36,9 +29,6 @@ every = 10
 batch_size = 60
 """
 
-TIMES = ("seconds", "images_per_second")
-"""What differs between two runs that compute the same."""
-
 
 @dataclass
 class Started:
@@ -50,6 +40,10 @@ class Started:
         """The command when it has ended, with what it printed."""
         output, errors = self.process.communicate(timeout=PATIENCE_S)
         return subprocess.CompletedProcess(self.process.args, self.process.returncode, output, errors)
+
+    def end(self) -> subprocess.CompletedProcess[str] | None:
+        """What `wait` returns, None while the command runs."""
+        return None if self.process.poll() is None else self.wait()
 
     def send(self, signum: signal.Signals) -> None:
         self.process.send_signal(signum)
@@ -69,78 +63,6 @@ class Started:
             if rank and b"cluster.worker" in _read(f"/proc/{pid}/cmdline"):
                 found[int(rank[1])] = pid
         return found
-
-
-class Run:
-    """What a run folder holds."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def checkpoints(self) -> list[Path]:
-        """Oldest first."""
-        return sorted((self.path / "checkpoints").iterdir())
-
-    def state(self) -> dict[str, Any]:
-        """The newest checkpoint."""
-        path = newest_checkpoint(self.path / "checkpoints")
-        assert path is not None, f"no checkpoint in {self.path}"
-        return load_checkpoint(path)
-
-    def metrics(self) -> list[dict[str, Any]]:
-        """The lines of the log, without times."""
-        lines = read_metrics(self.path / "metrics.jsonl")
-        return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
-
-    def result(self) -> dict[str, Any]:
-        result = RunFolder(self.path).result()
-        assert result is not None, f"{self.path} is not complete"
-        return result
-
-    def samples(self) -> dict[str, bytes]:
-        """A DCGAN's grids of images by the names of their files; none of a classifier."""
-        return {path.name: path.read_bytes() for path in sorted((self.path / "samples").glob("*"))}
-
-    def last_step(self) -> int:
-        """Of the last line of the log; 0 before the first."""
-        return max((line["step"] for line in read_metrics(self.path / "metrics.jsonl")), default=0)
-
-    def wait_for_step(self, step: int, started: Started) -> None:
-        """Returns when the log has come to a step. Fails if the command ends before that."""
-        deadline = time.monotonic() + PATIENCE_S
-        while self.last_step() < step:
-            if started.process.poll() is not None:
-                pytest.fail(f"ended before step {step}: {started.wait()}")
-            assert time.monotonic() < deadline, f"step {step} is not reached"
-            time.sleep(0.005)
-
-    def assert_same_as(self, other: "Run") -> None:
-        """Both runs ended with the same weights, moments, losses, figures and images, to the last bit."""
-        mine, theirs = self.state(), other.state()
-        for part in ("step", "networks", "averages", "optimizers", "scaler"):
-            _assert_same(mine[part], theirs[part], part)
-        assert self.metrics() == other.metrics()
-        mine, theirs = self.result(), other.result()
-        assert mine.keys() == theirs.keys()
-        for key in mine.keys() & {"train", "test"}:
-            assert mine[key] == theirs[key]
-        assert self.samples() == other.samples()
-
-
-def _assert_same(one: Any, other: Any, where: str) -> None:
-    """Equal values, and tensors equal in every bit, through dictionaries and lists."""
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), where
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        for key, value in one.items():
-            _assert_same(value, other[key], f"{where}.{key}")
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other), where
-        for i, (a, b) in enumerate(zip(one, other, strict=True)):
-            _assert_same(a, b, f"{where}.{i}")
-    else:
-        assert one == other, where
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -21,8 +21,9 @@ from cifarscale.cores import Cores
 from cifarscale.data.batches import Batch
 from cifarscale.data.manifest import Manifest, published_manifest
 from cifarscale.data.source import Source
-from cifarscale.distributed import Group, Ranks
+from cifarscale.distributed import Group
 from cifarscale.inference import generate
+from cifarscale.rendezvous import Ranks
 from cifarscale.run import Placement, resolve, run_job
 from cifarscale.training.dcgan import DcganTask, GanBatch, build_networks
 from cifarscale.training.differentiable_augmentation import NUM_DRAWS, augment
@@ -333,7 +334,7 @@ def test_killed_and_resumed_ends_as_if_it_had_not_been(
 ) -> None:
     run = opened(tmp_path / "run")
     started = start(*command(variant, shards, run.path, 1))
-    run.wait_for_step(5, started)
+    run.wait_for_step(5, started.end)
     started.kill()
     train_here(variant, shards, run.path)
     run.assert_same_as(trained[variant])

@@ -15,8 +15,9 @@ from cifarscale.config.load import load_recipe, with_values
 from cifarscale.cores import Cores
 from cifarscale.data.batches import Batch
 from cifarscale.data.manifest import published_manifest
-from cifarscale.distributed import Group, Ranks
+from cifarscale.distributed import Group
 from cifarscale.inference import generate
+from cifarscale.rendezvous import Ranks
 from cifarscale.training.dcgan import DcganTask
 
 pytestmark = pytest.mark.distributed
@@ -82,7 +83,7 @@ def test_killed_and_resumed_ends_as_if_it_had_not_been(
     assert cifarscale(*arguments(shards, tmp_path / "whole")).returncode == 0
     for step in (5, 9):
         started = start(*arguments(shards, tmp_path / "killed"))
-        opened(tmp_path / "killed").wait_for_step(step, started)
+        opened(tmp_path / "killed").wait_for_step(step, started.end)
         started.kill()
     assert cifarscale(*arguments(shards, tmp_path / "killed")).returncode == 0
     assert_same(opened(tmp_path / "whole"), opened(tmp_path / "killed"))

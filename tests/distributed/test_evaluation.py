@@ -21,10 +21,11 @@ from cifarscale.data.batches import Chunk, EvaluationSplit
 from cifarscale.data.manifest import Manifest
 from cifarscale.data.resident import ResidentSplit
 from cifarscale.data.shards import read_split
-from cifarscale.distributed import Group, Ranks
+from cifarscale.distributed import Group
 from cifarscale.errors import DistributedError, NonFiniteLossError
 from cifarscale.evaluation.accuracy import Accuracy, check_ledger, evaluate_classifier
 from cifarscale.inference import evaluate_run
+from cifarscale.rendezvous import Ranks
 from cifarscale.run import Placement
 from cifarscale.trained import load_classifier
 from cifarscale.training.cnn import training_normalisation

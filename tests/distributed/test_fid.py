@@ -24,12 +24,13 @@ from cifarscale.cores import Cores
 from cifarscale.data.images import ImageSet, images_of_split
 from cifarscale.data.manifest import Manifest
 from cifarscale.data.shards import read_split
-from cifarscale.distributed import Group, Ranks
+from cifarscale.distributed import Group
 from cifarscale.errors import DistributedError
 from cifarscale.evaluation.distance import Measure
 from cifarscale.evaluation.features import FeatureNetwork
 from cifarscale.inference import generate
 from cifarscale.measure import Reference, open_reference
+from cifarscale.rendezvous import Ranks
 from cifarscale.run import Placement, resolve, run_job
 
 pytestmark = pytest.mark.distributed

@@ -208,7 +208,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(
 ) -> None:
     for step in random_steps((12, 45), (55, 85), (95, 120)):
         started = start_long()
-        run.wait_for_step(step, started)
+        run.wait_for_step(step, started.end)
         started.kill()
         assert (run.path / ".lease").exists()  # the next one finds its holder gone
     assert "resuming after step" in completes(start_long())
@@ -221,7 +221,7 @@ def test_a_run_goes_on_after_a_rank_was_killed_and_after_its_launcher_was(
 ) -> None:
     (step,), rank = random_steps((12, 80)), random.randrange(2)
     started = start_long("--nproc", 2)
-    run.wait_for_step(step, started)
+    run.wait_for_step(step, started.end)
     ranks = started.ranks()
     assert sorted(ranks) == [0, 1]
     os.kill(ranks[rank], signal.SIGKILL)
@@ -234,7 +234,7 @@ def test_a_run_goes_on_after_a_rank_was_killed_and_after_its_launcher_was(
 
     (step,) = random_steps((95, 120))
     started = start_long("--nproc", 2)
-    run.wait_for_step(step, started)
+    run.wait_for_step(step, started.end)
     assert len(started.ranks()) == 2
     started.kill()  # returns when the ranks are gone
 
@@ -250,7 +250,7 @@ def test_a_run_that_is_asked_to_stop_saves_that_step_and_goes_on_from_there(
     asked = [(signal.SIGTERM, 1), (signal.SIGINT, 2)]
     for (signum, nproc), step in zip(asked, random_steps((12, 60), (70, 120)), strict=True):
         started = start_long("--nproc", nproc)
-        run.wait_for_step(step, started)
+        run.wait_for_step(step, started.end)
         started.send(signum)
         ended = started.wait()
         assert ended.returncode == 75, ended.stderr
@@ -270,7 +270,7 @@ def test_the_second_ctrl_c_leaves_at_once(
     """In the middle of a step: a step of one rank takes seconds, and one of two waits for ever, for a rank at rest."""
     size = ["--set", "training.global_batch_size=1024", "--set", "model.width=64"] if nproc == 1 else []
     started = start_long("--nproc", nproc, *size)
-    run.wait_for_step(1, started)
+    run.wait_for_step(1, started.end)
     ranks = started.ranks()
     if nproc == 2:
         os.kill(ranks[1], signal.SIGSTOP)
@@ -289,7 +289,7 @@ def test_of_two_trainings_in_one_folder_the_second_is_refused(
     start_long: Function, run: Any, train_here: Function
 ) -> None:
     first = start_long()
-    run.wait_for_step(10, first)
+    run.wait_for_step(10, first.end)
     first.send(signal.SIGSTOP)  # it holds the folder for as long as the others take
     before, refusal = run.metrics(), f"{run.path} is being written by process {first.process.pid} on "
     with pytest.raises(RunError, match=re.escape(refusal)):

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from cifarscale.distributed import Group, Ranks
+from cifarscale.distributed import Group
+from cifarscale.rendezvous import Ranks
 
 
 class ThreadGroup(Group):

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from cifarscale.cores import Cores
-from cifarscale.distributed import Group, Ranks
+from cifarscale.distributed import Group
 from cifarscale.errors import EvaluationError
 from cifarscale.evaluation.kernel import KernelDistance, kernel_distance, squared_discrepancy
+from cifarscale.rendezvous import Ranks
 
 
 def normals(*shape: int, seed: int) -> torch.Tensor:

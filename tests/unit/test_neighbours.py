@@ -9,10 +9,11 @@ import torch
 from scipy.spatial.distance import cdist
 
 from cifarscale.cores import Cores
-from cifarscale.distributed import Group, Ranks
+from cifarscale.distributed import Group
 from cifarscale.errors import EvaluationError
 from cifarscale.evaluation import neighbours
 from cifarscale.evaluation.neighbours import PrecisionRecall, precision_recall
+from cifarscale.rendezvous import Ranks
 
 
 def normals(*shape: int, seed: int) -> torch.Tensor:

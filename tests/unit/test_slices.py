@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from cifarscale.cores import Cores
-from cifarscale.distributed import Group, Ranks
+from cifarscale.distributed import Group
 from cifarscale.models.cnn import SmallFiltersCNN
+from cifarscale.rendezvous import Ranks
 from cifarscale.training.slices import Slices, tree_mean
 from cifarscale.training.task import Outputs
 

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from cifarscale.distributed import Group, Ranks
+from cifarscale.distributed import Group
+from cifarscale.rendezvous import Ranks
 from cifarscale.training.window import Window
 
 SLICES = 4

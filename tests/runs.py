@@ -1,0 +1,90 @@
+"""What a run folder holds, for tests to compare."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cifarscale.checkpoint import load_checkpoint, newest_checkpoint
+from cifarscale.run_folder import RunFolder
+from cifarscale.tracking.metrics import TIMES, read_metrics
+
+PATIENCE_S = 120
+"""After which a test that waits gives up: for processes that hang, not a measure of anything."""
+
+
+class Run:
+    """What a run folder holds."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def checkpoints(self) -> list[Path]:
+        """Oldest first."""
+        return sorted((self.path / "checkpoints").iterdir())
+
+    def state(self) -> dict[str, Any]:
+        """The newest checkpoint."""
+        path = newest_checkpoint(self.path / "checkpoints")
+        assert path is not None, f"no checkpoint in {self.path}"
+        return load_checkpoint(path)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of the log, without times."""
+        lines = read_metrics(self.path / "metrics.jsonl")
+        return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+
+    def result(self) -> dict[str, Any]:
+        result = RunFolder(self.path).result()
+        assert result is not None, f"{self.path} is not complete"
+        return result
+
+    def samples(self) -> dict[str, bytes]:
+        """A DCGAN's grids of images by the names of their files; none of a classifier."""
+        return {path.name: path.read_bytes() for path in sorted((self.path / "samples").glob("*"))}
+
+    def last_step(self) -> int:
+        """Of the last line of the log; 0 before the first."""
+        return max((line["step"] for line in read_metrics(self.path / "metrics.jsonl")), default=0)
+
+    def wait_for_step(self, step: int, has_ended: Callable[[], object] = lambda: None) -> None:
+        """Returns when the log has come to a step.
+
+        Args:
+            has_ended: what is known of the end of whatever trains; None while it goes on.
+        """
+        deadline = time.monotonic() + PATIENCE_S
+        while self.last_step() < step:
+            assert (end := has_ended()) is None, f"ended before step {step}: {end}"
+            assert time.monotonic() < deadline, f"step {step} is not reached"
+            time.sleep(0.005)
+
+    def assert_same_as(self, other: "Run") -> None:
+        """Both runs ended with the same weights, moments, losses, figures and images, to the last bit."""
+        mine, theirs = self.state(), other.state()
+        for part in ("step", "networks", "averages", "optimizers", "scaler"):
+            _assert_same(mine[part], theirs[part], part)
+        assert self.metrics() == other.metrics()
+        mine, theirs = self.result(), other.result()
+        assert mine.keys() == theirs.keys()
+        for key in mine.keys() & {"train", "test"}:
+            assert mine[key] == theirs[key]
+        assert self.samples() == other.samples()
+
+
+def _assert_same(one: Any, other: Any, where: str) -> None:
+    """Equal values, and tensors equal in every bit, through dictionaries and lists."""
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key, value in one.items():
+            _assert_same(value, other[key], f"{where}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), where
+        for i, (a, b) in enumerate(zip(one, other, strict=True)):
+            _assert_same(a, b, f"{where}.{i}")
+    else:
+        assert one == other, where
