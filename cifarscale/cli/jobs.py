@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 
-@click.group()
+@click.group(short_help="List, show and copy recipes.")
 def jobs() -> None:
     """List, show and copy the recipes that can be run."""
 
@@ -42,14 +42,15 @@ def show(recipe: str, overrides: tuple[str, ...]) -> None:
 @click.argument("target", type=click.Path(path_type=Path), required=False)
 def copy(recipe: str, target: Path | None) -> None:
     """Copy RECIPE to TARGET (default: jobs/RECIPE.toml here), to change it."""
-    from cifarscale.config.load import copy_recipe
+    from cifarscale.config.load import find_recipe
+    from cifarscale.config.lookup import copy_file
 
     target = target or Path("jobs") / f"{Path(recipe).stem}.toml"
-    copy_recipe(recipe, target)
+    copy_file(find_recipe(recipe), target)
     click.echo(f"{target}; next: cifarscale train {target}")
 
 
-@click.command()
+@click.command(short_help="List the networks that recipes can name.")
 def models() -> None:
     """The networks that recipes can name, with their parameters and multiply-accumulates an image."""
     from rich.console import Console

@@ -1,22 +1,22 @@
 """Recipes from TOML files and `--set key=value`, with errors that name the key, the value and what is valid."""
 
-import difflib
 import hashlib
 import json
-import shutil
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args
+from typing import Any, TypeVar, cast
 
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
 from cifarscale.config.distance import FidJob
+from cifarscale.config.lookup import find_file, named_files, read_toml
 from cifarscale.config.recipe import Job, Recipe, resolved
 from cifarscale.config.tasks import TASKS
+from cifarscale.config.validation import explain, variants_of
 from cifarscale.errors import ConfigError
-from cifarscale.files import bundled_folders, writing_to
+from cifarscale.files import bundled_folders
 
 SomeJob = TypeVar("SomeJob", bound=Job)
 
@@ -29,11 +29,7 @@ def recipe_folders() -> tuple[Path, ...]:
 
 def recipe_files() -> dict[str, Path]:
     """All recipes that can be named, name to file, in alphabetical order."""
-    files: dict[str, Path] = {}
-    for folder in recipe_folders():
-        for path in sorted(folder.glob("*.toml")):
-            files.setdefault(path.stem, path)
-    return dict(sorted(files.items()))
+    return named_files(recipe_folders())
 
 
 def find_recipe(name_or_path: str) -> Path:
@@ -41,18 +37,7 @@ def find_recipe(name_or_path: str) -> Path:
 
     Raises: ConfigError if there is none, with the nearest name.
     """
-    if name_or_path.endswith(".toml"):
-        path = Path(name_or_path)
-        if path.is_file():
-            return path
-        raise ConfigError(f"no recipe file {path}. Run: cifarscale jobs list")
-    files = recipe_files()
-    if name_or_path in files:
-        return files[name_or_path]
-    raise ConfigError(
-        f"unknown recipe {name_or_path!r}{_nearest(name_or_path, files)}; there are: {', '.join(files) or 'none'}. "
-        "Name one of these, or the path of a .toml file."
-    )
+    return find_file("recipe", name_or_path, recipe_folders())
 
 
 def load_job(name_or_path: str, overrides: Iterable[str] = ()) -> Job:
@@ -61,10 +46,7 @@ def load_job(name_or_path: str, overrides: Iterable[str] = ()) -> Job:
     Raises: ConfigError naming the key, the value, and what is valid.
     """
     path = find_recipe(name_or_path)
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    values = read_toml(path)
     for override in overrides:
         _apply_override(values, override)
     values["name"] = values.get("name") or path.stem
@@ -100,7 +82,7 @@ def parse_job(values: dict[str, Any], where: str) -> Job:
     try:
         return TASKS[task].model_validate(_with_default_variants(values, TASKS[task]))
     except ValidationError as error:
-        raise ConfigError(f"{where}: {_explain(error, TASKS[task])}") from error
+        raise ConfigError(f"{where}: {explain(error, TASKS[task])}") from error
 
 
 def with_values(job: SomeJob, **changes: Any) -> SomeJob:
@@ -126,19 +108,6 @@ def recipe_hash(job: Job) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def copy_recipe(name: str, target: Path) -> None:
-    """Copies a recipe's file to start one's own from.
-
-    Raises: ConfigError if the target exists; CifarscaleError if it cannot be written.
-    """
-    source = find_recipe(name)
-    if target.exists():
-        raise ConfigError(f"{target} exists already, and is left as it is. Name another file.")
-    with writing_to(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
-
-
 def _apply_override(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     key = key.strip()
@@ -161,62 +130,10 @@ def _parse_value(text: str) -> Any:
         return text
 
 
-def _explain(error: ValidationError, recipe_class: type[Job]) -> str:
-    """All of a ValidationError in one line, with the nearest valid key where one is unknown."""
-    keys = sorted(set(_dotted_keys(recipe_class)))
-    variants = _variants(recipe_class)
-    parts = []
-    for item in error.errors():
-        # Pydantic puts the chosen variant's name into an error's path; users never typed it there.
-        key = ".".join(str(part) for i, part in enumerate(item["loc"]) if i != 1 or item["loc"][0] not in variants)
-        if item["type"] == "extra_forbidden":
-            section, dot, word = key.rpartition(".")
-            siblings = [name.removeprefix(section + dot) for name in keys if name.rpartition(".")[0] == section]
-            near = _nearest(word, siblings, section + dot) or f"; valid here: {', '.join(siblings)}"
-            parts.append(f"unknown key {key!r}{near}")
-        elif item["type"] == "union_tag_invalid":
-            parts.append(f"{key}.name = {item['ctx']['tag']!r}: valid are {item['ctx']['expected_tags']}")
-        elif item["type"] == "value_error":
-            parts.append(item["msg"].removeprefix("Value error, "))
-        else:
-            parts.append(f"{key} = {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}")
-    return "; ".join(parts)
-
-
-def _nearest(word: str, valid: Iterable[str], prefix: str = "") -> str:
-    matches = difflib.get_close_matches(word, list(valid), n=1)
-    return f", did you mean {prefix + matches[0]!r}?" if matches else ""
-
-
-def _sections(annotation: Any) -> list[type[BaseModel]]:
-    """The models in a field's type, through unions and `Annotated`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [section for argument in get_args(annotation) for section in _sections(argument)]
-
-
-def _dotted_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    for name, field in model.model_fields.items():
-        yield prefix + name
-        for section in _sections(field.annotation):
-            yield from _dotted_keys(section, f"{prefix}{name}.")
-
-
-def _variants(model: type[BaseModel]) -> dict[str, tuple[str, ...]]:
-    """Fields that choose between sections by their `name` (`model`, `optimizer`), with the names, default first."""
-    variants = {}
-    for key, field in model.model_fields.items():
-        sections = _sections(field.annotation)
-        if len(sections) > 1:
-            names = (get_args(section.model_fields["name"].annotation)[0] for section in sections)
-            variants[key] = (field.default.name, *names)
-    return variants
-
-
 def _with_default_variants(values: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
     """The values, with `name` filled in where such a section leaves it to the default."""
     filled = dict(values)
-    for key, (default, *_) in _variants(model).items():
+    for key, (default, *_) in variants_of(model).items():
         section = filled.get(key, {})
         if isinstance(section, dict):
             filled[key] = {"name": default, **section}

@@ -126,7 +126,7 @@ class Job(Section):
     """What all jobs share."""
 
     task: str
-    """What is done: `cnn` and `dcgan` train one, `fid` compares images."""
+    """What is done: `cnn` and `dcgan` train one, `fid` compares images, `evaluate` evaluates a classifier."""
     name: Annotated[str, Field(pattern=r"^(\w[\w .+-]*)?$")] = ""
     """Name of the job; the file's name where it is empty. Run folders are named after it."""
     description: str = ""

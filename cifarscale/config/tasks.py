@@ -3,7 +3,8 @@
 from cifarscale.config.cnn import CnnRecipe
 from cifarscale.config.dcgan import DcganRecipe
 from cifarscale.config.distance import FidJob
+from cifarscale.config.evaluate import EvaluateJob
 from cifarscale.config.recipe import Job
 
-TASKS: dict[str, type[Job]] = {"cnn": CnnRecipe, "dcgan": DcganRecipe, "fid": FidJob}
+TASKS: dict[str, type[Job]] = {"cnn": CnnRecipe, "dcgan": DcganRecipe, "fid": FidJob, "evaluate": EvaluateJob}
 """Class of each value of `task`."""

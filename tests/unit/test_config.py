@@ -9,7 +9,6 @@ import pytest
 
 from cifarscale.config.cnn import CnnRecipe
 from cifarscale.config.load import (
-    copy_recipe,
     find_recipe,
     load_job,
     load_recipe,
@@ -19,6 +18,7 @@ from cifarscale.config.load import (
     recipe_toml,
     with_values,
 )
+from cifarscale.config.lookup import copy_file
 from cifarscale.config.recipe import AdamWConfig, SGDConfig
 from cifarscale.errors import ConfigError
 
@@ -354,7 +354,7 @@ def test_a_recipe_without_a_task_is_an_error(tmp_path: Path) -> None:
 
 def test_a_copy_is_the_file_with_its_comments(tmp_path: Path) -> None:
     target = tmp_path / "new" / "mine.toml"
-    copy_recipe("cnn", target)
+    copy_file(find_recipe("cnn"), target)
     assert target.read_bytes() == find_recipe("cnn").read_bytes()
     assert recipe_hash(load_recipe(str(target))) == recipe_hash(load_recipe("cnn"))
 
@@ -363,7 +363,7 @@ def test_a_copy_overwrites_nothing(tmp_path: Path) -> None:
     target = tmp_path / "mine.toml"
     target.write_text("mine")
     with pytest.raises(ConfigError, match="exists already"):
-        copy_recipe("cnn", target)
+        copy_file(find_recipe("cnn"), target)
     assert target.read_text() == "mine"
 
 

@@ -1,0 +1,14 @@
+"""What is evaluated: a classifier on a split."""
+
+from typing import Literal
+
+from cifarscale.config.recipe import Job
+
+
+class EvaluateJob(Job):
+    """Evaluates a trained classifier."""
+
+    task: Literal["evaluate"] = "evaluate"
+    run: str = ""
+    """Folder of the classifier's run."""
+    split: Literal["test", "validation", "train"] = "test"

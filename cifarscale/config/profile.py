@@ -1,0 +1,185 @@
+"""Cluster profiles: where and how jobs run on one cluster. Nothing in them changes what a job computes."""
+
+import math
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import tomli_w
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from cifarscale.config.lookup import find_file, named_files, read_toml
+from cifarscale.config.recipe import Section
+from cifarscale.config.validation import explain
+from cifarscale.errors import ConfigError
+from cifarscale.files import bundled_folders
+
+PROFILE_VARIABLE = "CIFARSCALE_PROFILE"
+"""Names the profile that is taken where none is given."""
+DEFAULT_PROFILE = "gpu"
+
+_TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
+
+
+def minutes(time: str) -> int:
+    """Whole minutes, rounded up, of a time as SLURM writes it: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S.
+
+    Raises: ConfigError.
+    """
+    match = _TIME.fullmatch(time)
+    if match is None:
+        raise ConfigError(f"time = {time!r} is not a time such as 04:00:00, 90 (minutes) or 1-12:00:00")
+    days, *parts = match.groups()
+    numbers = [int(part) for part in parts if part is not None]
+    if days is not None:
+        hours, mins, seconds = (*numbers, 0, 0)[:3]
+    elif len(numbers) == 3:
+        hours, mins, seconds = numbers
+    else:
+        hours, mins, seconds = 0, *(*numbers, 0)[:2]
+    total = int(days or 0) * 1440 + hours * 60 + mins + math.ceil(seconds / 60)
+    if total < 1:
+        raise ConfigError(
+            f"time = {time!r} is no time at all; SLURM takes 0 for no limit, and then never starts the job"
+        )
+    return total
+
+
+def _is_time(text: str) -> str:
+    try:
+        minutes(text)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+    return text
+
+
+Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$")]
+"""Text on one line: a line break in it would end the line of the sbatch script that it stands in."""
+Time = Annotated[str, AfterValidator(_is_time)]
+
+
+class Profile(Section):
+    """What a cluster needs to be told. An empty text or a 0 leaves the choice to the cluster."""
+
+    name: Line = ""
+    """Name of the profile; the file's name where it is empty."""
+    description: Line = ""
+    """One line for people."""
+    launcher: Literal["slurm", "local"] = "slurm"
+    """`slurm` queues a job; `local` runs the same plan as processes on this machine, now."""
+    partition: Line = ""
+    account: Line = ""
+    qos: Line = ""
+    constraint: Line = ""
+    """Features that a node must have, as sbatch takes them."""
+    gpus_per_node: NonNegativeInt = 1
+    """GPUs of each node, one task each; 0 runs on CPUs."""
+    gpu_type: Line = ""
+    """Kind of GPU, as the cluster calls it."""
+    gpu_request: Literal["gpus", "gres"] = "gpus"
+    """How GPUs are asked for: `--gpus-per-node`, or `--gres=gpu:…` where a cluster wants that."""
+    tasks_per_node: NonNegativeInt = 0
+    """Tasks (ranks) a node without GPUs; 0 is one."""
+    cpus_per_task: PositiveInt = 4
+    """Cores of each task."""
+    memory_gb: NonNegativeFloat = 0
+    """Memory of each node; 0 is the cluster's default."""
+    time: Time = "04:00:00"
+    """Time limit; a run that is longer goes on in the same job, which queues itself again."""
+    warning_seconds: Annotated[int, Field(ge=10)] = 120
+    """How long before the time limit SLURM warns the job, which then saves its state and queues itself again."""
+    setup: tuple[Line, ...] = Field(default=(), strict=False)
+    """Lines of shell that run on the first node before the tasks start, such as `module load cuda`."""
+    container: Line = ""
+    """Command that a task's Python is put behind, such as `apptainer exec --nv image.sif`."""
+    python: Line = ""
+    """Python of the tasks; the one that submits where it is empty."""
+    shared_folder: Line = ""
+    """Folder that all nodes share; run folders and shards must lie in it. Unchecked where it is empty."""
+    interface: Line = ""
+    """Network interface between the nodes, for NCCL and gloo, such as `ib0`."""
+    environment: dict[Line, Line] = Field(default={})
+    """Environment variables of the tasks. They stand in the sbatch script: no place for secrets."""
+    sbatch: dict[Line, Line | int] = Field(default={})
+    """Further options of sbatch, such as `reservation = "class"` or `exclude = "node7"`."""
+
+    @model_validator(mode="after")
+    def _gpus_decide_the_tasks(self) -> Self:
+        if self.gpus_per_node and self.tasks_per_node not in (0, self.gpus_per_node):
+            raise ValueError(
+                f"tasks_per_node = {self.tasks_per_node} has no effect with gpus_per_node = {self.gpus_per_node}: "
+                "there is one task a GPU"
+            )
+        if self.warning_seconds >= 60 * minutes(self.time):
+            raise ValueError(f"warning_seconds = {self.warning_seconds} must be below time = {self.time!r}")
+        for name in self.environment:
+            if not re.fullmatch(r"[A-Za-z_]\w*", name):
+                raise ValueError(f"environment.{name} is not the name of an environment variable")
+        for key in self.sbatch:
+            if not re.fullmatch(r"[a-z][a-z-]*", key):
+                raise ValueError(f"sbatch.{key} is not an option of sbatch; write it as in --option=value, without --")
+        return self
+
+
+def profile_folders() -> tuple[Path, ...]:
+    """Where profiles are looked up by name: ./slurm/profiles, your own, those that come with the package."""
+    home = Path(os.environ.get("XDG_CONFIG_HOME", Path.home() / ".config")) / "cifarscale" / "profiles"
+    return (
+        *(folder for folder in (Path("slurm/profiles"), home) if folder.is_dir()),
+        *bundled_folders("slurm/profiles"),
+    )
+
+
+def profile_files() -> dict[str, Path]:
+    """All profiles that can be named, name to file."""
+    return named_files(profile_folders())
+
+
+def find_profile(name_or_path: str | None = None) -> Path:
+    """The file of a profile; None takes the one that CIFARSCALE_PROFILE names, else DEFAULT_PROFILE.
+
+    Raises: ConfigError if there is none, with the nearest name.
+    """
+    return find_file("profile", name_or_path or os.environ.get(PROFILE_VARIABLE) or DEFAULT_PROFILE, profile_folders())
+
+
+def load_profile(name_or_path: str | None = None) -> Profile:
+    """A checked profile; None as for `find_profile`.
+
+    Raises: ConfigError naming the key, the value, and what is valid.
+    """
+    path = find_profile(name_or_path)
+    values = read_toml(path)
+    values["name"] = values.get("name") or path.stem
+    try:
+        return Profile.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {explain(error, Profile)}") from error
+
+
+def profile_toml(profile: Profile) -> str:
+    """The profile as TOML with every default written out; loading it again gives an equal one."""
+    return tomli_w.dumps(profile.model_dump(mode="json"))
+
+
+def with_options(profile: Profile, **options: object) -> Profile:
+    """The profile with what was given on the command line; None leaves it as it is.
+
+    Raises: ConfigError.
+    """
+    changes = {key: value for key, value in options.items() if value is not None}
+    if changes.get("gpus_per_node"):
+        changes["tasks_per_node"] = 0
+    try:
+        return Profile.model_validate(profile.model_dump() | changes)
+    except ValidationError as error:
+        raise ConfigError(f"profile {profile.name}: {explain(error, Profile)}") from error

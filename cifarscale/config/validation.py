@@ -1,0 +1,60 @@
+"""What pydantic found wrong with a file of ours, in one line: key, value, what is valid, and the nearest valid key."""
+
+import difflib
+from collections.abc import Iterable, Iterator
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """All of a ValidationError in one line, with the nearest valid key where one is unknown."""
+    keys = sorted(set(_dotted_keys(model)))
+    variants = variants_of(model)
+    parts = []
+    for item in error.errors():
+        # Pydantic puts the chosen variant's name into an error's path; users never typed it there.
+        key = ".".join(str(part) for i, part in enumerate(item["loc"]) if i != 1 or item["loc"][0] not in variants)
+        key = "".join(character if character.isprintable() else repr(character)[1:-1] for character in key)
+        if item["type"] == "extra_forbidden":
+            section, dot, word = key.rpartition(".")
+            siblings = [name.removeprefix(section + dot) for name in keys if name.rpartition(".")[0] == section]
+            near = nearest(word, siblings, section + dot) or f"; valid here: {', '.join(siblings)}"
+            parts.append(f"unknown key {key!r}{near}")
+        elif item["type"] == "union_tag_invalid":
+            parts.append(f"{key}.name = {item['ctx']['tag']!r}: valid are {item['ctx']['expected_tags']}")
+        elif item["type"] == "value_error":
+            parts.append(item["msg"].removeprefix("Value error, "))
+        else:
+            parts.append(f"{key} = {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}")
+    return "; ".join(parts)
+
+
+def nearest(word: str, valid: Iterable[str], prefix: str = "") -> str:
+    matches = difflib.get_close_matches(word, list(valid), n=1)
+    return f", did you mean {prefix + matches[0]!r}?" if matches else ""
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """The models in a field's type, through unions and `Annotated`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for argument in get_args(annotation) for section in _sections(argument)]
+
+
+def _dotted_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        for section in _sections(field.annotation):
+            yield from _dotted_keys(section, f"{prefix}{name}.")
+
+
+def variants_of(model: type[BaseModel]) -> dict[str, tuple[str, ...]]:
+    """Fields that choose between sections by their `name` (`model`, `optimizer`), with the names, default first."""
+    variants = {}
+    for key, field in model.model_fields.items():
+        sections = _sections(field.annotation)
+        if len(sections) > 1:
+            names = (get_args(section.model_fields["name"].annotation)[0] for section in sections)
+            variants[key] = (field.default.name, *names)
+    return variants
