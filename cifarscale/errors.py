@@ -38,6 +38,10 @@ class DistributedError(CifarscaleError):
     """The processes of a job could not find or agree with each other."""
 
 
+class ClusterError(CifarscaleError):
+    """SLURM is not there, cannot do what was asked, or refused it."""
+
+
 class NonFiniteLossError(CifarscaleError):
     """Training diverged: a loss was infinite or not a number."""
 
@@ -47,6 +51,14 @@ class EvaluationError(CifarscaleError):
 
 
 class Interrupted(CifarscaleError):
-    """The run was asked to stop; it saved its state at a step boundary."""
+    """The run was asked to stop; it saved its state at a step boundary.
+
+    Attributes:
+        to_continue: whether it was warned that its time is up, and is to go on in a new allocation.
+    """
 
     exit_code: ClassVar[int] = EXIT_INTERRUPTED
+
+    def __init__(self, message: str, to_continue: bool = False) -> None:
+        super().__init__(message)
+        self.to_continue = to_continue

@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,20 +21,25 @@ EXPIRES_AFTER_S = 60
 
 
 @contextmanager
-def lease(path: Path, refuse: Callable[[str], Exception]) -> Iterator[None]:
+def lease(path: Path, refuse: Callable[[str], Exception], patience_s: float = 0) -> Iterator[None]:
     """Holds the lease at `path` inside the block.
 
     Args:
         refuse: makes the error from a description of who holds the lease.
+        patience_s: how long to wait for another holder to release it, or for its lease to expire.
     Raises: what `refuse` makes, if another process holds it; CifarscaleError if the folder cannot be written.
     """
     with writing_to(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        deadline = time.monotonic() + patience_s
         while not _create(path):
-            holder = _living_holder(path)
-            if holder:
+            holder = living_holder(path)
+            if not holder:
+                _remove_expired(path)
+            elif time.monotonic() > deadline:
                 raise refuse(holder)
-            _remove_expired(path)
+            else:
+                time.sleep(1)
     released = threading.Event()
     threading.Thread(target=_keep_alive, args=(path, released), daemon=True).start()
     try:
@@ -57,7 +63,7 @@ def _create(path: Path) -> bool:
     return True
 
 
-def _living_holder(path: Path) -> str:
+def living_holder(path: Path) -> str:
     """Who holds the lease, or an empty string if nobody does any more."""
     try:
         text = path.read_text()
@@ -81,9 +87,12 @@ def _living_holder(path: Path) -> str:
 
 
 def _now_there(path: Path) -> float:
-    """The file server's own time, which may differ from this machine's."""
+    """The file server's own time, which may differ from this machine's; that where nothing may be written."""
     probe = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.now")
-    probe.touch()
+    try:
+        probe.touch()
+    except OSError:
+        return time.time()
     try:
         return probe.stat().st_mtime
     finally:
@@ -95,7 +104,7 @@ def _remove_expired(path: Path) -> None:
     with suppress(FileNotFoundError), path.open("r+") as file:
         with suppress(OSError):  # a file system without locks leaves a window of microseconds
             fcntl.flock(file, fcntl.LOCK_EX)
-        if os.path.samestat(os.fstat(file.fileno()), path.stat()) and not _living_holder(path):
+        if os.path.samestat(os.fstat(file.fileno()), path.stat()) and not living_holder(path):
             path.unlink()
 
 

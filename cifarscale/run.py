@@ -4,7 +4,8 @@ import os
 import platform
 import subprocess
 import sys
-from dataclasses import dataclass
+import time
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -15,16 +16,17 @@ from cifarscale import __version__
 from cifarscale.config.cnn import CnnRecipe
 from cifarscale.config.dcgan import DcganRecipe
 from cifarscale.config.load import recipe_hash, with_values
-from cifarscale.config.recipe import Recipe
+from cifarscale.config.recipe import Job, Recipe
 from cifarscale.cores import Cores, available_cores
 from cifarscale.data.dataset import Dataset
 from cifarscale.data.manifest import Manifest
-from cifarscale.distributed import Group, Ranks, pick_device, process_group, ranks_from_environment
-from cifarscale.errors import ConfigError, RunError
+from cifarscale.distributed import Group, pick_device, process_group
+from cifarscale.errors import ConfigError
 from cifarscale.files import write_json_atomically
 from cifarscale.lease import lease
 from cifarscale.measure import open_reference
 from cifarscale.models.registry import count_parameters
+from cifarscale.rendezvous import Ranks, ranks_from_environment
 from cifarscale.run_folder import RUNS_ROOT, RunFolder
 from cifarscale.tracking.metrics import MetricsLog
 from cifarscale.tracking.progress import TrainingProgress
@@ -43,19 +45,21 @@ class Placement:
         shards: the folder of shards on this machine.
         device: `cpu`, `cuda` or `auto`.
         num_workers: reading processes a rank, for the streaming reader.
+        patience_s: how long to wait for another job that still writes the run folder, before it is refused.
     """
 
     shards: Path
     device: str = "auto"
     num_workers: int = 0
+    patience_s: float = 0
 
     def as_plain(self) -> dict[str, Any]:
         """As JSON takes it, to cross to another process."""
-        return {"shards": str(self.shards), "device": self.device, "num_workers": self.num_workers}
+        return asdict(self) | {"shards": str(self.shards)}
 
     @classmethod
     def from_plain(cls, values: dict[str, Any]) -> Self:
-        return cls(Path(values["shards"]), values["device"], values["num_workers"])
+        return cls(**values | {"shards": Path(values["shards"])})
 
 
 def resolve(recipe: Recipe, shards: Path) -> Recipe:
@@ -67,9 +71,9 @@ def resolve(recipe: Recipe, shards: Path) -> Recipe:
     return with_values(recipe, **changes)
 
 
-def default_run_dir(recipe: Recipe) -> Path:
-    """`runs/NAME-HASH`: the same recipe finds its run again, a changed one starts another."""
-    return RUNS_ROOT / f"{recipe.name}-{recipe_hash(recipe)}"
+def default_run_dir(job: Job) -> Path:
+    """`runs/NAME-HASH`: the same job finds its run again, a changed one starts another."""
+    return RUNS_ROOT / f"{job.name}-{recipe_hash(job)}"
 
 
 def batch_size_per_rank(recipe: Recipe, world_size: int) -> int:
@@ -105,7 +109,7 @@ def run_job(recipe: Recipe, run_dir: Path, placement: Placement) -> dict[str, An
     with process_group(ranks, device) as group:
         if not ranks.is_first:
             return _run(recipe, folder, placement, group, device)
-        with lease(run_dir / ".lease", lambda holder: RunError(f"{run_dir} is being written by {holder}")):
+        with lease(folder.lease, folder.refusal, placement.patience_s):
             return _run(recipe, folder, placement, group, device)
 
 
@@ -118,7 +122,8 @@ def _run(recipe: Recipe, folder: RunFolder, placement: Placement, group: Group, 
     try:
         data = Dataset(placement.shards, recipe.data, device)
         if group.ranks.is_first:
-            folder.prepare(recipe, data.manifest, describe_environment(group.ranks, device))
+            folder.prepare(recipe, data.manifest)
+            folder.describe(describe_environment(group.ranks, device))
     except Exception as caught:
         error = caught
     group.raise_together(error)
@@ -174,12 +179,17 @@ class _Observer:
         self._progress.start_at(step)
 
     def trained(self, step: int, values: dict[str, float]) -> None:
-        self._metrics.append(step, values)
+        self._metrics.append(step, self._dated(values))
         self._progress.trained(step, values)
 
     def evaluated(self, step: int, values: dict[str, float]) -> None:
-        self._metrics.append(step, values)
+        self._metrics.append(step, self._dated(values))
         self._progress.evaluated(step, values)
+
+    @staticmethod
+    def _dated(values: dict[str, float]) -> dict[str, float]:
+        """With the seconds since 1970, by which one can tell which start of a job wrote a line."""
+        return {**values, "time": round(time.time(), 3)}
 
 
 def device_name(device: torch.device) -> str:
@@ -196,7 +206,7 @@ def describe_environment(ranks: Ranks, device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "command": sys.argv,
-        "git": _git_state(),
+        "git": git_state(),
         "host": platform.node(),
         "device": device_name(device),
         "world_size": ranks.world_size,
@@ -205,7 +215,7 @@ def describe_environment(ranks: Ranks, device: torch.device) -> dict[str, Any]:
     }
 
 
-def _git_state() -> dict[str, Any] | None:
+def git_state() -> dict[str, Any] | None:
     """Commit and dirty flag of the checkout that this package runs from, None outside one."""
 
     def git(*arguments: str) -> str:

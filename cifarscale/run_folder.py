@@ -5,13 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cifarscale.config.load import load_recipe, recipe_hash, recipe_toml
-from cifarscale.config.recipe import Recipe
+from cifarscale.config.load import load_job, load_recipe, recipe_hash, recipe_toml
+from cifarscale.config.recipe import Job, Recipe
 from cifarscale.data.manifest import Manifest
 from cifarscale.errors import RunError
 from cifarscale.files import write_json_atomically, write_text_atomically
 
 RUNS_ROOT = Path("runs")
+
+
+def run_folders(root: Path = RUNS_ROOT) -> list[Path]:
+    """All run folders below a folder, the newest last."""
+    found = root.glob("*/recipe.toml") if root.is_dir() else ()
+    return [path.parent for path in sorted(found, key=lambda path: path.stat().st_mtime)]
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,20 @@ class RunFolder:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
+    @property
+    def lease(self) -> Path:
+        """Held by whoever writes here."""
+        return self.path / ".lease"
+
+    @property
+    def slurm(self) -> Path:
+        """What is known of the SLURM jobs that ran or will run this."""
+        return self.path / "slurm"
+
+    def refusal(self, holder: str) -> RunError:
+        """What a second writer is told."""
+        return RunError(f"{self.path} is being written by {holder}")
+
     def result(self) -> dict[str, Any] | None:
         """The final figures, None while the run is not complete."""
         try:
@@ -48,33 +68,44 @@ class RunFolder:
             return None
         return result
 
-    def load_recipe(self) -> Recipe:
-        """Raises: RunError if this is not a run folder."""
+    def load_job(self) -> Job:
+        """The job that runs here. Raises: RunError if this is not a run folder."""
         if not self.recipe.is_file():
-            raise RunError(f"{self.path} is not a run folder: it has no recipe.toml. Run: ls {RUNS_ROOT}")
+            raise RunError(f"{self.path} is not a run folder: it has no recipe.toml. Run: cifarscale runs")
+        return load_job(str(self.recipe))
+
+    def load_recipe(self) -> Recipe:
+        """`load_job` for a training. Raises: ConfigError also if nothing is trained here."""
+        self.load_job()
         return load_recipe(str(self.recipe))
 
-    def require(self, recipe: Recipe) -> None:
-        """Raises: RunError if this is not a folder of the recipe's run."""
-        found = self.load_recipe()
-        if recipe_hash(found) != recipe_hash(recipe):
+    def require(self, job: Job) -> None:
+        """Raises: RunError if this is not a folder of the job's run."""
+        found = self.load_job()
+        if recipe_hash(found) != recipe_hash(job):
             raise RunError(
                 f"{self.path} holds a run of another recipe ({found.name}-{recipe_hash(found)}, not "
-                f"{recipe.name}-{recipe_hash(recipe)}); name another --run-dir"
+                f"{job.name}-{recipe_hash(job)}); name another --run-dir"
             )
 
-    def prepare(self, recipe: Recipe, manifest: Manifest, about: dict[str, Any]) -> None:
-        """Makes the folder for a recipe, or checks that it is this recipe's.
+    def prepare(self, job: Job, manifest: Manifest | None = None) -> None:
+        """Makes the folder for a job, or checks that it is this job's.
 
+        Args:
+            manifest: of the shards that are trained on.
         Raises: RunError if it holds another run.
         """
         if self.recipe.exists():
-            self.require(recipe)
+            self.require(job)
         elif self.path.is_dir() and any(
             path for path in self.path.iterdir() if not path.name.startswith((".", "logs"))
         ):
             raise RunError(f"{self.path} exists and is not a run folder; name another --run-dir")
         else:
-            write_text_atomically(self.recipe, recipe_toml(recipe))
-            manifest.save(self.path)
+            write_text_atomically(self.recipe, recipe_toml(job))
+            if manifest is not None:
+                manifest.save(self.path)
+
+    def describe(self, about: dict[str, Any]) -> None:
+        """Notes on what the job runs now."""
         write_json_atomically(self.path / "environment.json", about)

@@ -63,7 +63,7 @@ def inception(weights: Path | None, device: torch.device, precision: Precision =
     """
     from pytorch_fid import inception as theirs
 
-    content = _official_weights(theirs.FID_WEIGHTS_URL) if weights is None else _read(weights)
+    content = _fetched_weights() if weights is None else _read(weights)
     where = weights or "the file that was fetched"
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
@@ -152,9 +152,16 @@ def _fold_normalisation(network: nn.Module) -> None:
             _fold_normalisation(child)
 
 
-def _official_weights(url: str) -> bytes:
-    """pytorch-fid's file from torch's cache, where pytorch-fid looks for it too; fetched if it is not there."""
-    path = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
+def official_weights() -> tuple[str, Path]:
+    """Where pytorch-fid's file is fetched from, and its place in torch's cache, where pytorch-fid looks for it too."""
+    from pytorch_fid.inception import FID_WEIGHTS_URL
+
+    return FID_WEIGHTS_URL, Path(torch.hub.get_dir(), "checkpoints", FID_WEIGHTS_URL.rpartition("/")[2])
+
+
+def _fetched_weights() -> bytes:
+    """pytorch-fid's file from torch's cache; fetched if it is not there."""
+    url, path = official_weights()
     found = re.search(r"-([0-9a-f]{8,})\.", path.name)
     assert found is not None, f"no checksum in the name of {url}"
     prefix = found[1]

@@ -6,6 +6,9 @@ from typing import Any
 
 from cifarscale.files import write_text_atomically, writing_to
 
+TIMES = ("time", "seconds", "data_seconds", "images_per_second")
+"""What differs between two runs that compute the same."""
+
 
 class MetricsLog:
     """Appends lines to a file, each in one write."""

@@ -18,7 +18,7 @@ from cifarscale.data.batches import Batch, Reader
 from cifarscale.distributed import Group
 from cifarscale.errors import CheckpointError, Interrupted, NonFiniteLossError
 from cifarscale.training.optimisation import MovingAverage, build_optimizer, learning_rate_factor
-from cifarscale.training.signals import StopRequest
+from cifarscale.training.signals import CONTINUE_LATER, StopRequest
 from cifarscale.training.slices import Slices
 from cifarscale.training.task import Outputs, Task
 from cifarscale.training.window import Window
@@ -75,6 +75,7 @@ class Engine:
         self._step = 0
         self._evaluated_at = 0
         self._seconds = 0.0
+        self._waited = 0.0
         self._timed_images = 0
         self._timed_seconds = 0.0
 
@@ -122,7 +123,9 @@ class Engine:
                 return
             stopping = self._group.max_later(self._stop.requested)
             started = time.perf_counter()
-            self._train_step(updates, next(batches))
+            batch = next(batches)
+            self._waited += time.perf_counter() - started
+            self._train_step(updates, batch)
             if self._step % training.log_every == 0:
                 self._log(started)
             seconds = time.perf_counter() - started
@@ -130,13 +133,14 @@ class Engine:
             if self._step > first_timed:
                 self._timed_seconds += seconds
                 self._timed_images += training.global_batch_size
-            if stopping.result():
+            if stop := stopping.result():
                 if self._step > saved_at:
                     self._save()
                 self._group.wait()
                 raise Interrupted(
                     f"after step {self._step:,} of {training.max_steps:,}; the state is saved. "
-                    "Run the same command again to go on"
+                    "Run the same command again to go on",
+                    to_continue=stop == CONTINUE_LATER,
                 )
 
     def _train_step(self, updates: dict[str, nn.Module], batch: Batch) -> None:
@@ -186,6 +190,7 @@ class Engine:
             about = {
                 "images": self._step * training.global_batch_size,
                 "seconds": round(self._seconds + time.perf_counter() - started, 3),
+                "data_seconds": round(self._waited, 3),
                 "learning_rate": training.learning_rate * factor,
                 "images_per_second": round(self.images_per_second, 1),
             }
@@ -234,6 +239,7 @@ class Engine:
             "window": self._window.fetched,
             "evaluated_at": self._evaluated_at,
             "seconds": self._seconds,
+            "data_seconds": self._waited,
             "world_size": self._group.ranks.world_size,
         }
         save_checkpoint(self._checkpoints, self._step, state, self._recipe.training.keep_checkpoints)
@@ -253,6 +259,7 @@ class Engine:
         self._window.fetched = state["window"]
         self._evaluated_at = state["evaluated_at"]
         self._seconds = state["seconds"]
+        self._waited = state.get("data_seconds", 0.0)
         if self._group.ranks.is_first:
             log.info("resuming after step %s from %s", f"{self._step:,}", path.name)
             if state["world_size"] != self._group.ranks.world_size and not self._recipe.training.slices:

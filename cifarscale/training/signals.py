@@ -8,24 +8,30 @@ from types import FrameType
 
 from cifarscale.errors import EXIT_LEFT_AT_ONCE
 
+STOP = 1
+"""Save and end: SIGTERM, or Ctrl-C."""
+CONTINUE_LATER = 2
+"""Save and end, to go on in a new allocation: SIGUSR2, by which SLURM warns of a time limit or a preemption."""
+_MEANING = {signal.SIGTERM: STOP, signal.SIGINT: STOP, signal.SIGUSR2: CONTINUE_LATER}
+
 
 class StopRequest:
-    """Whether this process was asked to stop."""
+    """What this process was asked for: 0 for nothing, else STOP or CONTINUE_LATER, which is the stronger one."""
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested = 0
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
         if self.requested and signum == signal.SIGINT:
             os._exit(EXIT_LEFT_AT_ONCE)
-        self.requested = True
+        self.requested = max(self.requested, _MEANING[signal.Signals(signum)])
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """SIGTERM and the first Ctrl-C request a stop inside the block; a second Ctrl-C ends the process at once."""
+    """Signals request a stop inside the block; a second Ctrl-C ends the process at once."""
     request = StopRequest()
-    previous = {signum: signal.signal(signum, request) for signum in (signal.SIGTERM, signal.SIGINT)}
+    previous = {signum: signal.signal(signum, request) for signum in _MEANING}
     try:
         yield request
     finally:

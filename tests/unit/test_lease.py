@@ -126,7 +126,7 @@ def test_a_lease_taken_over_in_the_meantime_is_respected(path: Path, monkeypatch
     """Between our finding it expired and removing it, another process takes it over."""
     path.parent.mkdir()
     leave_lease(path, "elsewhere", 1, age_s=LONG_AGO_S)
-    look, looks = lease_module._living_holder, []
+    look, looks = lease_module.living_holder, []
 
     def look_and_be_overtaken(path: Path) -> str:
         looks.append(holder := look(path))
@@ -135,7 +135,7 @@ def test_a_lease_taken_over_in_the_meantime_is_respected(path: Path, monkeypatch
             leave_lease(path, "faster", 1)
         return holder
 
-    monkeypatch.setattr(lease_module, "_living_holder", look_and_be_overtaken)
+    monkeypatch.setattr(lease_module, "living_holder", look_and_be_overtaken)
     with pytest.raises(RunError, match=r"on faster$"), lease(path, refusal):
         pass
     assert looks[0] == ""
