@@ -9,7 +9,7 @@ import click
 from cifarscale.cli.options import device_option, nproc_option, run_argument
 
 
-@click.command()
+@click.command(short_help="Evaluate the classifier of a run on a split.")
 @run_argument
 @click.option("--split", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True)
 @click.option("--data", help="A data set or a folder of shards.  [default: the run's set]")
@@ -18,7 +18,8 @@ from cifarscale.cli.options import device_option, nproc_option, run_argument
 @click.option("--classes", is_flag=True, help="Show every class, not only the superclasses.")
 def evaluate(run: Path, split: str, data: str | None, nproc: int, device: str, classes: bool) -> None:
     """Evaluate the classifier of RUN, a run folder, on a split: exact for any number of processes."""
-    from cifarscale.cluster.local import Call, run_locally
+    from cifarscale.cluster.call import evaluation
+    from cifarscale.cluster.local import run_locally
     from cifarscale.data.build import locate_shards
     from cifarscale.inference import evaluate_run
     from cifarscale.run import Placement
@@ -26,17 +27,16 @@ def evaluate(run: Path, split: str, data: str | None, nproc: int, device: str, c
 
     recipe = RunFolder(run).load_recipe()
     placement = Placement(locate_shards(data or recipe.data.dataset), device)
-    if nproc == 1:
-        evaluate_run(run, split, placement)
-    else:
-        arguments = {"run_dir": str(run), "split": split, "placement": placement.as_plain()}
-        run_locally(Call("evaluate", arguments), nproc, run / "logs")
     path = run / f"evaluation-{split}.json"
+    if nproc == 1:
+        evaluate_run(run, split, placement, path)
+    else:
+        run_locally(evaluation(run, split, placement, path), nproc, run / "logs")
     _show(json.loads(path.read_text(encoding="utf-8")), "classes" if classes else "superclasses")
     click.echo(f"all figures  {path}")
 
 
-@click.command()
+@click.command(short_help="Say what the classifier of a run sees in images.")
 @run_argument
 @click.argument("images", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @device_option

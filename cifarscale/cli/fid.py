@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from cifarscale.config.distance import FidJob
 
 
-@click.command()
+@click.command(short_help="Measure how near images are to real ones.")
 @click.argument("images")
 @click.option("--against", metavar="train|test|DIR|FILE.npz", help="The real images.  [default: train]")
 @click.option("--num-samples", type=click.IntRange(min=1), help="Images to generate.  [default: 10000]")
@@ -50,8 +50,9 @@ def fid(
     FID with Inception's features; where its weights cannot be had, the Fréchet distance with the features of a
     classifier that was trained here (--features cnn:RUN). With them the kernel distance, and precision and recall.
     """
-    from cifarscale.cluster.local import Call, run_locally
-    from cifarscale.config.load import load_fid, recipe_toml, with_values
+    from cifarscale.cluster.call import measurement
+    from cifarscale.cluster.local import run_locally
+    from cifarscale.config.load import load_fid, with_values
     from cifarscale.data.build import locate_shards
     from cifarscale.inference import measure_images
     from cifarscale.measure import is_split
@@ -67,10 +68,8 @@ def fid(
         if nproc == 1:
             measure_images(job, shards, device, out, save_statistics)
         else:
-            save = str(save_statistics) if save_statistics else None
-            arguments = {"job": recipe_toml(job), "shards": str(shards) if shards else None, "device": device}
             logs = folder.path / "logs" if is_run else Path(scratch)
-            run_locally(Call("fid", arguments | {"out": str(out), "save": save}), nproc, logs)
+            run_locally(measurement(job, shards, device, out, save_statistics), nproc, logs)
         _show(json.loads(out.read_text(encoding="utf-8")))
         if scratch not in str(out):
             click.echo(f"all figures  {out}")

@@ -7,7 +7,7 @@ import click
 from cifarscale.cli.options import device_option, run_argument
 
 
-@click.command()
+@click.command(short_help="Draw images from the generator of a run.")
 @run_argument
 @click.option("--num", type=click.IntRange(min=1), default=64, show_default=True, help="How many images.")
 @click.option("--class", "class_name", metavar="NAME", help="What they show; conditional generators only.")

@@ -7,7 +7,7 @@ import click
 from cifarscale.cli.options import DATASETS
 
 
-@click.group()
+@click.group(short_help="Build, verify and describe data sets.")
 def shards() -> None:
     """Build, verify and describe data sets as WebDataset shards."""
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from cifarscale.run import Placement
 
 
-@click.command()
+@click.command(short_help="Train a recipe on this machine.")
 @click.argument("recipe")
 @click.option("--data", help="A data set (cifar100, synthetic) or a folder of shards.  [default: the recipe's set]")
 @nproc_option
@@ -61,15 +61,14 @@ def train(
 
 
 def _train(recipe: "Recipe", run_dir: Path, placement: "Placement", nproc: int) -> None:
-    from cifarscale.cluster.local import Call, run_locally
-    from cifarscale.config.load import recipe_toml
+    from cifarscale.cluster.call import training
+    from cifarscale.cluster.local import run_locally
     from cifarscale.run import run_job
 
     if nproc == 1:
         run_job(recipe, run_dir, placement)
     else:
-        arguments = {"recipe": recipe_toml(recipe), "run_dir": str(run_dir), "placement": placement.as_plain()}
-        run_locally(Call("train", arguments), nproc, run_dir / "logs")
+        run_locally(training(recipe, run_dir, placement), nproc, run_dir / "logs")
 
 
 def _show(result: dict[str, Any], run_dir: Path) -> None:

@@ -1,37 +1,28 @@
-"""Several processes on this machine, one a rank, with the environment that torchrun would give them."""
+"""Several processes on this machine, one a rank."""
 
 import json
-import logging
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
-from cifarscale.errors import EXIT_ERROR, EXIT_LEFT_AT_ONCE, CifarscaleError, DistributedError, Interrupted
+from cifarscale.cluster.call import Call
+from cifarscale.cluster.failures import LOGS_VARIABLE, failures, forget_failures
+from cifarscale.errors import EXIT_LEFT_AT_ONCE, CifarscaleError, DistributedError, Interrupted
 from cifarscale.files import writing_to
+from cifarscale.rendezvous import ADDRESS_VARIABLE, FILE_VARIABLE
 
-log = logging.getLogger(__name__)
-
+CALL_VARIABLE = "CIFARSCALE_CALL"
+"""Holds the call as JSON."""
 GRACE_S = 20
 """How long the other ranks may take to end by themselves after one has failed."""
 _POLL_S = 0.02
-
-
-@dataclass(frozen=True)
-class Call:
-    """What every rank runs: a function of `cluster.worker` and its arguments, as plain data."""
-
-    function: str
-    arguments: dict[str, Any]
 
 
 def run_locally(call: Call, nproc: int, logs: Path) -> None:
@@ -43,14 +34,15 @@ def run_locally(call: Call, nproc: int, logs: Path) -> None:
     """
     with writing_to(logs):
         logs.mkdir(parents=True, exist_ok=True)
-    for old in logs.glob("rank-*.error.json"):
-        old.unlink()
+    forget_failures(logs)
+    meeting = logs / f"rendezvous.{os.getpid()}.json"
+    meeting.unlink(missing_ok=True)  # of a launcher that was killed
     environment = os.environ | {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
+        FILE_VARIABLE: str(meeting),
+        ADDRESS_VARIABLE: "127.0.0.1",
         "WORLD_SIZE": str(nproc),
-        "CIFARSCALE_CALL": json.dumps(asdict(call) | {"command": sys.argv, "debug": log.isEnabledFor(logging.DEBUG)}),
-        "CIFARSCALE_LOGS": str(logs),
+        CALL_VARIABLE: json.dumps(asdict(call)),
+        LOGS_VARIABLE: str(logs),
     }
     environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // nproc)))
     environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
@@ -64,6 +56,7 @@ def run_locally(call: Call, nproc: int, logs: Path) -> None:
         for process in processes:
             process.kill()
             process.wait()
+        meeting.unlink(missing_ok=True)
     if first is not None:
         raise _failure(processes, first, logs)
 
@@ -91,40 +84,21 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:
 
 def _failure(processes: Sequence[subprocess.Popen[bytes]], first: int, logs: Path) -> CifarscaleError:
     """The error to show: a rank that was killed, or what is told in our own words, before what others made of that."""
-    for rank, process in enumerate(processes):
-        if process.returncode < 0 and not _told(logs, rank) and rank == first:
-            name = signal.Signals(-process.returncode).name
-            return DistributedError(
-                f"rank {rank} was ended by {name}. The last checkpoint stands: run the same command again to resume"
-            )
-    told = [report for rank in range(len(processes)) if (report := _told(logs, rank))]
+    told = failures(logs)
+    ended_by = -processes[first].returncode
+    if ended_by > 0 and all(failure.rank != first for failure in told):
+        return DistributedError(
+            f"rank {first} was ended by {signal.Signals(ended_by).name}. "
+            "The last checkpoint stands: run the same command again to resume"
+        )
     if not told:
         return DistributedError(f"rank {first} ended with code {processes[first].returncode}; see {logs}")
-    report = min(told, key=lambda report: (not report["expected"], report["time"]))
-    if report["exit_code"] == Interrupted.exit_code:
-        return Interrupted(report["message"])
-    if report["expected"]:
-        return CifarscaleError(report["message"])
-    return CifarscaleError(f"rank {report['rank']}: {report['message']} (see {logs}/rank-{report['rank']}.log)")
-
-
-def _told(logs: Path, rank: int) -> dict[str, Any] | None:
-    path = logs / f"rank-{rank}.error.json"
-    if not path.exists():
-        return None
-    report: dict[str, Any] = json.loads(path.read_text())
-    return report
-
-
-def tell_failure(error: BaseException) -> int:
-    """Called by a rank that fails: leaves its error for the launcher. Returns: the exit code to end with."""
-    expected = isinstance(error, CifarscaleError)
-    code = error.exit_code if isinstance(error, CifarscaleError) else EXIT_ERROR
-    rank = int(os.environ["RANK"])
-    message = str(error) if expected else f"{type(error).__name__}: {error}"
-    report = {"rank": rank, "time": time.time(), "message": message, "expected": expected, "exit_code": code}
-    Path(os.environ["CIFARSCALE_LOGS"], f"rank-{rank}.error.json").write_text(json.dumps(report))
-    return code
+    cause = told[0]
+    if cause.exit_code == Interrupted.exit_code:
+        return Interrupted(cause.message)
+    if cause.expected:
+        return CifarscaleError(cause.message)
+    return CifarscaleError(f"rank {cause.rank}: {cause.message} (see {logs}/rank-{cause.rank}.log)")
 
 
 @contextmanager
@@ -148,15 +122,3 @@ def _passing_on_signals(processes: Sequence[subprocess.Popen[bytes]]) -> Iterato
     finally:
         for signum, handler in previous.items():
             signal.signal(signum, handler)
-
-
-def _free_port() -> int:
-    """A port that nobody listens on, below those that the system hands out to outgoing connections."""
-    while True:
-        port = random.randrange(20_000, 32_768)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port

@@ -1,4 +1,4 @@
-"""One rank of a local job: `python -m cifarscale.cluster.worker`, started by `cluster.local`."""
+"""What a rank runs: `python -m cifarscale.cluster.worker` for a local job, `run_call` in a task of SLURM's."""
 
 import ctypes
 import json
@@ -11,7 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cifarscale.cluster.local import tell_failure
+from cifarscale.cluster.call import Call
+from cifarscale.cluster.failures import LOGS_VARIABLE, report_failure
+from cifarscale.cluster.local import CALL_VARIABLE
+from cifarscale.cluster.probe import probe as probe_node
 from cifarscale.config.distance import FidJob
 from cifarscale.config.load import parse_job
 from cifarscale.config.recipe import Recipe
@@ -30,8 +33,8 @@ def train(recipe: str, run_dir: str, placement: dict[str, Any]) -> None:
     run_job(parsed, Path(run_dir), Placement.from_plain(placement))
 
 
-def evaluate(run_dir: str, split: str, placement: dict[str, Any]) -> None:
-    evaluate_run(Path(run_dir), split, Placement.from_plain(placement))
+def evaluate(run_dir: str, split: str, placement: dict[str, Any], out: str) -> None:
+    evaluate_run(Path(run_dir), split, Placement.from_plain(placement), Path(out))
 
 
 def fid(job: str, shards: str | None, device: str, out: str, save: str | None) -> None:
@@ -41,7 +44,18 @@ def fid(job: str, shards: str | None, device: str, out: str, save: str | None) -
     measure_images(parsed, Path(shards) if shards else None, device, Path(out), Path(save) if save else None)
 
 
-_FUNCTIONS: dict[str, Callable[..., None]] = {"train": train, "evaluate": evaluate, "fid": fid}
+def probe(folder: str, shards: str | None, device: str, meeting_s: float) -> None:
+    probe_node(Path(folder), Path(shards) if shards else None, device, meeting_s)
+
+
+_FUNCTIONS: dict[str, Callable[..., None]] = {"train": train, "evaluate": evaluate, "fid": fid, "probe": probe}
+
+
+def run_call(call: Call) -> None:
+    """Runs a call as the rank that the environment names."""
+    sys.argv = call.command
+    configure_logging(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), call.debug)
+    _FUNCTIONS[call.function](**call.arguments)
 
 
 def _end_with_launcher() -> None:
@@ -52,17 +66,14 @@ def _end_with_launcher() -> None:
 
 def main() -> int:
     _end_with_launcher()
-    call = json.loads(os.environ["CIFARSCALE_CALL"])
-    sys.argv = call["command"]  # what the user typed, for the run's environment.json
-    configure_logging(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), call["debug"])
     try:
-        _FUNCTIONS[call["function"]](**call["arguments"])
+        run_call(Call(**json.loads(os.environ[CALL_VARIABLE])))
     except Exception as error:
         if not isinstance(error, CifarscaleError):
             # The others print to this file anyway; rank 0 spares the terminal what is mostly another rank's failure.
-            with Path(os.environ["CIFARSCALE_LOGS"], f"rank-{os.environ['RANK']}.log").open("a") as log:
+            with Path(os.environ[LOGS_VARIABLE], f"rank-{os.environ['RANK']}.log").open("a") as log:
                 traceback.print_exc(file=log)
-        return tell_failure(error)
+        return report_failure(error)
     return 0
 
 

@@ -1,0 +1,182 @@
+"""`cifarscale status`, `runs`, `logs` and `cancel`: what became of what one has started."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cifarscale.cli.options import short_path
+
+if TYPE_CHECKING:
+    from cifarscale.cluster.status import RunStatus
+
+job_or_run_argument = click.argument("job_or_run", metavar="JOB|RUN")
+
+
+@click.command(short_help="Show how far submitted jobs are.")
+@click.argument("job_or_run", metavar="[JOB|RUN]", required=False)
+@click.option("--goodput", is_flag=True, help="Show where the hours of a run went, and what a better request would be.")
+def status(job_or_run: str | None, goodput: bool) -> None:
+    """Show how far jobs are: one, or those of all run folders below runs/ that were submitted."""
+    from cifarscale.cluster.status import run_status, run_statuses
+    from cifarscale.cluster.submitted import find_run, submissions
+    from cifarscale.errors import ConfigError
+    from cifarscale.run_folder import run_folders
+
+    if goodput and job_or_run is None:
+        raise ConfigError("--goodput is of one run. Run: cifarscale status RUN --goodput")
+    if job_or_run is None:
+        submitted = [run for run in run_folders() if submissions(run)]
+        if submitted:
+            _show_jobs(run_statuses(submitted))
+        else:
+            click.echo("no run below runs/ was submitted. Run: cifarscale submit RECIPE")
+        return
+    run_dir, _ = find_run(job_or_run)
+    _show_jobs([run_status(run_dir)])
+    if goodput:
+        _show_goodput(run_dir)
+
+
+@click.command(short_help="Show all runs and what came out of them.")
+@click.argument("folder", default="runs", type=click.Path(file_okay=False, path_type=Path))
+def runs(folder: Path) -> None:
+    """Show all run folders below FOLDER (default: runs) and what came out of them."""
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    from cifarscale.cluster.status import run_statuses
+    from cifarscale.run_folder import RunFolder, run_folders
+
+    if not run_folders(folder):
+        click.echo(f"there are no runs in {folder}. Run: cifarscale train RECIPE")
+        return
+    table = Table(Column("run", overflow="fold"), "state", Column("step", justify="right"), "result")
+    for found in run_statuses(run_folders(folder)):
+        table.add_row(found.run_dir.name, found.state, _steps(found), outcome(RunFolder(found.run_dir).result() or {}))
+    Console().print(table)
+
+
+@click.command(short_help="Print what a rank of a job has printed.")
+@job_or_run_argument
+@click.option("--rank", type=click.IntRange(min=0), help="Of this rank.  [default: 0, after what ended the first one]")
+@click.option("-f", "--follow", is_flag=True, help="Go on showing what is added, until the job ends.")
+def logs(job_or_run: str, rank: int | None, follow: bool) -> None:
+    """Print what a rank of a job has printed; of a failed job first the error of the rank that failed first."""
+    from cifarscale.cluster.status import newest_failures, rank_log, run_status
+    from cifarscale.cluster.submitted import find_run
+    from cifarscale.errors import RunError
+
+    run_dir, submitted = find_run(job_or_run)
+    active = _is_active(run_status(run_dir))
+    if rank is None and submitted and not active and (causes := newest_failures(submitted)):
+        click.echo(f"rank {causes[0].rank} on {causes[0].host} ended first:")
+        click.echo(f"{causes[0].message if causes[0].expected else causes[0].traceback.rstrip()}\n")
+    while (path := rank_log(run_dir, rank or 0)) is None:
+        if not (follow and active):
+            name = short_path(run_dir)
+            raise RunError(f"{name} has no log of rank {rank or 0} yet. Run: cifarscale status {name}")
+        time.sleep(1)
+        active = _is_active(run_status(run_dir))
+    for text in _growing(path, lambda: follow and _is_active(run_status(run_dir))):
+        click.echo(text, nl=False)
+
+
+@click.command()
+@job_or_run_argument
+def cancel(job_or_run: str) -> None:
+    """End a job. Its run saves its state first, and goes on when it is submitted again."""
+    from cifarscale.cluster import slurm
+    from cifarscale.cluster.submitted import find_run
+    from cifarscale.errors import RunError
+
+    run_dir, submitted = find_run(job_or_run)
+    if submitted is None:
+        raise RunError(f"{short_path(run_dir)} was never submitted; a run of this machine's own ends with Ctrl-C")
+    state = slurm.job_state(submitted.job_id)
+    if state is None or not state.is_active:
+        ended = state.state.lower() if state else "unknown to SLURM"
+        click.echo(f"job {submitted.job_id} is {ended} already")
+        return
+    slurm.cancel(submitted.job_id)
+    click.echo(f"job {submitted.job_id} is being cancelled; {short_path(run_dir)} goes on when it is submitted again")
+
+
+def _is_active(found: "RunStatus") -> bool:
+    from cifarscale.cluster.slurm import JobState
+
+    if found.job_id is None:
+        return found.state == "writing"
+    return JobState(found.job_id, found.job_state or "").is_active
+
+
+def _growing(path: Path, goes_on: Callable[[], bool]) -> Iterator[str]:
+    """What is in a file, and what is added to it while `goes_on`."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        while True:
+            going = goes_on()
+            while text := file.read(65_536):
+                yield text
+            if not going:
+                return
+            time.sleep(1)
+
+
+def _show_jobs(found: "list[RunStatus]") -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    columns = [Column("run", overflow="fold"), *(Column(name, no_wrap=True) for name in ("job", "SLURM", "folder"))]
+    numbers = [Column(name, justify="right", no_wrap=True) for name in ("step", "loss", "images/s", "starts")]
+    table = Table(*columns, *numbers, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for each in found:
+        table.add_row(
+            each.run_dir.name,
+            each.job_id or "–",
+            each.job_state or "–",
+            each.state,
+            _steps(each),
+            "–" if each.loss is None else f"{each.loss:.3f}",
+            "–" if each.images_per_second is None else f"{each.images_per_second:,.0f}",
+            "–" if each.restarts is None else str(each.restarts + 1),
+        )
+    console = Console()
+    console.print(table)
+    for each in found:
+        if each.reason:
+            console.print(f"{each.run_dir.name}: {each.reason}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _show_goodput(run_dir: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from cifarscale.cluster.goodput import goodput_rows
+
+    table = Table("goodput", "")
+    for name, value in goodput_rows(run_dir):
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def _steps(found: "RunStatus") -> str:
+    if found.max_steps is None:
+        return "–"
+    return f"{found.step or 0:,}/{found.max_steps:,}"
+
+
+def outcome(result: dict[str, object]) -> str:
+    """The figure that one looks for first."""
+    test, distance = result.get("test"), result.get("distance")
+    if isinstance(test, dict):
+        return f"test top-1 {test['top1']:.2%}"
+    if isinstance(distance, dict):
+        return f"{distance['metric']} {distance['distance']:.2f}"
+    if isinstance(distance, float):
+        return f"{result['metric']} {distance:.2f}"
+    if isinstance(result.get("top1"), float):
+        return f"{result['split']} top-1 {result['top1']:.2%}"
+    return "–" if not result else "done"

@@ -1,0 +1,205 @@
+"""`cifarscale submit`."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cifarscale.cli.options import short_path
+from cifarscale.cli.status import outcome
+
+if TYPE_CHECKING:
+    from cifarscale.cluster.plan import Plan
+    from cifarscale.cluster.submitted import Submitted
+    from cifarscale.cluster.work import Work
+    from cifarscale.config.profile import Profile
+
+
+@click.command(short_help="Queue a recipe on a SLURM cluster.")
+@click.argument("recipe")
+@click.option("--nodes", type=click.IntRange(min=1), default=1, show_default=True, help="Nodes of the job.")
+@click.option(
+    "--gpus-per-node", type=click.IntRange(min=0), help="GPUs, and so ranks, a node.  [default: the profile's]"
+)
+@click.option("--profile", help="A cluster profile.  [default: $CIFARSCALE_PROFILE, or gpu]")
+@click.option("--time", help="Time limit, as SLURM writes it: 04:00:00.  [default: the profile's]")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe; repeatable.")
+@click.option("--array", metavar="KEY=V1,V2,…", help="One job for each value of a key, as a job array.")
+@click.option("--at-once", type=click.IntRange(min=1), help="How many jobs of the array may run at the same time.")
+@click.option("--data", help="A data set (cifar100, synthetic) or a folder of shards.  [default: the recipe's set]")
+@click.option("--run-dir", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/NAME-HASH]")
+@click.option("--num-workers", type=click.IntRange(min=0), default=0, help="Reading processes a rank.")
+@click.option("--dry-run", is_flag=True, help="Show the plan and the sbatch script, and queue nothing.")
+@click.option("--wait", is_flag=True, help="Return when the job has ended; exit code 0 if its run is complete.")
+def submit(
+    recipe: str,
+    nodes: int,
+    gpus_per_node: int | None,
+    profile: str | None,
+    time: str | None,
+    overrides: tuple[str, ...],
+    array: str | None,
+    at_once: int | None,
+    data: str | None,
+    run_dir: Path | None,
+    num_workers: int,
+    dry_run: bool,
+    wait: bool,
+) -> None:
+    """Queue RECIPE on a SLURM cluster: any job of `cifarscale jobs list`, or a .toml file.
+
+    The same command resumes a run that was interrupted, is refused while its job is queued or runs, and shows the
+    result of a run that is complete.
+    """
+    from cifarscale.cluster.local import run_locally
+    from cifarscale.cluster.submission import sbatch_script, submit
+    from cifarscale.cluster.work import make_work
+    from cifarscale.config.load import load_job
+    from cifarscale.config.profile import load_profile, with_options
+    from cifarscale.errors import ClusterError, ConfigError
+
+    chosen = with_options(load_profile(profile), gpus_per_node=gpus_per_node, time=time)
+    if array and run_dir:
+        raise ConfigError("--run-dir has no place for the several runs of --array; leave it out")
+    if at_once and not array:
+        raise ConfigError(f"--at-once {at_once} has no effect without --array")
+    device = "cuda" if chosen.gpus_per_node else "cpu"
+    variants = _variants(array) if array else [()]
+    works = [make_work(load_job(recipe, (*overrides, *more)), run_dir, data, device, num_workers) for more in variants]
+    plan, *_ = [_plan(work, chosen, nodes, num_workers, dry_run) for work in works]
+    if dry_run:
+        _show_plan(works, chosen, plan)
+        if chosen.launcher == "slurm":
+            click.echo(sbatch_script(works[0], chosen, plan), nl=False)
+        return
+    waiting = [work for work in works if not _is_complete(work)]
+    if not waiting:
+        return
+    if chosen.launcher == "local":
+        for work in waiting:
+            work.prepare()
+            click.echo(f"run folder {short_path(work.run_dir)}", err=True)
+            run_locally(work.call, plan.world_size, work.run_dir / "logs")
+            click.echo(f"result {short_path(work.run_dir / 'result.json')}")
+        return
+    submitted = submit(waiting, chosen, plan, at_once or 0)
+    for work, job in zip(waiting, submitted, strict=True):
+        _show_submitted(work, job)
+    if wait:
+        try:
+            sys.exit(_wait(waiting, submitted))
+        except KeyboardInterrupt:
+            raise ClusterError("no longer waited for; what is queued goes on. Run: cifarscale status") from None
+
+
+def _is_complete(work: "Work") -> bool:
+    """Whether the run has its result, which is then shown. Raises: RunError if it is that of another recipe."""
+    from cifarscale.run_folder import RunFolder
+
+    folder = RunFolder(work.run_dir)
+    result = folder.result()
+    if result is None:
+        return False
+    folder.require(work.job)
+    click.echo(f"{short_path(work.run_dir)} is complete: {outcome(result)}")
+    click.echo(f"result     {short_path(work.run_dir / 'result.json')}")
+    return True
+
+
+def _variants(array: str) -> list[tuple[str, ...]]:
+    """`seed=0,1,2` as one override for each value."""
+    from cifarscale.errors import ConfigError
+
+    key, separator, values = array.partition("=")
+    if not separator or not values.strip(","):
+        raise ConfigError(f"--array {array!r} is not of the form KEY=V1,V2,…, such as seed=0,1,2")
+    return [(f"{key}={value}",) for value in dict.fromkeys(values.split(","))]
+
+
+def _plan(work: "Work", profile: "Profile", nodes: int, num_workers: int, dry_run: bool) -> "Plan":
+    """The plan, checked against the cluster; a dry run does without one."""
+    from cifarscale.cluster import slurm
+    from cifarscale.cluster.plan import make_plan
+    from cifarscale.cluster.work import pace
+    from cifarscale.run_folder import run_folders
+
+    partition = None
+    if profile.launcher == "slurm" and (slurm.available() or not dry_run):
+        partition = slurm.known_partition(profile.partition, slurm.partitions(), f"profile {profile.name}")
+    known = pace(work, run_folders(work.run_dir.parent))
+    return make_plan(work.job, profile, nodes, partition, known, work.num_shards, num_workers)
+
+
+def _show_plan(works: "list[Work]", profile: "Profile", plan: "Plan") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("plan", works[0].job.name, show_lines=False)
+    on = f"{plan.gpus_per_node} GPUs" if plan.gpus_per_node else "CPUs"
+    rows: dict[str, object] = {
+        "profile": f"{profile.name} ({profile.launcher})",
+        "nodes": plan.nodes,
+        "ranks": f"{plan.world_size}: {plan.tasks_per_node} a node, on {on}, {plan.cpus_per_task} cores each",
+        "batch a rank": plan.batch_size_per_rank,
+        "slices a rank": plan.slices_per_rank,
+        "shards a reader": plan.shards_per_reader,
+        "time limit": f"{profile.time}, warned {profile.warning_seconds} s before",
+        "jobs": len(works) if len(works) > 1 else None,
+        "run folder": "\n".join(_named(work.run_dir) for work in works),
+    }
+    if plan.checkpoint_seconds is not None and plan.hours is not None:
+        rows |= {
+            "a checkpoint every": f"{plan.checkpoint_seconds:,.0f} s",
+            "checkpoints in the time": plan.checkpoints,
+            "whole run": f"about {plan.hours:.1f} h, {plan.starts} starts",
+        }
+    elif plan.batch_size_per_rank is not None:
+        rows["checkpoints in the time"] = "not known before a first run has shown its pace"
+    for name, value in rows.items():
+        if value is not None:
+            table.add_row(name, str(value))
+    Console().print(table)
+
+
+def _named(run_dir: Path) -> str:
+    from cifarscale.run_folder import RunFolder
+
+    return short_path(run_dir) + (" (complete)" if RunFolder(run_dir).result() else "")
+
+
+def _show_submitted(work: "Work", job: "Submitted") -> None:
+    click.echo(f"job        {job.job_id}")
+    click.echo(f"run folder {short_path(work.run_dir)}")
+    click.echo(f"next       cifarscale status {short_path(work.run_dir)}")
+    click.echo(f"           cifarscale logs {short_path(work.run_dir)} -f")
+
+
+def _wait(works: "list[Work]", submitted: "list[Submitted]") -> int:
+    """Shows each change of state until all jobs have ended. Returns: the exit code."""
+    import time
+
+    from cifarscale.cluster import slurm
+    from cifarscale.run_folder import RunFolder
+
+    shown: dict[str, str] = {}
+    active = [job.job_id for job in submitted]
+    while active:
+        for job_id in list(active):
+            state = slurm.job_state(job_id)
+            text = "unknown to SLURM" if state is None else f"{state.state} {state.reason}".strip()
+            if shown.get(job_id) != text:
+                shown[job_id] = text
+                click.echo(f"job {job_id}: {text}", err=True)
+            if state is None or not state.is_active:
+                active.remove(job_id)
+        if active:
+            time.sleep(2)
+    failed = [work for work in works if RunFolder(work.run_dir).result() is None]
+    for work in works:
+        name = short_path(work.run_dir)
+        if work in failed:
+            click.echo(f"error: {name} is not complete. Run: cifarscale why {name}", err=True)
+        else:
+            click.echo(f"result     {name}/result.json")
+    return 1 if failed else 0

@@ -1,0 +1,313 @@
+"""What SLURM says, by its own commands."""
+
+import pwd
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from cifarscale.config.profile import minutes
+from cifarscale.errors import ClusterError
+
+TIMEOUT_S = 60
+_WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT")
+_ON_NODES = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
+_ATTEMPT_FIELDS = (
+    *("JobID", "State", "ExitCode", "Submit", "Eligible", "Start", "End", "ElapsedRaw", "TimelimitRaw", "NodeList"),
+    *("AllocCPUS", "TotalCPU", "MaxRSS", "ReqTRES", "NNodes", "NTasks", "Reason"),
+)
+
+
+@dataclass(frozen=True)
+class JobState:
+    """A job as SLURM sees it now.
+
+    Attributes:
+        state: one word, such as PENDING, RUNNING, COMPLETED, TIMEOUT.
+        reason: why it is pending, or empty.
+        restarts: how often it was queued again.
+        start: when it started, or is expected to; None if SLURM cannot tell.
+    """
+
+    job_id: str
+    state: str
+    reason: str = ""
+    restarts: int = 0
+    nodes: str = ""
+    start: datetime | None = None
+
+    @property
+    def is_waiting(self) -> bool:
+        return self.state in _WAITING
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it is queued or runs."""
+        return self.state in _WAITING or self.state in _ON_NODES
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of a job, or one step of it, from the accounting. Memory in GiB, times in seconds.
+
+    Attributes:
+        step: empty for the job, 0 for what srun started in it, `batch` for its script.
+        max_memory_gb: the most that a task used.
+        requested_memory_gb: of all nodes together; None if it is left to the cluster, and for a step.
+        tasks: 0 for a job.
+        cancelled_by: the user's name, or number.
+    """
+
+    job_id: str
+    step: str
+    state: str
+    exit_code: int
+    signal: int
+    submit: datetime | None
+    eligible: datetime | None
+    start: datetime | None
+    end: datetime | None
+    elapsed_s: int
+    time_limit_min: int | None
+    nodes: str
+    cpus: int
+    cpu_s: float
+    max_memory_gb: float | None
+    reason: str
+    requested_memory_gb: float | None = None
+    num_nodes: int = 1
+    tasks: int = 0
+    cancelled_by: str = ""
+
+
+@dataclass(frozen=True)
+class Partition:
+    """What a partition offers. `max_time_min` is None where it sets no limit; `gpus` are those of its largest node."""
+
+    name: str
+    nodes: int
+    cpus: int
+    gpus: int
+    max_time_min: int | None
+
+
+def command(*arguments: str) -> str:
+    """What one of SLURM's commands prints.
+
+    Raises: ClusterError if there is no such command here, it fails, or does not answer within TIMEOUT_S.
+    """
+    name = arguments[0]
+    if shutil.which(name) is None:
+        raise ClusterError(
+            f"{name} is not found: this machine has no SLURM. Run this on a login node, or use --profile local"
+        )
+    try:
+        done = subprocess.run(arguments, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise ClusterError(f"{name} did not answer within {TIMEOUT_S} s. Run: cifarscale doctor") from None
+    if done.returncode:
+        said = " ".join(line.strip() for line in done.stderr.splitlines() if line.strip()) or f"code {done.returncode}"
+        raise ClusterError(f"{name} failed: {said}")
+    return done.stdout
+
+
+def job_state(job_id: str) -> JobState | None:
+    """A job that is queued, runs, or has ended; None if SLURM does not know it."""
+    try:
+        shown = command("scontrol", "show", "job", "--oneliner", job_id).splitlines()
+    except ClusterError as error:
+        if "Invalid job id" not in str(error):
+            raise
+        return _from_accounting(job_id, attempts(job_id))
+    for line in shown:
+        found = dict(re.findall(r"(\w+)=(\S*)", line))
+        if job_id in (found["JobId"], f"{found.get('ArrayJobId')}_{found.get('ArrayTaskId')}"):
+            reason = "" if found["Reason"] == "None" else found["Reason"]
+            nodes = found.get("NodeList", "").replace("(null)", "")
+            start = _time(found["StartTime"])
+            return JobState(job_id, found["JobState"], reason, int(found["Restarts"]), nodes, start)
+    return _from_accounting(job_id, attempts(job_id))
+
+
+def job_states(job_ids: Sequence[str]) -> dict[str, JobState]:
+    """States of several jobs by id, without those unknown to SLURM. It is asked once for all that have ended."""
+    known = attempts(*job_ids) if job_ids else []
+    found = {job_id: state for job_id in job_ids if (state := _from_accounting(job_id, known))}
+    unsettled = [job_id for job_id in job_ids if job_id not in found or found[job_id].is_active]
+    return found | {job_id: state for job_id in unsettled if (state := job_state(job_id))}
+
+
+def _from_accounting(job_id: str, known: Sequence[Attempt]) -> JobState | None:
+    starts = [attempt for attempt in known if attempt.job_id == job_id and not attempt.step]
+    if not starts:
+        return None
+    last = starts[-1]
+    return JobState(job_id, last.state, last.reason, len(starts) - 1, last.nodes, last.start)
+
+
+def attempts(*job_ids: str) -> list[Attempt]:
+    """All starts of some jobs in their order, each followed by its steps.
+
+    Raises: ClusterError if this cluster keeps no accounts.
+    """
+    rows = command(
+        *("sacct", "--noheader", "--parsable2", "--duplicates", "--jobs", ",".join(job_ids)),
+        *("--format", ",".join(f"{field}%200" for field in _ATTEMPT_FIELDS)),
+    )
+    found = []
+    for row in rows.splitlines():
+        values = dict(zip(_ATTEMPT_FIELDS, row.split("|"), strict=True))
+        name, _, step = values["JobID"].partition(".")
+        if name not in job_ids:
+            continue
+        code, _, signal = values["ExitCode"].partition(":")
+        found.append(
+            Attempt(
+                job_id=name,
+                step=step,
+                state=values["State"].split()[0],
+                exit_code=int(code or 0),
+                signal=int(signal or 0),
+                submit=_time(values["Submit"]),
+                eligible=_time(values["Eligible"]),
+                start=_time(values["Start"]),
+                end=_time(values["End"]),
+                elapsed_s=int(values["ElapsedRaw"] or 0),
+                time_limit_min=int(values["TimelimitRaw"]) if values["TimelimitRaw"].isdigit() else None,
+                nodes=values["NodeList"],
+                cpus=int(values["AllocCPUS"] or 0),
+                cpu_s=_seconds(values["TotalCPU"]),
+                max_memory_gb=_gibibytes(values["MaxRSS"]),
+                reason="" if values["Reason"] == "None" else values["Reason"],
+                requested_memory_gb=_gibibytes(re.sub(r"(?:.*,)?mem=([^,]*).*|.*", r"\1", values["ReqTRES"])),
+                num_nodes=int(values["NNodes"] or 1),
+                tasks=int(values["NTasks"] or 0),
+                cancelled_by=_user(values["State"].partition(" by ")[2]),
+            )
+        )
+    return found
+
+
+def output_file(job_id: str) -> Path | None:
+    """The file that a job's script prints to; None if SLURM does not know the job any more, or it has none."""
+    try:
+        shown = command("scontrol", "show", "job", job_id)
+    except ClusterError as error:
+        if "Invalid job id" not in str(error):
+            raise
+        return None
+    found = re.search(r"^ *StdOut=(/.*)$", shown, re.MULTILINE)
+    return Path(found[1]) if found else None
+
+
+def require_accounting() -> None:
+    """Raises: ClusterError if this cluster keeps no accounts, from which ended jobs are known."""
+    try:
+        command("sacct", "--noheader", "--jobs", "1")
+    except ClusterError as error:
+        if "not found" in str(error):
+            raise
+        raise ClusterError(
+            f"this cluster's SLURM keeps no accounts, without which nobody can tell how a job ended ({error}). "
+            "Ask its administrators for slurmdbd"
+        ) from error
+
+
+def partitions() -> dict[str, Partition]:
+    """All partitions by name; the default one comes first."""
+    rows = command("sinfo", "--all", "--noheader", "--format", "%P|%D|%c|%G|%l")
+    found: dict[str, Partition] = {}
+    default = ""
+    for row in rows.splitlines():
+        name, nodes, cpus, gres, limit = row.split("|")
+        if name.endswith("*"):
+            default = name = name[:-1]
+        before = found.get(name, Partition(name, 0, 0, 0, None))
+        gpus = sum(int(number or 1) for number in re.findall(r"\bgpu(?::[^:,(]+?)??(?::(\d+))?(?=[,(]|$)", gres))
+        most = minutes(limit) if limit != "infinite" else None
+        found[name] = Partition(
+            name, before.nodes + int(nodes), max(before.cpus, int(cpus.rstrip("+"))), max(before.gpus, gpus), most
+        )
+    return dict(sorted(found.items(), key=lambda item: item[0] != default))
+
+
+def configuration() -> dict[str, str]:
+    """The settings that the cluster runs with, by their names in slurm.conf."""
+    rows = (line.partition("=") for line in command("scontrol", "show", "config").splitlines())
+    return {key.strip(): value.strip() for key, separator, value in rows if separator}
+
+
+def partition_settings(name: str) -> dict[str, str]:
+    """What `scontrol show partition` says of one, such as State, PreemptMode and GraceTime."""
+    return dict(re.findall(r"(\w+)=(\S*)", command("scontrol", "show", "partition", "--oneliner", name)))
+
+
+def node_states(partition: str) -> dict[str, int]:
+    """How many nodes of a partition are in which state, in SLURM's words: idle, mixed, allocated, drained, down, …"""
+    states: dict[str, int] = {}
+    for row in command("sinfo", "--noheader", "--partition", partition, "--format", "%D|%T").splitlines():
+        nodes, state = row.split("|")
+        states[state] = states.get(state, 0) + int(nodes)
+    return states
+
+
+def cancel(job_id: str) -> None:
+    """Has SLURM end a job. Raises: ClusterError if it does not know it."""
+    command("scancel", job_id)
+
+
+def array_job(job_id: str) -> str:
+    """The part of an id that all jobs of an array share."""
+    return job_id.partition("_")[0]
+
+
+def _time(text: str) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:  # "Unknown", "None", "N/A"
+        return None
+
+
+def _seconds(text: str) -> float:
+    """Of a time as sacct writes it: [D-][H:]M:S[.fraction]."""
+    days, _, clock = text.rpartition("-")
+    seconds = 0.0
+    for part in clock.split(":"):
+        seconds = seconds * 60 + float(part or 0)
+    return int(days or 0) * 86_400 + seconds
+
+
+def _user(number: str) -> str:
+    """The name of a user; the number of one that is not known here."""
+    try:
+        return pwd.getpwuid(int(number)).pw_name
+    except (ValueError, KeyError):
+        return number
+
+
+def _gibibytes(text: str) -> float | None:
+    units = {"K": 2**-20, "M": 2**-10, "G": 1.0, "T": 2**10}
+    match = re.fullmatch(r"([\d.]+)([KMGT]?)", text)
+    if match is None:
+        return None
+    return float(match[1]) * units.get(match[2], 2**-30)
+
+
+def known_partition(name: str, found: dict[str, Partition], where: str) -> Partition:
+    """A partition by name, the default one for an empty name.
+
+    Raises: ClusterError if there is none, with those that there are.
+    """
+    if not name and found:
+        return next(iter(found.values()))
+    if name not in found:
+        raise ClusterError(f"{where}: partition = {name!r} is not one of this cluster's: {', '.join(found) or 'none'}")
+    return found[name]
+
+
+def available() -> bool:
+    """Whether this machine has SLURM's commands."""
+    return shutil.which("sbatch") is not None

@@ -1,0 +1,104 @@
+"""Where a run stands: as SLURM sees its job, and as its folder shows it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cifarscale.cluster import slurm
+from cifarscale.cluster.failures import Failure, failures
+from cifarscale.cluster.submitted import Submitted, attempt_folder, submissions
+from cifarscale.config.recipe import Recipe
+from cifarscale.errors import ClusterError
+from cifarscale.lease import living_holder
+from cifarscale.run_folder import RunFolder
+from cifarscale.tracking.metrics import read_metrics
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """A run and its newest job. What there is none of is None.
+
+    Attributes:
+        state: of the folder: complete, writing (a process holds it), interrupted (it has begun), or not begun.
+        job_state: what SLURM says of the job; `unknown` if it has forgotten it, or cannot be asked.
+        restarts: how often SLURM has started the job again.
+        reason: why the job is pending, or the error that ended it.
+    """
+
+    run_dir: Path
+    task: str
+    state: str
+    job_id: str | None = None
+    job_state: str | None = None
+    restarts: int | None = None
+    reason: str = ""
+    step: int | None = None
+    max_steps: int | None = None
+    loss: float | None = None
+    images_per_second: float | None = None
+
+
+def run_statuses(run_dirs: Sequence[Path]) -> list[RunStatus]:
+    """Raises: RunError if one is not a run folder."""
+    newest = {run_dir: submitted[-1].job_id for run_dir in run_dirs if (submitted := submissions(run_dir))}
+    try:
+        states = slurm.job_states(list(newest.values()))
+    except ClusterError:  # SLURM is not here
+        states = {}
+    return [_status(run_dir, states.get(newest.get(run_dir, ""))) for run_dir in run_dirs]
+
+
+def run_status(run_dir: Path) -> RunStatus:
+    """Raises: RunError if this is not a run folder."""
+    (status,) = run_statuses([run_dir])
+    return status
+
+
+def _status(run_dir: Path, seen: slurm.JobState | None) -> RunStatus:
+    folder = RunFolder(run_dir)
+    job = folder.load_job()
+    lines = read_metrics(folder.metrics)
+    trained: dict[str, Any] = next((line for line in reversed(lines) if "images_per_second" in line), {})
+    submitted = submissions(run_dir)
+    if folder.result() is not None:
+        state = "complete"
+    elif living_holder(folder.lease):
+        state = "writing"
+    else:
+        state = "interrupted" if lines or folder.checkpoints.is_dir() else "not begun"
+    reason = ""
+    if seen is not None and seen.is_active:
+        reason = seen.reason
+    elif submitted and state != "complete":
+        causes = newest_failures(submitted[-1])
+        reason = causes[0].message if causes else seen.reason if seen else ""
+    return RunStatus(
+        run_dir=run_dir,
+        task=job.task,
+        state=state,
+        job_id=submitted[-1].job_id if submitted else None,
+        job_state=None if not submitted else seen.state if seen else "unknown",
+        restarts=seen.restarts if seen else None,
+        reason=reason,
+        step=trained.get("step"),
+        max_steps=job.training.max_steps if isinstance(job, Recipe) else None,
+        loss=trained.get("loss"),
+        images_per_second=trained.get("images_per_second"),
+    )
+
+
+def newest_failures(job: Submitted) -> list[Failure]:
+    """What ended the ranks in the newest start of a job, the cause first."""
+    starts = [path for path in Path(job.folder).glob(f"{job.job_id}-*") if path.name.rpartition("-")[2].isdigit()]
+    if not starts:
+        return []
+    newest = max(int(path.name.rpartition("-")[2]) for path in starts)
+    return failures(attempt_folder(Path(job.folder), job.job_id, newest))
+
+
+def rank_log(run_dir: Path, rank: int) -> Path | None:
+    """The file that a rank of the run's newest start prints to; None if it has printed nothing yet."""
+    submitted = submissions(run_dir)
+    path = submitted[-1].log(rank) if submitted else run_dir / "logs" / f"rank-{rank}.log"
+    return path if path.exists() else None

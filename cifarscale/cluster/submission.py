@@ -1,0 +1,203 @@
+"""Putting a job into SLURM's queue: whatever can be known before is checked before, then submitit queues it."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from submitit import SlurmExecutor
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+from submitit.slurm import slurm as submitit_slurm
+
+from cifarscale.cluster import slurm
+from cifarscale.cluster.call import Call
+from cifarscale.cluster.plan import Plan
+from cifarscale.cluster.slurm_task import SlurmTask
+from cifarscale.cluster.submitted import Submitted, submissions
+from cifarscale.cluster.work import Work
+from cifarscale.config.profile import Profile
+from cifarscale.errors import ClusterError, RunError
+from cifarscale.files import write_text_atomically, writing_to
+from cifarscale.lease import lease, living_holder
+from cifarscale.run import git_state
+from cifarscale.run_folder import RunFolder
+
+MAX_TIMEOUTS = 1_000_000
+"""How often a job may reach its time limit: as often as it takes."""
+
+
+def sbatch_script(work: Work, profile: Profile, plan: Plan) -> str:
+    """The script that sbatch is given."""
+    return _script(RunFolder(work.run_dir).slurm, work.job.name, profile, plan)
+
+
+def _script(folder: Path, name: str, profile: Profile, plan: Plan) -> str:
+    command = f"{_python(profile)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    return submitit_slurm._make_sbatch_string(command=command, folder=folder, **_parameters(name, profile, plan))
+
+
+def queue(calls: Sequence[Call], folder: Path, name: str, profile: Profile, plan: Plan, at_once: int = 0) -> list[str]:
+    """Queues a call as one job, or several as an array.
+
+    Args:
+        folder: exists, and is where submitit's files and the ranks' logs go.
+        at_once: how many of an array may run at the same time; 0 for any number.
+    Returns: the jobs' ids.
+    Raises: ClusterError for what SLURM refuses.
+    """
+    parameters = _parameters(name, profile, plan)
+    if at_once:
+        parameters["array_parallelism"] = at_once
+    executor = SlurmExecutor(folder=folder, max_num_timeout=MAX_TIMEOUTS, python=_python(profile))
+    executor.update_parameters(**parameters)
+    try:
+        with executor.batch():
+            jobs = [executor.submit(SlurmTask(call, profile.interface, git_state())) for call in calls]
+    except (FailedJobError, FailedSubmissionError) as error:
+        raise ClusterError(f"sbatch refused the job: {_in_one_line(str(error))}") from error
+    return [job.job_id for job in jobs]
+
+
+def submit(works: Sequence[Work], profile: Profile, plan: Plan, at_once: int = 0) -> list[Submitted]:
+    """Queues jobs of one plan: one alone, or several as an array.
+
+    Args:
+        at_once: how many of an array may run at the same time; 0 for any number.
+    Raises: RunError for one whose run is queued, runs or is complete; ClusterError for what SLURM refuses.
+    """
+    slurm.require_accounting()
+    for work in works:
+        _require_free(work.run_dir)
+        require_plain(work.run_dir, profile)
+    folder = RunFolder(works[0].run_dir).slurm if len(works) == 1 else _array_folder(works)
+    check_with_slurm(folder, works[0].job.name, profile, plan)
+    with writing_to(folder):
+        for work in works:
+            work.prepare()
+            RunFolder(work.run_dir).slurm.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with _alone(works):
+        for work in works:
+            _require_free(work.run_dir)
+        job_ids = queue([work.call for work in works], folder, works[0].job.name, profile, plan, at_once)
+        return [_remember(work, job_id, folder, profile, plan) for work, job_id in zip(works, job_ids, strict=True)]
+
+
+def check_with_slurm(folder: Path, name: str, profile: Profile, plan: Plan) -> str:
+    """Has SLURM itself check the script, without queueing it. Returns: when it would start the job, in its words.
+
+    Raises: ClusterError with SLURM's reason if it would refuse it.
+    """
+    script = _script(folder, name, profile, plan)
+    done = subprocess.run(
+        ["sbatch", "--test-only"], input=script, capture_output=True, text=True, timeout=slurm.TIMEOUT_S, check=False
+    )
+    if done.returncode:
+        raise ClusterError(
+            f"SLURM would refuse the job: {_in_one_line(done.stderr)}. Run: cifarscale profiles check {profile.name}"
+        )
+    return _in_one_line(done.stderr).removeprefix("sbatch: ")
+
+
+def _parameters(name: str, profile: Profile, plan: Plan) -> dict[str, Any]:
+    """submitit's parameters; what is empty is left to the cluster."""
+    parameters: dict[str, Any] = {
+        "job_name": name,
+        "partition": profile.partition,
+        "account": profile.account,
+        "qos": profile.qos,
+        "constraint": profile.constraint,
+        "nodes": plan.nodes,
+        "ntasks_per_node": plan.tasks_per_node,
+        "cpus_per_task": plan.cpus_per_task,
+        "time": plan.time_min,
+        "signal_delay_s": profile.warning_seconds,
+    }
+    if profile.memory_gb:
+        parameters["mem"] = f"{round(profile.memory_gb * 1024)}M"
+    if profile.gpus_per_node:
+        gpus = f"{profile.gpu_type}:{profile.gpus_per_node}" if profile.gpu_type else str(profile.gpus_per_node)
+        parameters |= {"gpus_per_node": gpus} if profile.gpu_request == "gpus" else {"gres": f"gpu:{gpus}"}
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in profile.environment.items()]
+    # Since 22.05 srun does not take the number of cores over from sbatch.
+    setup = ["export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK", *exports, *profile.setup]
+    return {key: value for key, value in parameters.items() if value != ""} | {
+        "setup": setup,
+        "stderr_to_stdout": True,
+        "srun_args": ["--kill-on-bad-exit=1"],
+        "wckey": None,
+        "additional_parameters": {"requeue": True, **profile.sbatch},
+    }
+
+
+def _python(profile: Profile) -> str:
+    """The command that starts Python in a task; a container's command is one of shell already."""
+    python = shlex.quote(profile.python or sys.executable)
+    return f"{profile.container} {python}" if profile.container else python
+
+
+def _require_free(run_dir: Path) -> None:
+    """Raises: RunError if the run is queued, or something writes its folder."""
+    if earlier := submissions(run_dir):
+        job_id = earlier[-1].job_id
+        state = slurm.job_state(job_id)
+        if state is not None and state.is_active:
+            raise RunError(
+                f"{run_dir} is {state.state.lower()} already, as job {job_id}. "
+                f"Run: cifarscale status {run_dir}, or cifarscale cancel {run_dir}"
+            )
+    folder = RunFolder(run_dir)
+    if holder := living_holder(folder.lease):
+        raise folder.refusal(holder)
+
+
+def require_plain(run_dir: Path, profile: Profile) -> None:
+    """Raises: ClusterError for a folder that SLURM would misread, or that the nodes do not share."""
+    if re.search(r"[%\\\x00-\x1f\x7f]", str(run_dir)):
+        raise ClusterError(
+            f"run folder {str(run_dir)!r}: SLURM gives %, \\ and line breaks in a log's path meanings of its own. "
+            "Name another --run-dir, or work in another folder"
+        )
+    if profile.shared_folder:
+        shared = Path(profile.shared_folder).resolve()
+        if not run_dir.resolve().is_relative_to(shared):
+            raise ClusterError(
+                f"run folder {run_dir.resolve()} is not in {shared}, the folder that the nodes share "
+                f"(profile {profile.name}); name another --run-dir, or submit from there"
+            )
+
+
+@contextmanager
+def _alone(works: Sequence[Work]) -> Iterator[None]:
+    """One submission at a time looks at these run folders and queues them."""
+    with ExitStack() as stack:
+        for work in sorted(works, key=lambda work: work.run_dir):
+            folder = RunFolder(work.run_dir)
+            stack.enter_context(lease(folder.slurm / ".lease", folder.refusal, patience_s=slurm.TIMEOUT_S))
+        yield
+
+
+def _array_folder(works: Sequence[Work]) -> Path:
+    """Where submitit keeps an array: beside the runs, named after the first of them."""
+    return works[0].run_dir.parent / f".arrays/{works[0].run_dir.name}-{len(works)}"
+
+
+def _remember(work: Work, job_id: str, folder: Path, profile: Profile, plan: Plan) -> Submitted:
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    about = Submitted(job_id, str(folder), profile.name, plan.nodes, plan.world_size, now, list(sys.argv))
+    lines = [*submissions(work.run_dir), about]
+    text = "".join(json.dumps(asdict(line)) + "\n" for line in lines)
+    write_text_atomically(RunFolder(work.run_dir).slurm / "jobs.jsonl", text)
+    return about
+
+
+def _in_one_line(text: str) -> str:
+    lines = [line.removeprefix("sbatch: ").removeprefix("error: ").strip() for line in text.splitlines()]
+    return "; ".join(line for line in lines if line)
