@@ -1,0 +1,38 @@
+"""`cifarscale why`."""
+
+import click
+
+from cifarscale.cli.options import short_path
+
+
+@click.command(short_help="Tell why a job is pending, or why it ended.")
+@click.argument("job_or_run", metavar="JOB|RUN")
+def why(job_or_run: str) -> None:
+    """Tell why a job is pending, whether it goes on, or why it ended, and what to do."""
+    import textwrap
+
+    from cifarscale.cluster.evidence import gather
+    from cifarscale.cluster.submitted import find_run
+    from cifarscale.cluster.why import explain
+
+    run_dir, job = find_run(job_or_run)
+    found = explain(gather(run_dir, short_path(run_dir), job))
+
+    def show(text: str, first: str, other: str) -> None:
+        wrapped = textwrap.wrap(text, 78, initial_indent=first, subsequent_indent=other, break_on_hyphens=False)
+        click.echo("\n".join(wrapped))
+
+    show(found.headline, "", "")
+    for detail in found.details:
+        show(detail, "  ", "    ")
+    if found.quote is not None:
+        click.echo(f"\n{found.quote.title}:")
+        for line in found.quote.lines:
+            click.echo(f"  | {line}")
+    if found.advice:
+        click.echo("\nwhat to do:")
+    for advice in found.advice:
+        text, *commands = advice.splitlines()
+        show(text, "  - ", "    ")
+        for command in commands:
+            click.echo(f"      {command}")
