@@ -1,0 +1,52 @@
+"""`cifarscale doctor`."""
+
+from pathlib import Path
+
+import click
+
+from cifarscale.cli.options import DATASETS
+
+
+@click.command(short_help="Check a cluster before a job that takes long.")
+@click.option("--profile", help="A cluster profile.  [default: $CIFARSCALE_PROFILE, or gpu]")
+@click.option("--nodes", type=click.IntRange(min=1), help="Nodes to look at.  [default: 2 where there are two]")
+@click.option("--data", help=f"The shards that jobs will read: {' or '.join(DATASETS)}, or a folder.")
+@click.option(
+    "--time-limit-s",
+    type=click.IntRange(min=1),
+    default=300,
+    show_default=True,
+    help="Seconds to wait for the job to start, and for its ranks to find each other.",
+)
+def doctor(profile: str | None, nodes: int | None, data: str | None, time_limit_s: int) -> None:
+    """Look at a cluster as a job sees it, before one that takes many GPU hours.
+
+    Runs a job of a minute on some nodes, and says what is right, what is not, and what to do. With a profile whose
+    launcher is local, such as `local`, its ranks are processes on this machine.
+    """
+    from cifarscale.cli.findings import show_findings
+    from cifarscale.cluster.doctor import examine, folder_of_its_own
+    from cifarscale.config.profile import load_profile
+    from cifarscale.errors import ClusterError
+
+    chosen = load_profile(profile)
+    with folder_of_its_own(chosen) as folder:
+        failed = show_findings(examine(chosen, nodes, _shards(data), time_limit_s, folder))
+        if failed:
+            kept = f"; what the ranks left is in {folder}" if folder.exists() else ""
+            raise ClusterError(f"{failed} {'check' if failed == 1 else 'checks'} failed{kept}")
+
+
+def _shards(data: str | None) -> Path | None:
+    """The folder of shards; None if none is named, and none lies in the usual place.
+
+    Raises: DataError for a folder that holds no shards.
+    """
+    from cifarscale.data.build import default_folder
+    from cifarscale.data.manifest import MANIFEST_NAME, Manifest
+
+    folder = default_folder(data or "cifar100") if data is None or data in DATASETS else Path(data)
+    if data is None and not (folder / MANIFEST_NAME).exists():
+        return None
+    Manifest.load(folder)
+    return folder.resolve()
