@@ -5,12 +5,18 @@ from typing import Any
 
 import click
 
+from cifarscale.cli.doctor import doctor
 from cifarscale.cli.evaluate import evaluate, predict
 from cifarscale.cli.fid import fid
 from cifarscale.cli.generate import generate
 from cifarscale.cli.jobs import jobs, models
+from cifarscale.cli.profiles import profiles
 from cifarscale.cli.shards import shards
+from cifarscale.cli.status import cancel, logs, runs, status
+from cifarscale.cli.submit import submit
 from cifarscale.cli.train import train
+from cifarscale.cli.verify import verify
+from cifarscale.cli.why import why
 from cifarscale.errors import EXIT_INTERRUPTED, CifarscaleError
 
 
@@ -31,6 +37,11 @@ class _Main(click.Group):
             click.echo(f"{kind}: {error}", err=True)
             sys.exit(error.exit_code)
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, commands in _SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(command.name or "", command.get_short_help_str()) for command in commands])
+
 
 @click.group(cls=_Main, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="cifarscale")
@@ -44,5 +55,12 @@ def main(debug: bool) -> None:
     """
 
 
-for command in (shards, train, evaluate, predict, generate, fid, jobs, models):
-    main.add_command(command)
+_SECTIONS: dict[str, tuple[click.Command, ...]] = {
+    "Data, recipes and profiles": (shards, jobs, models, profiles),
+    "On this machine": (train, evaluate, predict, generate, fid),
+    "On a cluster": (submit, status, logs, why, cancel, doctor, verify),
+    "Anywhere": (runs,),
+}
+for commands in _SECTIONS.values():
+    for command in commands:
+        main.add_command(command)

@@ -24,7 +24,7 @@ FLOORS = (
     ("evaluation",),
     ("run_folder",),
     ("models", "data", "tracking"),
-    ("distributed", "checkpoint", "config", "errors", "log", "files", "lease", "randomness", "cores"),
+    ("distributed", "rendezvous", "checkpoint", "config", "errors", "log", "files", "lease", "randomness", "cores"),
     ("__init__",),
 )
 """The rooms from top to bottom. A module imports from its own room, and from those on the floors below."""
@@ -146,6 +146,8 @@ def test_jobs_and_shards_are_no_packages() -> None:
         ("from cifarscale.cli.main import main", "main(['--help'])"),
         ("from cifarscale.cli.main import main", "main(['train', '--help'])"),
         ("from cifarscale.cli.main import main", "main(['shards', 'build', '--help'])"),
+        ("from cifarscale.cli.main import main", "main(['doctor', '--help'])"),
+        ("from cifarscale.cli.main import main", "main(['profiles', 'check', '--help'])"),
     ],
     ids=lambda statements: statements[-1],
 )
@@ -153,5 +155,6 @@ def test_help_loads_nothing_heavy(statements: tuple[str, ...]) -> None:
     assert not loaded_by(*statements) & set(HEAVY)
 
 
-def test_listing_jobs_needs_no_torch() -> None:
-    assert "torch" not in loaded_by("from cifarscale.cli.main import main", "main(['jobs', 'list'])")
+@pytest.mark.parametrize("command", ["jobs", "profiles"])
+def test_listing_needs_no_torch(command: str) -> None:
+    assert "torch" not in loaded_by("from cifarscale.cli.main import main", f"main(['{command}', 'list'])")

@@ -1,0 +1,61 @@
+"""`cifarscale verify`."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from cifarscale.cluster.verify import Comparison
+
+
+@click.command(short_help="Prove that a recipe gives the same numbers there.")
+@click.argument("recipe")
+@click.option("--nodes", type=click.IntRange(min=1), default=1, show_default=True, help="Nodes of the job.")
+@click.option("--profile", help="A cluster profile.  [default: $CIFARSCALE_PROFILE, or gpu]")
+@click.option("--steps", type=click.IntRange(min=8), default=200, show_default=True, help="Length of the short run.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe; repeatable.")
+@click.option("--data", help="A data set (cifar100, synthetic) or a folder of shards.  [default: the recipe's set]")
+@click.option("--folder", type=click.Path(path_type=Path), help="For the runs.  [default: runs/.verify/NAME-HASH]")
+def verify(
+    recipe: str,
+    nodes: int,
+    profile: str | None,
+    steps: int,
+    overrides: tuple[str, ...],
+    data: str | None,
+    folder: Path | None,
+) -> None:
+    """Prove on your own cluster that RECIPE gives the same numbers whatever happens.
+
+    A short run of it; the same one killed and started again; the same one on another number of ranks. Shows what is
+    equal in every bit, and how near the rest is; exit code 1 if the promise does not hold.
+    """
+    from cifarscale.cluster.verify import shortened
+    from cifarscale.cluster.verify import verify as verify_runs
+    from cifarscale.config.load import load_recipe, recipe_hash
+    from cifarscale.config.profile import load_profile
+    from cifarscale.run_folder import RUNS_ROOT
+
+    short = shortened(load_recipe(recipe, overrides), steps)
+    chosen = load_profile(profile)
+    folder = folder or RUNS_ROOT / ".verify" / f"{short.name}-{recipe_hash(short)}-{chosen.name}-{nodes}"
+    found = verify_runs(short, chosen, nodes, data, folder, lambda text: click.echo(text, err=True))
+    _show(found)
+    if not all(comparison.holds for comparison in found):
+        click.echo(f"error: the promise does not hold here. What was run is in {folder}", err=True)
+        sys.exit(1)
+    click.echo(f"The promise holds here: {short.name}, {steps} steps, profile {chosen.name}, {nodes} nodes.")
+
+
+def _show(found: "list[Comparison]") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("run", "figure", "compared with the uninterrupted run")
+    for each in found:
+        agrees = "bit-identical" if each.deviation == 0 else f"differs by {each.deviation:.1e}"
+        allowed = "" if each.holds else ", and must not" if each.allowed == 0 else f", more than {each.allowed:.0e}"
+        table.add_row(each.what, each.figure, agrees + allowed)
+    Console().print(table)

@@ -1,0 +1,65 @@
+"""`cifarscale verify` on this machine: the promise holds, and where it does not, that is seen."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cifarscale.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from cifarscale.cluster.verify import TOLERANCE, Comparison, compare, shortened
+from cifarscale.config.load import load_recipe
+from cifarscale.errors import ClusterError
+
+pytestmark = pytest.mark.distributed
+
+Function = Callable[..., Any]
+
+
+def test_the_promise_holds_here(cifarscale: Function, tiny: Path, shards: Path, tmp_path: Path) -> None:
+    command = ("verify", tiny, "--profile", "local", "--nodes", "2", "--steps", "200", "--data", shards)
+    done: subprocess.CompletedProcess[str] = cifarscale(*command, "--folder", tmp_path / "verify")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("bit-identical") == 4
+    assert "The promise holds here" in done.stdout
+    again: subprocess.CompletedProcess[str] = cifarscale(*command, "--folder", tmp_path / "verify")
+    assert again.stdout == done.stdout  # from what was run before
+
+
+def test_without_slices_the_other_number_of_ranks_is_equal_to_rounding(
+    cifarscale: Function, tiny: Path, shards: Path, tmp_path: Path
+) -> None:
+    command = ("verify", tiny, "--profile", "local", "--nodes", "2", "--steps", "200", "--data", shards)
+    done: subprocess.CompletedProcess[str] = cifarscale(
+        *command, "--set", "training.slices=0", "--folder", tmp_path / "verify"
+    )
+    assert "killed and resumed" in done.stdout
+    assert done.stdout.count("bit-identical") >= 2
+    assert "differs by" in done.stdout
+
+
+def test_another_weight_or_loss_is_seen(train_here: Function, tmp_path: Path) -> None:
+    one, other = train_here(tmp_path / "one"), train_here(tmp_path / "other")
+    assert all(each.deviation == 0 and each.holds for each in compare(one.path, other.path, "again", 0.0))
+    path = newest_checkpoint(other.path / "checkpoints")
+    assert path is not None
+    state = load_checkpoint(path)
+    weight = next(iter(state["networks"]["classifier"].values()))[0, 0, 0]
+    weight[0] = torch.nextafter(weight[0], torch.tensor(9.0))
+    path.unlink()
+    save_checkpoint(path.parent, state["step"], state, keep=1)
+    losses, weights = compare(one.path, other.path, "spoilt", 0.0)
+    assert losses.holds
+    assert 0 < weights.deviation < 1e-6
+    assert not weights.holds
+    assert not Comparison("", "", 2 * TOLERANCE, TOLERANCE).holds
+    longer = train_here(tmp_path / "longer", "training.max_steps=25")
+    with pytest.raises(ClusterError, match="have not logged the same steps"):
+        compare(one.path, longer.path, "longer", 0.0)
+
+
+def test_a_short_run_has_checkpoints_on_its_way_and_a_warmup_that_fits() -> None:
+    recipe = shortened(load_recipe("cnn", ("schedule.name=cosine", "schedule.warmup_steps=500")), 80)
+    assert (recipe.training.max_steps, recipe.training.checkpoint_every, recipe.schedule.warmup_steps) == (80, 10, 20)
