@@ -1,4 +1,5 @@
-# Needs Python >= 3.11, git and make. Everything is installed into .venv; nothing outside this folder is touched.
+# Needs Python >= 3.11, git and make. Everything is installed into .venv; nothing outside this folder is touched, except by
+# the two targets that install Debian's packages when root asks for them.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -6,7 +7,7 @@ BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
 
 help: ## Show the targets.
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 demo: install ## Train, evaluate and ask the CNN, on built-in data: no network, account or GPU; about a minute.
 	$(BIN)/cifarscale train demo
@@ -22,6 +23,16 @@ lint: install ## Check style.
 
 types: install ## Check types.
 	$(BIN)/mypy
+
+cluster-test: install slurm-packages ## Run tests/slurm on a SLURM of two nodes on this machine; as root it installs Debian's packages.
+	$(BIN)/pytest -n 2 --dist loadfile tests/slurm
+
+slurm-packages: ## As root: install those of Debian's packages of SLURM that are missing.
+	@missing=$$($(PYTHON) slurm/testcluster/testcluster packages) || exit 1; \
+	if [ -n "$$missing" ] && [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+		export DEBIAN_FRONTEND=noninteractive; \
+		apt-get update -qq && apt-get install -qq -y --no-install-recommends $$missing; \
+	fi
 
 bench: install ## Measure our engine against a plain loop; CIFARSCALE_REAL_DATA names the folder of cifar-100-python/.
 	$(BIN)/python tests/bench/bench_training.py
@@ -40,4 +51,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 clean: ## Remove the virtual environment and what tools leave behind; runs and shards stay.
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
 
-.PHONY: help demo test lint types bench install clean
+.PHONY: help demo test lint types cluster-test slurm-packages bench install clean

@@ -1,0 +1,128 @@
+"""Whatever happens to a job, its run ends with the weights, losses and figures of an uninterrupted one."""
+
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import Run
+from slurm_jobs import ENDED, PATIENCE_S, Job, planted, rank_pids, slurm
+
+pytestmark = pytest.mark.slurm
+
+STEPS = 120
+SLOW = """
+import os
+if "SLURM_PROCID" in os.environ:
+    import time
+    from pathlib import Path
+    from cifarscale.training.engine import Engine
+    train_step = Engine._train_step
+    def slowly(self, *arguments):
+        train_step(self, *arguments)
+        if self._step > 30 and not Path({go!r}).exists():
+            time.sleep(0.5)
+    Engine._train_step = slowly
+"""
+
+
+@pytest.fixture
+def go(tmp_path: Path) -> Path:
+    """A file until whose making a job takes its time from step 30 on, so that there is time for a fault."""
+    return tmp_path / "go"
+
+
+@pytest.fixture
+def slow(go: Path, tmp_path: Path) -> dict[str, str]:
+    """The environment of a job that waits for `go`."""
+    return planted(tmp_path, SLOW.format(go=str(go)))
+
+
+def preempt(cluster: Any, job: Job) -> None:
+    """By a short job of a higher partition that wants both nodes."""
+    slurm(cluster, "sbatch", "-p", "urgent", "-N2", "--ntasks-per-node=2", "-o", "/dev/null", "--wrap", "sleep 2")
+
+
+def warn(cluster: Any, job: Job) -> None:
+    slurm(cluster, "scancel", "--signal=USR2", job.id)
+
+
+def restart_controller(cluster: Any, job: Job) -> None:
+    cluster.kill("slurmctld")
+    time.sleep(1)
+    cluster.start("slurmctld")
+
+
+def kill_node(cluster: Any, job: Job) -> None:
+    """A dead slurmd is found after some seconds; the job is queued again, and needs the node back."""
+    cluster.kill("n2")
+    cluster.wait_for_state(job.id, ("PENDING", "REQUEUED", "NODE_FAIL", *ENDED), PATIENCE_S)
+    cluster.start("n2")
+
+
+@pytest.mark.parametrize("fault", [preempt, warn, restart_controller, kill_node], ids=lambda fault: fault.__name__)
+def test_a_run_ends_as_if_nothing_had_happened(
+    fault: Callable[[Any, Job], None],
+    cluster: Any,
+    submit: Callable[..., Job],
+    recipe: Callable[[int], Path],
+    references: Callable[[Path], Run],
+    slow: dict[str, str],
+    go: Path,
+) -> None:
+    job = submit(recipe(STEPS), environment=slow)
+    job.wait_for_step(30)
+    fault(cluster, job)
+    go.touch()
+    job.complete()
+    job.run.assert_same_as(references(recipe(STEPS)))
+    restarts = sum(row["JobID"] == job.id for row in cluster.sacct(job.id)) - 1
+    assert restarts == (0 if fault is restart_controller else 1)
+    if fault in (preempt, warn):  # the step at which it was warned is saved: nothing is computed twice
+        assert re.search(r"resuming after step (\d+)", job.log())
+
+
+def test_a_run_goes_on_after_its_time_limit(
+    cluster: Any,
+    submit: Callable[..., Job],
+    recipe: Callable[[int], Path],
+    references: Callable[[Path], Run],
+    slow: dict[str, str],
+    go: Path,
+) -> None:
+    job = submit(recipe(STEPS), environment=slow)
+    job.wait_for_step(30)
+    slurm(cluster, "scontrol", "update", f"jobid={job.id}", "timelimit=1")
+    cluster.wait_for_state(job.id, ("PENDING", "REQUEUED", *ENDED), PATIENCE_S)
+    slurm(cluster, "scontrol", "update", f"jobid={job.id}", "timelimit=30")
+    go.touch()
+    job.complete()
+    assert sum(row["JobID"] == job.id for row in cluster.sacct(job.id)) > 1
+    job.run.assert_same_as(references(recipe(STEPS)))
+
+
+def test_a_killed_rank_ends_the_job_at_once_is_named_and_the_same_submit_goes_on(
+    command: Callable[..., Any],
+    submit: Callable[..., Job],
+    recipe: Callable[[int], Path],
+    references: Callable[[Path], Run],
+    slow: dict[str, str],
+    go: Path,
+) -> None:
+    job = submit(recipe(STEPS), environment=slow)
+    job.wait_for_step(30)
+    os.kill(rank_pids(job)[3], signal.SIGKILL)
+    job.cluster.wait_for_state(job.id, ENDED, 60)
+    assert job.state() == "FAILED"
+    why = command("why", job.run.path).stdout
+    assert why.startswith(f"job {job.id} failed: rank 3 on n2 was killed (SIGKILL)")
+    first = job.id
+    go.touch()
+    job = submit(recipe(STEPS), environment=slow)
+    assert job.id != first
+    job.complete()
+    job.run.assert_same_as(references(recipe(STEPS)))

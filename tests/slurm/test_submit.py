@@ -1,0 +1,256 @@
+"""Jobs on a real SLURM of two nodes with two tasks each: the same numbers as in one process."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from runs import Run
+from slurm_jobs import ENDED, Job
+
+from cifarscale.cli.main import main
+from cifarscale.cluster.submitted import submissions
+from cifarscale.config.load import load_recipe
+
+pytestmark = pytest.mark.slurm
+
+DCGAN = """
+task = "dcgan"
+[model]
+generator_width = 8
+discriminator_width = 8
+[training]
+max_steps = 20
+global_batch_size = 16
+slices = 4
+log_every = 5
+checkpoint_every = 10
+[distance]
+features = "none"
+"""
+
+
+def test_a_training_on_two_nodes_equals_one_process_and_every_step_is_completed(
+    submit: Callable[..., Job], recipe: Callable[[int], Path], references: Callable[[Path], Run]
+) -> None:
+    job = submit(recipe(60), "--wait")
+    job.run.assert_same_as(references(recipe(60)))
+    assert job.run.result()["world_size"] == 4
+    assert {row["State"] for row in job.rows()} == {"COMPLETED"}
+    assert len(job.rows()) > 1
+
+
+def test_a_dcgan_and_its_distance_equal_those_of_one_process(
+    submit: Callable[..., Job],
+    command: Callable[..., Any],
+    references: Callable[[Path], Run],
+    recipe: Callable[[int], Path],
+    data: Path,
+    tmp_path: Path,
+) -> None:
+    gan = tmp_path / "gan.toml"
+    gan.write_text(DCGAN, encoding="utf-8")
+    job = submit(gan, "--wait", run_dir=tmp_path / "gan")
+    job.run.assert_same_as(references(gan))
+    classifier = references(recipe(60)).path
+    options = ("--features", f"cnn:{classifier}", "--num-samples", 600, "--data", data)
+    here = command("fid", job.run.path, *options, "--against", "test", "--out", tmp_path / "here.json")
+    assert here.returncode == 0, here.stderr
+    settings = {
+        "images": job.run.path,
+        "distance.features": f"cnn:{classifier}",
+        "distance.num_samples": 600,
+        "distance.against": "test",
+    }
+    sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    measured = submit("fid", *sets, "--wait", run_dir=tmp_path / "fid")
+    one, many = json.loads((tmp_path / "here.json").read_text()), json.loads((tmp_path / "fid/result.json").read_text())
+    assert many["world_size"] == 4
+    assert many["distance"] == pytest.approx(one["distance"], rel=1e-6)
+    assert {row["State"] for row in measured.rows()} == {"COMPLETED"}
+
+
+def test_evaluate_is_a_job_like_the_others(
+    submit: Callable[..., Job], references: Callable[[Path], Run], recipe: Callable[[int], Path], tmp_path: Path
+) -> None:
+    trained = references(recipe(60))
+    submit("evaluate", "--set", f"run={trained.path}", "--wait", run_dir=tmp_path / "evaluated")
+    found = json.loads((tmp_path / "evaluated/result.json").read_text())
+    assert found["top1"] == trained.result()["test"]["top1"]
+
+
+def test_ten_jobs_at_once_all_succeed(
+    submit: Callable[..., Job], recipe: Callable[[int], Path], tmp_path: Path
+) -> None:
+    """Eight of one rank, two of four."""
+    alone = tmp_path / "alone.toml"
+    alone.write_text('gpus_per_node = 0\ncpus_per_task = 1\ntime = "00:10:00"\ninterface = "lo"\n')
+    jobs = [
+        submit(recipe(20), "--set", f"seed={seed}", *options, run_dir=tmp_path / str(seed), nodes=nodes)
+        for seed in range(10)
+        for nodes, options in [(1, ("--profile", alone)) if seed < 8 else (2, ())]
+    ]
+    for job in jobs:
+        job.complete()
+    assert len({json.dumps(job.run.metrics()) for job in jobs}) == 10
+
+
+def test_an_array_is_one_job_for_each_value(
+    cluster: Any, command: Callable[..., Any], recipe: Callable[[int], Path], data: Path, tmp_path: Path
+) -> None:
+    done = command("submit", recipe(20), "--data", data, "--array", "seed=3,4,5", "--at-once", 2, "--wait")
+    assert done.returncode == 0, done.stderr
+    runs = sorted((tmp_path / "runs").iterdir())
+    runs = [run for run in runs if not run.name.startswith(".")]
+    assert sorted(load_recipe(str(run / "recipe.toml")).seed for run in runs) == [3, 4, 5]
+    ids = {submissions(run)[-1].job_id for run in runs}
+    assert {job_id.partition("_")[2] for job_id in ids} == {"0", "1", "2"}
+
+
+def test_a_run_that_is_queued_or_runs_is_not_submitted_twice_and_a_complete_one_shows_its_result(
+    submit: Callable[..., Job], command: Callable[..., Any], recipe: Callable[[int], Path], data: Path
+) -> None:
+    job = submit(recipe(20_000))
+    again = ("submit", recipe(20_000), "--nodes", 2, "--data", data, "--run-dir", job.run.path)
+    refused = command(*again)
+    assert refused.returncode == 1
+    assert job.id in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+    job.wait_for_step(30)
+    assert command(*again).returncode == 1
+    status = command("status", job.id).stdout
+    assert "RUNNING" in status
+    assert command("cancel", job.id).returncode == 0
+    job.cluster.wait_for_state(job.id, ENDED, 60)
+    assert job.state() == "CANCELLED"
+    short = submit(recipe(20), "--wait", run_dir=job.run.path.with_name("short"))
+    shown = command("submit", recipe(20), "--nodes", 2, "--data", data, "--run-dir", short.run.path)
+    assert shown.returncode == 0
+    assert "complete" in shown.stdout
+    assert "test top-1" in command("runs", ".").stdout
+
+
+def test_a_folder_of_a_hostile_name_holds_a_run_like_others_and_no_secret_of_the_environment(
+    submit: Callable[..., Job], recipe: Callable[[int], Path], tmp_path: Path
+) -> None:
+    run_dir, secret = tmp_path / 'it\'s $(touch pwned) `x` "q" ;& é', "planted-0123456789"
+    job = submit(recipe(20), "--wait", run_dir=run_dir, environment={"WANDB_API_KEY": secret})
+    assert job.run.result()["steps"] == 20
+    assert not list(tmp_path.glob("**/pwned"))
+    for path in run_dir.rglob("*"):
+        assert not path.is_file() or secret.encode() not in path.read_bytes(), path
+    assert (run_dir / "slurm").stat().st_mode & 0o077 == 0
+
+
+@pytest.fixture
+def refused(
+    cluster: Any, data: Path, recipe: Callable[[int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., str]:
+    """The line by which a submit is refused, in this process; nothing is queued."""
+    for name, value in cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+
+    def refused(*options: object) -> str:
+        arguments = ("submit", recipe(20), "--data", data, *options)
+        done = CliRunner().invoke(main, list(map(str, arguments)))
+        assert done.exit_code == 1, done.output
+        (line,) = done.stderr.splitlines()
+        assert not cluster.run("squeue", "--noheader").stdout
+        return line
+
+    return refused
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--profile", "testclustre"), ("unknown profile 'testclustre'", "did you mean 'testcluster'?")),
+        (("--nodes", 3), ("--nodes 3", "2 nodes", "partition main")),
+        (
+            ("--nodes", 2, "--set", "training.global_batch_size=6", "--set", "training.slices=0"),
+            ("4 ranks", "1, 2, 3"),
+        ),
+        (("--time", "2-00:00:00"), ("2-00:00:00", "partition main")),
+        (("--time", "soon"), ("time = 'soon'", "04:00:00")),
+        (("--gpus-per-node", 2), ("gpus_per_node = 2", "partition main")),
+        (("--run-dir", "100%"), ("100%", "--run-dir")),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if str(value[0]).startswith("--") else "",
+)
+def test_what_cannot_work_is_refused_before_it_is_queued(
+    options: tuple[object, ...],
+    words: tuple[str, ...],
+    refused: Callable[..., str],
+) -> None:
+    line = refused(*options)
+    assert all(word in line for word in words), line
+
+
+@pytest.mark.parametrize(
+    ("profile", "words"),
+    [
+        ('partition = "nowhere"', ("partition = 'nowhere'", "main, urgent")),
+        ('cpus_per_task = 1\npartition = "main"\nconstraint = "a100"', ("SLURM would refuse", "profiles check")),
+        ('cpus_per_task = 1\npartition = "main"\nshared_folder = "/elsewhere"', ("/elsewhere", "the nodes share")),
+        ('partition = "main"\ncpus_per_task = 64', ("cpus_per_task = 64", "cores")),
+        ('partitoin = "main"', ("unknown key 'partitoin'", "'partition'")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_profile_that_does_not_fit_the_cluster_is_refused_before_it_is_queued(
+    profile: str,
+    words: tuple[str, ...],
+    refused: Callable[..., str],
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(f"gpus_per_node = 0\n{profile}\n")
+    line = refused("--profile", path)
+    assert all(word in line for word in words), line
+
+
+def test_without_a_slurm_one_line_says_so(data: Path, recipe: Callable[[int], Path], tmp_path: Path) -> None:
+    python = Path(sys.executable)
+    done = subprocess.run(
+        [python, "-m", "cifarscale", "submit", recipe(20), "--data", data, "--profile", "cpu"],
+        cwd=tmp_path,
+        env=os.environ | {"PATH": str(python.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: sinfo is not found")
+    assert "--profile local" in done.stderr
+
+
+def test_without_accounting_it_is_refused(
+    refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A `sacct` as it answers where there is no slurmdbd, before the others of the path."""
+    fake = tmp_path / "bin/sacct"
+    fake.parent.mkdir()
+    fake.write_text("#!/bin/sh\necho 'Slurm accounting storage is disabled' >&2\nexit 1\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake.parent}{os.pathsep}{os.environ['PATH']}")
+    assert "keeps no accounts" in refused()
+
+
+def test_the_local_profile_runs_the_same_plan_here(
+    command: Callable[..., Any],
+    recipe: Callable[[int], Path],
+    references: Callable[[Path], Run],
+    data: Path,
+    tmp_path: Path,
+) -> None:
+    done = command("submit", recipe(60), "--nodes", 2, "--profile", "local", "--data", data, "--run-dir", "run")
+    assert done.returncode == 0, done.stderr
+    run = Run(tmp_path / "run")
+    assert run.result()["world_size"] == 2
+    run.assert_same_as(references(recipe(60)))

@@ -1,0 +1,82 @@
+"""Jobs of a real SLURM, for the tests of tests/slurm."""
+
+import os
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from runs import Run
+
+from cifarscale.cluster.submitted import submissions
+
+PATIENCE_S = 240
+"""After which something hangs: not a measure of anything."""
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL")
+
+
+class Job:
+    """A run that was submitted."""
+
+    def __init__(self, cluster: Any, run_dir: Path) -> None:
+        self.cluster, self.run = cluster, Run(run_dir)
+
+    @property
+    def id(self) -> str:
+        return submissions(self.run.path)[-1].job_id
+
+    def state(self) -> str:
+        return str(self.cluster.state(self.id))
+
+    def has_ended(self) -> str | None:
+        return state if (state := self.state()) in ENDED else None
+
+    def wait_for_step(self, step: int) -> None:
+        self.run.wait_for_step(step, self.has_ended)
+
+    def complete(self) -> None:
+        """Waits for the end, without a hand on the job."""
+        deadline = time.monotonic() + PATIENCE_S
+        while (state := self.state()) not in ENDED:
+            assert time.monotonic() < deadline, f"job {self.id} is {state}; {self.log()}"
+            time.sleep(0.5)
+        assert state == "COMPLETED", self.log()
+
+    def log(self, rank: int = 0) -> str:
+        path = submissions(self.run.path)[-1].log(rank)
+        return path.read_text() if path.exists() else ""
+
+    def rows(self) -> list[dict[str, str]]:
+        """What the accounting says of the newest start: the job and its steps."""
+        rows: list[dict[str, str]] = self.cluster.sacct(self.id)
+        first = max(i for i, row in enumerate(rows) if row["JobID"] == self.id)
+        return rows[first:]
+
+
+def slurm(cluster: Any, *arguments: str) -> str:
+    done = subprocess.run(
+        arguments, env=os.environ | cluster.environment, capture_output=True, text=True, check=True, timeout=60
+    )
+    return done.stdout
+
+
+def rank_pids(job: Job) -> dict[int, int]:
+    """Process ids of a job's ranks, by rank."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (path / "environ").read_bytes().split(b"\0")
+            command = (path / "cmdline").read_bytes()
+        except OSError:
+            continue
+        variables = dict(line.split(b"=", 1) for line in environment if b"=" in line)
+        is_task = b"SLURM_PROCID" in variables and b"submitit.core._submit" in command
+        if is_task and variables.get(b"SLURM_JOB_ID") == job.id.encode():
+            found[int(variables[b"SLURM_PROCID"])] = int(path.name)
+    return found
+
+
+def planted(folder: Path, program: str) -> dict[str, str]:
+    """The environment of a Python that runs the program first."""
+    (folder / "sitecustomize.py").write_text(program, encoding="utf-8")
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))}
