@@ -132,6 +132,12 @@ def test_every_module_says_in_a_docstring_what_it_is_for(module: Path) -> None:
     assert ast.get_docstring(ast.parse((PACKAGE / module).read_text(encoding="utf-8")))
 
 
+def test_test_files_have_names_of_their_own() -> None:
+    """Which pytest asks of files that are not in packages."""
+    names = [path.name for path in (PACKAGE.parent / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
+
+
 def test_jobs_and_shards_are_no_packages() -> None:
     """So that they never hide anybody's module of that name."""
     for folder in ("jobs", "slurm", "shards"):
