@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -213,6 +214,26 @@ def test_a_profile_that_does_not_fit_the_cluster_is_refused_before_it_is_queued(
     path.write_text(f"gpus_per_node = 0\n{profile}\n")
     line = refused("--profile", path)
     assert all(word in line for word in words), line
+
+
+def test_a_time_limit_that_an_earlier_run_shows_to_be_too_short_is_refused(
+    refused: Callable[..., str], recipe: Callable[[int], Path], tmp_path: Path
+) -> None:
+    earlier = tmp_path / "runs/small-earlier"
+    earlier.mkdir(parents=True)
+    shutil.copyfile(recipe(20), earlier / "recipe.toml")
+    (earlier / "metrics.jsonl").write_text('{"step": 20, "images_per_second": 1.0}\n')
+    line = refused("--time", "00:10:00")
+    assert "20 steps take 1,280 s at 1 images a second" in line
+    assert "--time" in line
+
+
+def test_the_promise_is_verified_on_the_cluster(
+    command: Callable[..., Any], recipe: Callable[[int], Path], data: Path
+) -> None:
+    done = command("verify", recipe(20), "--nodes", 2, "--steps", 300, "--data", data)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("bit-identical") == 4
 
 
 def test_without_a_slurm_one_line_says_so(data: Path, recipe: Callable[[int], Path], tmp_path: Path) -> None:
