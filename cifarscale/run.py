@@ -95,6 +95,12 @@ def batch_size_per_rank(recipe: Recipe, world_size: int) -> int:
     return batch // world_size
 
 
+def check_num_workers(recipe: Recipe, num_workers: int) -> None:
+    """Raises: ConfigError for reading processes that the recipe's reader has no use for."""
+    if num_workers and recipe.data.reader != "streaming":
+        raise ConfigError(f"--num-workers {num_workers} has no effect with data.reader = {recipe.data.reader!r}")
+
+
 def run_job(recipe: Recipe, run_dir: Path, placement: Placement) -> dict[str, Any]:
     """Runs a resolved recipe to its end on all ranks of this job, from its newest checkpoint on if there is one.
 

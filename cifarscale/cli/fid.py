@@ -53,16 +53,14 @@ def fid(
     from cifarscale.cluster.call import measurement
     from cifarscale.cluster.local import run_locally
     from cifarscale.config.load import load_fid, with_values
-    from cifarscale.data.build import locate_shards
     from cifarscale.inference import measure_images
-    from cifarscale.measure import is_split
+    from cifarscale.measure import shards_to_measure
     from cifarscale.run_folder import RunFolder
 
     job = with_values(load_fid(overrides), images=images, **_changes(options))
     folder = RunFolder(Path(images))
     is_run = folder.recipe.exists()
-    dataset = data or job.dataset or (folder.load_recipe().data.dataset if is_run else "cifar100")
-    shards = locate_shards(dataset) if is_split(images) or is_split(job.distance.against) else None
+    shards = shards_to_measure(job, data)
     with tempfile.TemporaryDirectory() as scratch:
         out = out or (folder.path if is_run else Path(scratch)) / f"{_file_name(job)}.json"
         if nproc == 1:

@@ -50,11 +50,12 @@ def runs(folder: Path) -> None:
     from cifarscale.cluster.status import run_statuses
     from cifarscale.run_folder import RunFolder, run_folders
 
-    if not run_folders(folder):
+    folders = run_folders(folder)
+    if not folders:
         click.echo(f"there are no runs in {folder}. Run: cifarscale train RECIPE")
         return
     table = Table(Column("run", overflow="fold"), "state", Column("step", justify="right"), "result")
-    for found in run_statuses(run_folders(folder)):
+    for found in run_statuses(folders):
         table.add_row(found.run_dir.name, found.state, _steps(found), outcome(RunFolder(found.run_dir).result() or {}))
     Console().print(table)
 
@@ -70,7 +71,7 @@ def logs(job_or_run: str, rank: int | None, follow: bool) -> None:
     from cifarscale.errors import RunError
 
     run_dir, submitted = find_run(job_or_run)
-    active = _is_active(run_status(run_dir))
+    active = run_status(run_dir).is_active
     if rank is None and submitted and not active and (causes := newest_failures(submitted)):
         click.echo(f"rank {causes[0].rank} on {causes[0].host} ended first:")
         click.echo(f"{causes[0].message if causes[0].expected else causes[0].traceback.rstrip()}\n")
@@ -79,8 +80,8 @@ def logs(job_or_run: str, rank: int | None, follow: bool) -> None:
             name = short_path(run_dir)
             raise RunError(f"{name} has no log of rank {rank or 0} yet. Run: cifarscale status {name}")
         time.sleep(1)
-        active = _is_active(run_status(run_dir))
-    for text in _growing(path, lambda: follow and _is_active(run_status(run_dir))):
+        active = run_status(run_dir).is_active
+    for text in _growing(path, lambda: follow and run_status(run_dir).is_active):
         click.echo(text, nl=False)
 
 
@@ -102,14 +103,6 @@ def cancel(job_or_run: str) -> None:
         return
     slurm.cancel(submitted.job_id)
     click.echo(f"job {submitted.job_id} is being cancelled; {short_path(run_dir)} goes on when it is submitted again")
-
-
-def _is_active(found: "RunStatus") -> bool:
-    from cifarscale.cluster.slurm import JobState
-
-    if found.job_id is None:
-        return found.state == "writing"
-    return JobState(found.job_id, found.job_state or "").is_active
 
 
 def _growing(path: Path, goes_on: Callable[[], bool]) -> Iterator[str]:

@@ -67,7 +67,7 @@ def submit(
     device = "cuda" if chosen.gpus_per_node else "cpu"
     variants = _variants(array) if array else [()]
     works = [make_work(load_job(recipe, (*overrides, *more)), run_dir, data, device, num_workers) for more in variants]
-    plan, *_ = [_plan(work, chosen, nodes, num_workers, dry_run) for work in works]
+    plan, *_ = _plans(works, chosen, nodes, num_workers, dry_run)
     if dry_run:
         _show_plan(works, chosen, plan)
         if chosen.launcher == "slurm":
@@ -117,8 +117,8 @@ def _variants(array: str) -> list[tuple[str, ...]]:
     return [(f"{key}={value}",) for value in dict.fromkeys(values.split(","))]
 
 
-def _plan(work: "Work", profile: "Profile", nodes: int, num_workers: int, dry_run: bool) -> "Plan":
-    """The plan, checked against the cluster; a dry run does without one."""
+def _plans(works: "list[Work]", profile: "Profile", nodes: int, num_workers: int, dry_run: bool) -> "list[Plan]":
+    """The plan of each, checked against the cluster; a dry run does without one."""
     from cifarscale.cluster import slurm
     from cifarscale.cluster.plan import make_plan
     from cifarscale.cluster.work import pace
@@ -127,8 +127,10 @@ def _plan(work: "Work", profile: "Profile", nodes: int, num_workers: int, dry_ru
     partition = None
     if profile.launcher == "slurm" and (slurm.available() or not dry_run):
         partition = slurm.known_partition(profile.partition, slurm.partitions(), f"profile {profile.name}")
-    known = pace(work, run_folders(work.run_dir.parent))
-    return make_plan(work.job, profile, nodes, partition, known, work.num_shards, num_workers)
+    runs = run_folders(works[0].run_dir.parent)
+    return [
+        make_plan(work.job, profile, nodes, partition, pace(work, runs), work.num_shards, num_workers) for work in works
+    ]
 
 
 def _show_plan(works: "list[Work]", profile: "Profile", plan: "Plan") -> None:

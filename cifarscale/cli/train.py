@@ -38,14 +38,12 @@ def train(
     """
     from cifarscale.config.load import load_recipe
     from cifarscale.data.build import locate_shards
-    from cifarscale.errors import ConfigError
-    from cifarscale.run import Placement, batch_size_per_rank, default_run_dir, resolve
+    from cifarscale.run import Placement, batch_size_per_rank, check_num_workers, default_run_dir, resolve
     from cifarscale.run_folder import RunFolder
 
     loaded = load_recipe(recipe, overrides)
     batch_size_per_rank(loaded, nproc)
-    if num_workers and loaded.data.reader != "streaming":
-        raise ConfigError(f"--num-workers {num_workers} has no effect with data.reader = {loaded.data.reader!r}")
+    check_num_workers(loaded, num_workers)
     shards = locate_shards(data or loaded.data.dataset)
     resolved = resolve(loaded, shards)
     run_dir = run_dir or default_run_dir(resolved)

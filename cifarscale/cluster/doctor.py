@@ -16,7 +16,7 @@ from cifarscale.cluster import slurm
 from cifarscale.cluster.call import Call, probing
 from cifarscale.cluster.diagnosis import Expected, diagnose
 from cifarscale.cluster.failures import failures
-from cifarscale.cluster.finding import Finding, failure, ok
+from cifarscale.cluster.finding import Finding, failure, ok, without_command
 from cifarscale.cluster.local import run_locally
 from cifarscale.cluster.plan import Plan, misfits, shape
 from cifarscale.cluster.probe import TOKEN_NAME, Report, load_reports, shards_digest
@@ -100,7 +100,7 @@ def _before(profile: Profile, nodes: int | None) -> Iterator[Finding]:
     except ClusterError as error:
         if not slurm.available():
             raise
-        yield failure("SLURM", _without_command(error), "ask the cluster's administrators; scontrol ping tells more")
+        yield failure("SLURM", without_command(error), "ask the cluster's administrators; scontrol ping tells more")
         return
     version, name = configuration.get("SLURM_VERSION", "?"), configuration.get("ClusterName", "?")
     yield ok("SLURM", f"version {version}, cluster {name}")
@@ -148,7 +148,7 @@ def _run_in_queue(call: Call, profile: Profile, plan: Plan, limit_s: int, folder
         check_with_slurm(folder, NAME, profile, plan)
         (job_id,) = queue([call], folder, NAME, profile, plan)
     except ClusterError as error:
-        return failure("job", _without_command(error), f"see: cifarscale profiles check {profile.name}")
+        return failure("job", without_command(error), f"see: cifarscale profiles check {profile.name}")
     state = None
     try:
         state = _follow(job_id, lambda state: state.is_waiting, limit_s)
@@ -214,8 +214,3 @@ def _reports(folder: Path, world_size: int, patience_s: float) -> list[Report]:
     while len(reports := load_reports(folder)) < world_size and time.monotonic() < deadline:
         time.sleep(_POLL_S)
     return reports
-
-
-def _without_command(error: ClusterError) -> str:
-    """An error without the command that it recommends: where that is this one."""
-    return str(error).partition(". Run: ")[0]

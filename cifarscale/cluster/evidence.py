@@ -12,7 +12,7 @@ from statistics import median
 from cifarscale.cluster import slurm
 from cifarscale.cluster.failures import Failure, failures
 from cifarscale.cluster.job_log import newest_start
-from cifarscale.cluster.submitted import Submitted, attempt_folder
+from cifarscale.cluster.submitted import Submitted, attempt_folder, newest_attempt_folder
 from cifarscale.config.recipe import Recipe
 from cifarscale.errors import ClusterError
 from cifarscale.lease import living_holder
@@ -140,10 +140,7 @@ def _asked(job_id: str) -> tuple[slurm.JobState | None, tuple[slurm.Attempt, ...
 
 def _newest_logs(job: Submitted, state: slurm.JobState | None) -> Path:
     """Where the ranks of the newest start that came to run left their failures."""
-    folder = Path(job.folder)
     if state is None:
-        found = [path.name.rpartition("-")[2] for path in folder.glob(f"{job.job_id}-*")]
-        restart = max((int(number) for number in found if number.isdigit()), default=0)
-    else:
-        restart = state.restarts - (state.is_waiting and state.restarts > 0)
-    return attempt_folder(folder, job.job_id, restart)
+        return newest_attempt_folder(job)
+    restart = state.restarts - (state.is_waiting and state.restarts > 0)
+    return attempt_folder(Path(job.folder), job.job_id, restart)

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from cifarscale.errors import CifarscaleError
+
 Level = Literal["ok", "warning", "failure"]
 
 
@@ -33,3 +35,8 @@ def warning(subject: str, text: str, remedy: str) -> Finding:
 
 def failure(subject: str, text: str, remedy: str) -> Finding:
     return Finding("failure", subject, text, remedy)
+
+
+def without_command(error: CifarscaleError) -> str:
+    """An error without the command that it recommends: where a finding recommends another."""
+    return str(error).partition(". Run: ")[0]

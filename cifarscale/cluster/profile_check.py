@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from cifarscale.cluster import slurm
-from cifarscale.cluster.finding import Finding, failure, ok, warning
+from cifarscale.cluster.finding import Finding, failure, ok, warning, without_command
 from cifarscale.cluster.plan import Plan, misfits, shape
 from cifarscale.cluster.slurm import Partition
 from cifarscale.cluster.submission import check_with_slurm
@@ -156,7 +156,7 @@ def _accepted(profile: Profile, plan: Plan) -> Finding:
     try:
         check_with_slurm(RUNS_ROOT.absolute(), "cifarscale-check", profile, plan)
     except ClusterError as error:
-        text = str(error).partition(". Run: ")[0]
+        text = without_command(error)
         return failure(
             "sbatch",
             f"{text}{f' (with {named})' if named else ''}",

@@ -7,7 +7,7 @@ from typing import Any
 
 from cifarscale.cluster import slurm
 from cifarscale.cluster.failures import Failure, failures
-from cifarscale.cluster.submitted import Submitted, attempt_folder, submissions
+from cifarscale.cluster.submitted import Submitted, newest_attempt_folder, submissions
 from cifarscale.config.recipe import Recipe
 from cifarscale.errors import ClusterError
 from cifarscale.lease import living_holder
@@ -24,6 +24,7 @@ class RunStatus:
         job_state: what SLURM says of the job; `unknown` if it has forgotten it, or cannot be asked.
         restarts: how often SLURM has started the job again.
         reason: why the job is pending, or the error that ended it.
+        is_active: whether the job is queued or runs; of a run that was never submitted, whether it is being written.
     """
 
     run_dir: Path
@@ -37,6 +38,7 @@ class RunStatus:
     max_steps: int | None = None
     loss: float | None = None
     images_per_second: float | None = None
+    is_active: bool = False
 
 
 def run_statuses(run_dirs: Sequence[Path]) -> list[RunStatus]:
@@ -85,16 +87,13 @@ def _status(run_dir: Path, seen: slurm.JobState | None) -> RunStatus:
         max_steps=job.training.max_steps if isinstance(job, Recipe) else None,
         loss=trained.get("loss"),
         images_per_second=trained.get("images_per_second"),
+        is_active=(seen is not None and seen.is_active) if submitted else state == "writing",
     )
 
 
 def newest_failures(job: Submitted) -> list[Failure]:
     """What ended the ranks in the newest start of a job, the cause first."""
-    starts = [path for path in Path(job.folder).glob(f"{job.job_id}-*") if path.name.rpartition("-")[2].isdigit()]
-    if not starts:
-        return []
-    newest = max(int(path.name.rpartition("-")[2]) for path in starts)
-    return failures(attempt_folder(Path(job.folder), job.job_id, newest))
+    return failures(newest_attempt_folder(job))
 
 
 def rank_log(run_dir: Path, rank: int) -> Path | None:

@@ -57,9 +57,10 @@ def queue(calls: Sequence[Call], folder: Path, name: str, profile: Profile, plan
         parameters["array_parallelism"] = at_once
     executor = SlurmExecutor(folder=folder, max_num_timeout=MAX_TIMEOUTS, python=_python(profile))
     executor.update_parameters(**parameters)
+    code = git_state()
     try:
         with executor.batch():
-            jobs = [executor.submit(SlurmTask(call, profile.interface, git_state())) for call in calls]
+            jobs = [executor.submit(SlurmTask(call, profile.interface, code)) for call in calls]
     except (FailedJobError, FailedSubmissionError) as error:
         raise ClusterError(f"sbatch refused the job: {_in_one_line(str(error))}") from error
     return [job.job_id for job in jobs]

@@ -39,6 +39,13 @@ def attempt_folder(folder: Path, job_id: str, restart: int) -> Path:
     return folder / f"{job_id}-{restart}"
 
 
+def newest_attempt_folder(job: Submitted) -> Path:
+    """That of the newest start that came to run."""
+    starts = (path.name.rpartition("-")[2] for path in Path(job.folder).glob(f"{job.job_id}-*"))
+    newest = max((int(number) for number in starts if number.isdigit()), default=0)
+    return attempt_folder(Path(job.folder), job.job_id, newest)
+
+
 def submissions(run_dir: Path) -> list[Submitted]:
     """All jobs that were queued for a run, the newest last."""
     path = RunFolder(run_dir).slurm / "jobs.jsonl"

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from cifarscale.cluster.call import Call, evaluation, measurement, training
@@ -13,8 +14,8 @@ from cifarscale.config.recipe import Job, Recipe
 from cifarscale.data.build import locate_shards
 from cifarscale.data.manifest import Manifest
 from cifarscale.errors import ConfigError
-from cifarscale.measure import is_split
-from cifarscale.run import Placement, default_run_dir, resolve
+from cifarscale.measure import is_split, shards_to_measure
+from cifarscale.run import Placement, check_num_workers, default_run_dir, resolve
 from cifarscale.run_folder import RunFolder
 from cifarscale.tracking.metrics import read_metrics
 
@@ -56,8 +57,7 @@ def make_work(job: Job, run_dir: Path | None, data: str | None, device: str, num
     Raises: ConfigError, DataError or RunError for what is missing or does not fit.
     """
     if isinstance(job, Recipe):
-        if num_workers and job.data.reader != "streaming":
-            raise ConfigError(f"--num-workers {num_workers} has no effect with data.reader = {job.data.reader!r}")
+        check_num_workers(job, num_workers)
         shards = locate_shards(data or job.data.dataset).resolve()
         resolved = resolve(job, shards)
         folder = (run_dir or default_run_dir(resolved)).absolute()
@@ -83,12 +83,9 @@ def _measurement(job: FidJob, run_dir: Path | None, data: str | None, device: st
     if not job.images:
         raise ConfigError("fid needs the images to measure. Add: --set images=RUN, a folder of images, train or test")
     job = with_values(job, **_absolute(job))
-    images = RunFolder(Path(job.images))
-    dataset = data or job.dataset or (images.load_recipe().data.dataset if images.recipe.exists() else "cifar100")
-    reads_shards = is_split(job.images) or is_split(job.distance.against)
-    shards = locate_shards(dataset).resolve() if reads_shards else None
+    shards = shards_to_measure(job, data)
     folder = (run_dir or default_run_dir(job)).absolute()
-    return Work(job, folder, measurement(job, shards, device, folder / "result.json"))
+    return Work(job, folder, measurement(job, shards and shards.resolve(), device, folder / "result.json"))
 
 
 def _absolute(job: FidJob) -> dict[str, str]:
@@ -111,7 +108,7 @@ def pace(work: Work, runs: Sequence[Path]) -> Pace:
         (run for run in runs if run.name.startswith(f"{work.job.name}-") and run != work.run_dir),
         key=lambda run: run.stat().st_mtime,
     )
-    for metrics in (own, *(read_metrics(RunFolder(run).metrics) for run in reversed(others))):
+    for metrics in chain([own], (read_metrics(RunFolder(run).metrics) for run in reversed(others))):
         rates = [line["images_per_second"] for line in metrics if line.get("images_per_second")]
         if rates:
             return Pace(rates[-1], step)

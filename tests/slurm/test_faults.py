@@ -42,6 +42,14 @@ def slow(go: Path, tmp_path: Path) -> dict[str, str]:
     return planted(tmp_path, SLOW.format(go=str(go)))
 
 
+@pytest.fixture
+def job(submit: Callable[..., Job], recipe: Callable[[int], Path], slow: dict[str, str]) -> Job:
+    """One on both nodes that has come to step 30."""
+    job = submit(recipe(STEPS), environment=slow)
+    job.wait_for_step(30)
+    return job
+
+
 def preempt(cluster: Any, job: Job) -> None:
     """By a short job of a higher partition that wants both nodes."""
     slurm(cluster, "sbatch", "-p", "urgent", "-N2", "--ntasks-per-node=2", "-o", "/dev/null", "--wrap", "sleep 2")
@@ -68,14 +76,11 @@ def kill_node(cluster: Any, job: Job) -> None:
 def test_a_run_ends_as_if_nothing_had_happened(
     fault: Callable[[Any, Job], None],
     cluster: Any,
-    submit: Callable[..., Job],
+    job: Job,
     recipe: Callable[[int], Path],
     references: Callable[[Path], Run],
-    slow: dict[str, str],
     go: Path,
 ) -> None:
-    job = submit(recipe(STEPS), environment=slow)
-    job.wait_for_step(30)
     fault(cluster, job)
     go.touch()
     job.complete()
@@ -87,15 +92,8 @@ def test_a_run_ends_as_if_nothing_had_happened(
 
 
 def test_a_run_goes_on_after_its_time_limit(
-    cluster: Any,
-    submit: Callable[..., Job],
-    recipe: Callable[[int], Path],
-    references: Callable[[Path], Run],
-    slow: dict[str, str],
-    go: Path,
+    cluster: Any, job: Job, recipe: Callable[[int], Path], references: Callable[[Path], Run], go: Path
 ) -> None:
-    job = submit(recipe(STEPS), environment=slow)
-    job.wait_for_step(30)
     slurm(cluster, "scontrol", "update", f"jobid={job.id}", "timelimit=1")
     cluster.wait_for_state(job.id, ("PENDING", "REQUEUED", *ENDED), PATIENCE_S)
     slurm(cluster, "scontrol", "update", f"jobid={job.id}", "timelimit=30")
@@ -107,14 +105,13 @@ def test_a_run_goes_on_after_its_time_limit(
 
 def test_a_killed_rank_ends_the_job_at_once_is_named_and_the_same_submit_goes_on(
     command: Callable[..., Any],
+    job: Job,
     submit: Callable[..., Job],
     recipe: Callable[[int], Path],
     references: Callable[[Path], Run],
     slow: dict[str, str],
     go: Path,
 ) -> None:
-    job = submit(recipe(STEPS), environment=slow)
-    job.wait_for_step(30)
     os.kill(rank_pids(job)[3], signal.SIGKILL)
     job.cluster.wait_for_state(job.id, ENDED, 60)
     assert job.state() == "FAILED"
