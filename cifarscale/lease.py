@@ -76,14 +76,30 @@ def living_holder(path: Path) -> str:
         about = json.loads(text)
     except json.JSONDecodeError:  # a machine that lost its power may leave an empty file
         return "an unknown process"
-    if about["host"] == socket.gethostname():
-        try:
-            os.kill(about["pid"], 0)
-        except ProcessLookupError:
-            return ""
-        except PermissionError:
-            pass
+    if about["host"] == socket.gethostname() and not _lives(about["pid"], about.get("started")):
+        return ""
     return f"process {about['pid']} on {about['host']}"
+
+
+def _lives(pid: int, started: str | None) -> bool:
+    """Whether the process of that number lives and is the one meant, where `started` tells it from a later one."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    state, now_started = _state_and_start(pid)
+    return state not in ("Z", "X") and started in (None, now_started)
+
+
+def _state_and_start(pid: int) -> tuple[str, str | None]:
+    """Linux's letter for a process (Z: dead, and not yet known to its parent), and when it started, in clock ticks."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:  # another system, or gone since
+        return "", None
+    return fields[0], fields[19]
 
 
 def _now_there(path: Path) -> float:
@@ -124,4 +140,5 @@ def _is_mine(path: Path) -> bool:
 
 
 def _about_me() -> dict[str, object]:
-    return {"host": socket.gethostname(), "pid": os.getpid()}
+    pid = os.getpid()
+    return {"host": socket.gethostname(), "pid": pid, "started": _state_and_start(pid)[1]}

@@ -75,6 +75,27 @@ def test_a_dead_process_on_this_host_holds_nothing(path: Path) -> None:
     assert not list(path.parent.iterdir())
 
 
+def test_a_dead_process_that_its_parent_has_not_seen_holds_nothing(path: Path) -> None:
+    path.parent.mkdir()
+    process = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.read()  # ends with the process, which nobody has waited for
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{process.pid}/stat").read_text().split()[2] != "Z" and time.monotonic() < deadline:
+        time.sleep(0.01)
+    leave_lease(path, socket.gethostname(), process.pid)
+    with lease(path, refusal):
+        pass
+    process.wait()
+
+
+def test_another_process_of_the_same_number_holds_nothing(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getppid(), "started": "0"}))
+    with lease(path, refusal):
+        pass
+
+
 def test_a_living_process_on_this_host_is_respected(path: Path) -> None:
     path.parent.mkdir()
     leave_lease(path, socket.gethostname(), os.getppid())
