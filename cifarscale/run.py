@@ -8,11 +8,12 @@ import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 
 from cifarscale import __version__
+from cifarscale.checkpoint import newest_checkpoint
 from cifarscale.config.cnn import CnnRecipe
 from cifarscale.config.dcgan import DcganRecipe
 from cifarscale.config.load import recipe_hash, with_values
@@ -62,6 +63,13 @@ class Placement:
         return cls(**values | {"shards": Path(values["shards"])})
 
 
+class Listener(Protocol):
+    """Is told how a run goes, on rank 0."""
+
+    def __call__(self, step: int, values: dict[str, float], checkpoint: Path | None) -> None:
+        """Figures of an evaluation, and the newest checkpoint there is by then."""
+
+
 def resolve(recipe: Recipe, shards: Path) -> Recipe:
     """The recipe tied to the shards that it runs on: the identity of a run is that of its data, too."""
     manifest = Manifest.load(shards)
@@ -101,9 +109,11 @@ def check_num_workers(recipe: Recipe, num_workers: int) -> None:
         raise ConfigError(f"--num-workers {num_workers} has no effect with data.reader = {recipe.data.reader!r}")
 
 
-def run_job(recipe: Recipe, run_dir: Path, placement: Placement) -> dict[str, Any]:
+def run_job(recipe: Recipe, run_dir: Path, placement: Placement, listener: Listener | None = None) -> dict[str, Any]:
     """Runs a resolved recipe to its end on all ranks of this job, from its newest checkpoint on if there is one.
 
+    Args:
+        listener: told of evaluations on rank 0; what it raises ends the run, whose checkpoints stand.
     Returns: the result, the same on every rank; that of a complete run without computing anything.
     Raises: Interrupted if it was asked to stop; NonFiniteLossError if it diverged; other CifarscaleErrors for what
         was found wrong before the first step.
@@ -114,12 +124,19 @@ def run_job(recipe: Recipe, run_dir: Path, placement: Placement) -> dict[str, An
     device = pick_device(placement.device, ranks.local_rank)
     with process_group(ranks, device) as group:
         if not ranks.is_first:
-            return _run(recipe, folder, placement, group, device)
+            return _run(recipe, folder, placement, group, device, listener)
         with lease(folder.lease, folder.refusal, placement.patience_s):
-            return _run(recipe, folder, placement, group, device)
+            return _run(recipe, folder, placement, group, device, listener)
 
 
-def _run(recipe: Recipe, folder: RunFolder, placement: Placement, group: Group, device: torch.device) -> dict[str, Any]:
+def _run(
+    recipe: Recipe,
+    folder: RunFolder,
+    placement: Placement,
+    group: Group,
+    device: torch.device,
+    listener: Listener | None,
+) -> dict[str, Any]:
     result: dict[str, Any] | None = group.from_first(folder.result())
     if result is not None:
         folder.require(recipe)
@@ -140,7 +157,7 @@ def _run(recipe: Recipe, folder: RunFolder, placement: Placement, group: Group, 
     cores = Cores(apart=device.type == "cpu" and recipe.training.slices > 0 and not recipe.training.compile)
     task = build_task(recipe, folder, data, group, cores, device)
     with TrainingProgress(recipe.name, recipe.training.max_steps, task.shown) as progress, stop_on_signals() as stop:
-        observer = _Observer(MetricsLog(folder.metrics), progress)
+        observer = _Observer(MetricsLog(folder.metrics), progress, folder.checkpoints, listener)
         engine = Engine(recipe, task, reader, group, cores, device, folder.checkpoints, observer, stop)
         engine.train()
     result = {
@@ -175,10 +192,12 @@ def build_task(
 
 
 class _Observer:
-    """Passes what the engine reports to the metrics file and to the progress display."""
+    """Passes what the engine reports to the metrics file, to the progress display, and to a listener."""
 
-    def __init__(self, metrics: MetricsLog, progress: TrainingProgress) -> None:
-        self._metrics, self._progress = metrics, progress
+    def __init__(
+        self, metrics: MetricsLog, progress: TrainingProgress, checkpoints: Path, listener: Listener | None
+    ) -> None:
+        self._metrics, self._progress, self._checkpoints, self._listener = metrics, progress, checkpoints, listener
 
     def started(self, step: int) -> None:
         self._metrics.forget_after(step)
@@ -191,6 +210,8 @@ class _Observer:
     def evaluated(self, step: int, values: dict[str, float]) -> None:
         self._metrics.append(step, self._dated(values))
         self._progress.evaluated(step, values)
+        if self._listener is not None:
+            self._listener(step, values, newest_checkpoint(self._checkpoints))
 
     @staticmethod
     def _dated(values: dict[str, float]) -> dict[str, float]:

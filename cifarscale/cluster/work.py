@@ -65,7 +65,8 @@ def make_work(job: Job, run_dir: Path | None, data: str | None, device: str, num
         return Work(resolved, folder, call, Manifest.load(shards))
     if isinstance(job, EvaluateJob):
         return _evaluation(job, run_dir, data, device)
-    assert isinstance(job, FidJob)
+    if not isinstance(job, FidJob):
+        raise ConfigError(f"a job of task {job.task!r} runs on this machine. Run: cifarscale {job.task} {job.name}")
     return _measurement(job, run_dir, data, device)
 
 

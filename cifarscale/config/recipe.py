@@ -126,7 +126,8 @@ class Job(Section):
     """What all jobs share."""
 
     task: str
-    """What is done: `cnn` and `dcgan` train one, `fid` compares images, `evaluate` evaluates a classifier."""
+    """What is done: `cnn` and `dcgan` train one, `fid` compares images, `evaluate` evaluates a classifier, `sweep`
+    searches for better values of a training's keys."""
     name: Annotated[str, Field(pattern=r"^(\w[\w .+-]*)?$")] = ""
     """Name of the job; the file's name where it is empty. Run folders are named after it."""
     description: str = ""

@@ -5,6 +5,13 @@ from cifarscale.config.dcgan import DcganRecipe
 from cifarscale.config.distance import FidJob
 from cifarscale.config.evaluate import EvaluateJob
 from cifarscale.config.recipe import Job
+from cifarscale.config.sweep import SweepJob
 
-TASKS: dict[str, type[Job]] = {"cnn": CnnRecipe, "dcgan": DcganRecipe, "fid": FidJob, "evaluate": EvaluateJob}
+TASKS: dict[str, type[Job]] = {
+    "cnn": CnnRecipe,
+    "dcgan": DcganRecipe,
+    "fid": FidJob,
+    "evaluate": EvaluateJob,
+    "sweep": SweepJob,
+}
 """Class of each value of `task`."""

@@ -1,0 +1,216 @@
+"""The recipe of a sweep: a base job, the space of its keys that is searched, and how."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+
+from cifarscale.config.recipe import Job, Section
+from cifarscale.config.validation import nearest
+
+KINDS = ("choice", "uniform", "loguniform", "quniform", "randint")
+"""How a key's values may be distributed."""
+
+
+class Distribution(Section):
+    """What a key of the base is drawn from: exactly one of these."""
+
+    choice: list[Any] = Field(default=[])
+    """Any of these values, all as likely."""
+    uniform: list[float] = Field(default=[])
+    """[low, high]: a number between them."""
+    loguniform: list[float] = Field(default=[])
+    """[low, high]: a number between them whose logarithm is uniform."""
+    quniform: list[float] = Field(default=[])
+    """[low, high, step]: a multiple of step between them; whole where all three are."""
+    randint: list[int] = Field(default=[])
+    """[low, high]: a whole number from low to high - 1."""
+    when: dict[str, Any] = Field(default={})
+    """Values that other keys must have; elsewhere this key stays as the base has it."""
+
+    @property
+    def kind(self) -> str:
+        """The one of KINDS that is given."""
+        return next(kind for kind in KINDS if getattr(self, kind))
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in handler(self).items() if value}
+
+
+class NoSchedulerConfig(Section):
+    """Every trial runs to its end."""
+
+    name: Literal["none"] = "none"
+
+
+class AshaConfig(Section):
+    """Stops the worse trials early (Li et al. 2020, arXiv 1810.05934)."""
+
+    name: Literal["asha"] = "asha"
+    grace_steps: PositiveInt = 1000
+    """Steps that every trial may run, at which the first are stopped."""
+    reduction_factor: Annotated[int, Field(ge=2)] = 3
+    """One in so many trials goes on at each rung; the next rung is so many times as far."""
+
+
+class RandomConfig(Section):
+    """Trial i is a function of the sweep's seed and i alone."""
+
+    name: Literal["random"] = "random"
+
+
+class GridConfig(Section):
+    """All combinations of `choice`, `quniform` and `randint`."""
+
+    name: Literal["grid"] = "grid"
+
+
+class OptunaConfig(Section):
+    """A tree-structured Parzen estimator (Bergstra et al. 2011); needs `pip install optuna`."""
+
+    name: Literal["optuna"] = "optuna"
+    num_random: PositiveInt = 8
+    """First trials, which are drawn at random."""
+
+
+class SweepJob(Job):
+    """Searches for better values of a job's keys."""
+
+    task: Literal["sweep"] = "sweep"
+    base: str = "cnn"
+    """Recipe that is varied, a name or a path."""
+    set: dict[str, Any] = Field(default={})
+    """Keys of the base that are changed in every trial, with their values."""
+    metric: str = "validation_top1"
+    """What trials are compared by: a figure of an evaluation, as in metrics.jsonl, or a dotted key of result.json."""
+    mode: Literal["max", "min"] = "max"
+    """Whether more of it is better, or less."""
+    num_trials: PositiveInt = 12
+    """Trials to start; a grid ends earlier if it is smaller."""
+    max_concurrent: NonNegativeInt = 0
+    """Trials side by side; 0 for as many as the CPUs and GPUs allow."""
+    cpus_per_trial: PositiveInt = 1
+    """CPU cores of a trial."""
+    gpus_per_trial: NonNegativeFloat = 0.0
+    """GPUs of a trial; a fraction shares one."""
+    retries: NonNegativeInt = 1
+    """How often a trial whose process died is started again, from its newest checkpoint."""
+    time_budget_min: NonNegativeFloat = 0.0
+    """Minutes after which no trial goes on; 0 is no limit."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """What is drawn follows from it. The trials' own seed is the base's."""
+    scheduler: Annotated[NoSchedulerConfig | AshaConfig, Field(discriminator="name")] = NoSchedulerConfig()
+    searcher: Annotated[RandomConfig | GridConfig | OptunaConfig, Field(discriminator="name")] = RandomConfig()
+    space: dict[str, Distribution] = Field(default={})
+    """What each searched key is drawn from."""
+
+    @field_validator("set", mode="before")
+    @classmethod
+    def _dotted_set(cls, value: Any) -> Any:
+        return dict(_flat(value)) if isinstance(value, Mapping) else value
+
+    @field_validator("space", mode="before")
+    @classmethod
+    def _dotted_space(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        space = dict(_flat(value, Distribution.model_fields))
+        for key, distribution in space.items():
+            if not isinstance(distribution, Mapping | Distribution):
+                raise ValueError(
+                    f"space.{key} = {distribution!r} is not a distribution, such as {{ choice = [1, 2] }}; "
+                    f"valid are {', '.join(KINDS)}"
+                )
+            if isinstance(distribution, Mapping) and isinstance(distribution.get("when"), Mapping):
+                space[key] = {**distribution, "when": dict(_flat(distribution["when"]))}
+        return space
+
+    @model_validator(mode="after")
+    def _distributions_have_bounds(self) -> Self:
+        if not self.space:
+            raise ValueError(
+                'space is empty: name a key, such as "training.learning_rate" = { loguniform = [1e-4, 1] }'
+            )
+        for key, distribution in self.space.items():
+            if problem := _problem(distribution):
+                raise ValueError(f"space.{key}: {problem}")
+            if key in self.set:
+                raise ValueError(f"{key} stands in [set] and in [space]; leave one out")
+        return self
+
+    @model_validator(mode="after")
+    def _grid_is_finite(self) -> Self:
+        for key, distribution in self.space.items():
+            if self.searcher.name == "grid" and distribution.kind in ("uniform", "loguniform"):
+                raise ValueError(
+                    f"space.{key}: {distribution.kind} has no end of values, and searcher.name = 'grid' tries all; "
+                    "use choice or quniform"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _conditions_go_round_in_no_circle(self) -> Self:
+        in_order(self.space)
+        return self
+
+
+def in_order(space: Mapping[str, Distribution]) -> list[str]:
+    """The keys of a space, each after those that its `when` names. Raises: ValueError if they wait for each other."""
+    ordered: list[str] = []
+    waiting = list(space)
+    while waiting:
+        ready = [key for key in waiting if not any(other in waiting for other in space[key].when)]
+        if not ready:
+            raise ValueError(f"space: the conditions of {' and '.join(waiting)} wait for each other")
+        ordered += ready
+        waiting = [key for key in waiting if key not in ready]
+    return ordered
+
+
+def _flat(table: Mapping[str, Any], leaves: Mapping[str, Any] | None = None, prefix: str = "") -> Iterator[Any]:
+    """The (dotted key, value) pairs of nested tables; a table with one of `leaves` in it is a value."""
+    for key, value in table.items():
+        if isinstance(value, Mapping) and value and not (leaves and set(value) & set(leaves)):
+            if leaves and any(isinstance(inner, list) for inner in value.values()):
+                word = next(iter(value))
+                raise ValueError(
+                    f"space.{prefix}{key}: unknown distribution {word!r}{nearest(word, KINDS)}; "
+                    f"valid are {', '.join(KINDS)}"
+                )
+            yield from _flat(value, leaves, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _problem(distribution: Distribution) -> str:
+    """What is wrong with its values; empty if nothing."""
+    given = [kind for kind in KINDS if getattr(distribution, kind)]
+    if len(given) != 1:
+        what = " and ".join(given) or "nothing"
+        return f"{what} is given, and exactly one is needed of {', '.join(KINDS)}"
+    kind = given[0]
+    bounds = getattr(distribution, kind)
+    if kind == "choice":
+        return ""
+    form = "[low, high, step]" if kind == "quniform" else "[low, high]"
+    if len(bounds) != (3 if kind == "quniform" else 2):
+        return f"{kind} = {bounds} is not of the form {form}"
+    low, high, *step = bounds
+    if low >= high:
+        return f"{kind} = {bounds}: low = {low} must be below high = {high}"
+    if kind == "loguniform" and low <= 0:
+        return f"{kind} = {bounds}: low = {low} must be above 0, for its logarithm"
+    if step and (step[0] <= 0 or math.ceil(low / step[0] - 1e-9) > math.floor(high / step[0] + 1e-9)):
+        return f"{kind} = {bounds}: step = {step[0]} must be above 0 and have a multiple between low and high"
+    return ""
