@@ -14,6 +14,7 @@ from cifarscale.cli.profiles import profiles
 from cifarscale.cli.shards import shards
 from cifarscale.cli.status import cancel, logs, runs, status
 from cifarscale.cli.submit import submit
+from cifarscale.cli.sweep import sweep, sweep_status
 from cifarscale.cli.train import train
 from cifarscale.cli.verify import verify
 from cifarscale.cli.why import why
@@ -57,9 +58,9 @@ def main(debug: bool) -> None:
 
 _SECTIONS: dict[str, tuple[click.Command, ...]] = {
     "Data, recipes and profiles": (shards, jobs, models, profiles),
-    "On this machine": (train, evaluate, predict, generate, fid),
+    "On this machine": (train, evaluate, predict, generate, fid, sweep),
     "On a cluster": (submit, status, logs, why, cancel, doctor, verify),
-    "Anywhere": (runs,),
+    "Anywhere": (runs, sweep_status),
 }
 for commands in _SECTIONS.values():
     for command in commands:

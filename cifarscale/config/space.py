@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from cifarscale.config.cnn import CnnRecipe
@@ -55,7 +55,7 @@ def sample(space: Mapping[str, Distribution], seed: int, trial: int, base: Recip
     def drawn(key: str) -> float:
         return float(batch_generator(seed, f"sweep {key}", trial).random())
 
-    return _assigned(space, base, lambda key: value_at(space[key], drawn(key)))
+    return assigned(space, base, lambda key: value_at(space[key], drawn(key)))
 
 
 def grid(space: Mapping[str, Distribution], base: Recipe) -> list[Overrides]:
@@ -63,7 +63,7 @@ def grid(space: Mapping[str, Distribution], base: Recipe) -> list[Overrides]:
     found: list[Overrides] = []
     for point in itertools.product(*(values_of(distribution) for distribution in space.values())):
         at = dict(zip(space, point, strict=True))
-        overrides = _assigned(space, base, at.__getitem__)
+        overrides = assigned(space, base, at.__getitem__)
         if overrides not in found:
             found.append(overrides)
     return found
@@ -158,9 +158,9 @@ def corners(space: Mapping[str, Distribution], base: Recipe) -> Iterator[Overrid
     first = {key: values[0] for key, values in ends.items()}
     for key, values in ends.items():
         for value in values:
-            yield _assigned(space, base, {**first, key: value}.__getitem__)
+            yield assigned(space, base, {**first, key: value}.__getitem__)
     for point in itertools.islice(itertools.product(*ends.values()), _CHECKED_CORNERS):
-        yield _assigned(space, base, dict(zip(ends, point, strict=True)).__getitem__)
+        yield assigned(space, base, dict(zip(ends, point, strict=True)).__getitem__)
 
 
 def _ends(distribution: Distribution) -> list[Any]:
@@ -170,8 +170,12 @@ def _ends(distribution: Distribution) -> list[Any]:
     return values if distribution.kind == "choice" else [values[0], values[-1]]
 
 
-def _assigned(space: Mapping[str, Distribution], base: Recipe, value: Any) -> Overrides:
-    """The values of the keys whose conditions hold, in the order of the space."""
+def assigned(space: Mapping[str, Distribution], base: Recipe, value: Callable[[str], Any]) -> Overrides:
+    """The values of the keys whose conditions hold, in the order of the space.
+
+    Args:
+        value: gives that of a key; asked only for those whose conditions hold, after the keys that these name.
+    """
     found: Overrides = {}
     for key in in_order(space):
         conditions = space[key].when
