@@ -85,7 +85,7 @@ def run_trials(
     with _local_ray(folder, sweep):
         book = _Book(sweep, folder, search, placement, watcher, ended)
         scheduler = _scheduler(sweep, base, folder)
-        with _stopping_on_signals(ended):
+        with _stopping_on_signals(ended), _stopping_in_time(sweep, book):
             tuner = tune.Tuner(
                 tune.with_resources(_run_trial, {"cpu": sweep.cpus_per_trial, "gpu": sweep.gpus_per_trial}),
                 tune_config=tune.TuneConfig(
@@ -94,12 +94,13 @@ def run_trials(
                     num_samples=-1,  # the search knows when to end
                     max_concurrent_trials=_concurrent(sweep),
                     reuse_actors=True,
+                    trial_dirname_creator=_name,
                 ),
                 run_config=tune.RunConfig(
                     name=f"start-{len(list(folder.ray.glob('start-*'))) + 1}",
                     storage_path=str(folder.ray.absolute()),
                     failure_config=tune.FailureConfig(max_failures=sweep.retries),
-                    stop=_Stopper(sweep.time_budget_min, ended),
+                    stop=_Stopper(book),
                     callbacks=[_Callback(book)],
                     verbose=0,
                 ),
@@ -109,6 +110,11 @@ def run_trials(
         if trial.state == RUNNING:
             book.set(trial, INTERRUPTED, ended.reason)
     return ended
+
+
+def _name(ray_trial: Any) -> str:
+    """The folder of what Ray itself writes of a trial."""
+    return f"trial-{ray_trial.config['trial']}-{ray_trial.trial_id}"
 
 
 def _run_trial(config: dict[str, Any]) -> None:
@@ -132,7 +138,7 @@ def _run_trial(config: dict[str, Any]) -> None:
 
 
 class _Book:
-    """Keeps the sweep's table."""
+    """Keeps the sweep's table. Ray copies and pickles what it is given; there is one book all the same."""
 
     def __init__(
         self,
@@ -145,6 +151,16 @@ class _Book:
     ) -> None:
         self.sweep, self.folder, self.search, self.ended = sweep, folder, search, ended
         self._placement, self._watcher = placement, watcher
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Book":
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return object, ()  # in Ray's own record of the sweep, which nothing reads
+
+    def end(self, reason: str) -> None:
+        """Asks all trials to end now."""
+        self.ended.reason = self.ended.reason or reason
 
     def next_config(self) -> dict[str, Any] | None:
         trial = None if self.ended.reason else self.search.next()
@@ -271,25 +287,14 @@ def _concurrent(sweep: SweepJob) -> int:
 class _Stopper(tune.Stopper):
     """Ends all trials when time is up or a signal came; their checkpoints stand."""
 
-    def __init__(self, budget_min: float, ended: Ended) -> None:
-        self._ended = ended
-        self._up = threading.Event()
-        if budget_min:
-            timer = threading.Timer(60 * budget_min, self._end, (f"time_budget_min = {budget_min:g} is used up",))
-            timer.daemon = True
-            timer.start()
-
-    def _end(self, reason: str) -> None:
-        self._ended.reason = self._ended.reason or reason
+    def __init__(self, book: _Book) -> None:
+        self._book = book
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
 
     def stop_all(self) -> bool:
-        return bool(self._ended.reason)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # Ray keeps a copy that nothing reads
+        return bool(self._book.ended.reason)
 
 
 @contextlib.contextmanager
@@ -305,6 +310,22 @@ def _stopping_on_signals(ended: Ended) -> Iterator[None]:
     finally:
         for signum, handler in previous.items():
             signal.signal(signum, handler)
+
+
+@contextlib.contextmanager
+def _stopping_in_time(sweep: SweepJob, book: _Book) -> Iterator[None]:
+    """The end of the time budget ends the sweep."""
+    if not sweep.time_budget_min:
+        yield
+        return
+    reason = f"time_budget_min = {sweep.time_budget_min:g} is used up"
+    timer = threading.Timer(60 * sweep.time_budget_min, book.end, (reason,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextlib.contextmanager

@@ -100,7 +100,7 @@ class SweepFolder:
                     f"{self.path} holds a sweep of {sweep.base!r} as it was before: the recipe or its data has "
                     "changed since; name another --run-dir"
                 )
-        elif self.path.is_dir() and any(self.path.iterdir()):
+        elif self.path.is_dir() and any(path for path in self.path.iterdir() if not path.name.startswith(".")):
             raise RunError(f"{self.path} exists and is not a sweep's folder; name another --run-dir")
         write_text_atomically(self.base, recipe_toml(base))
         write_text_atomically(self.recipe, recipe_toml(sweep))
