@@ -13,17 +13,18 @@ from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import Any, Protocol
 
-_QUIET = {
+_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # paths in recipes are as seen from where the user stands
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that failed reports its reason instead
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "20",
 }
-for _variable, _value in _QUIET.items():
+for _variable, _value in _SETTINGS.items():
     os.environ.setdefault(_variable, _value)  # Ray reads them while it is imported
 
 import ray  # noqa: E402
