@@ -163,7 +163,9 @@ def _steps(found: "RunStatus") -> str:
 
 def outcome(result: dict[str, object]) -> str:
     """The figure that one looks for first."""
-    test, distance = result.get("test"), result.get("distance")
+    test, distance, best = result.get("test"), result.get("distance"), result.get("best")
+    if isinstance(best, dict):
+        return f"{result['metric']} {best['value']:.4f} in trial {best['trial']}"
     if isinstance(test, dict):
         return f"test top-1 {test['top1']:.2%}"
     if isinstance(distance, dict):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from cifarscale.cluster.search import make_search
 from cifarscale.cluster.trials import FAILED, SweepFolder, Trial, default_sweep_dir, ranked
+from cifarscale.config.dcgan import DcganRecipe
 from cifarscale.config.load import recipe_toml
 from cifarscale.config.recipe import Recipe
 from cifarscale.config.space import best_recipe, check_sweep
@@ -40,6 +41,7 @@ def run_sweep(
     """
     base = check_sweep(sweep)
     _check_resources(sweep)
+    _check_features(base)
     shards = locate_shards(data or base.data.dataset).resolve()
     base = resolve(base, shards)
     manifest = Manifest.load(shards)
@@ -48,7 +50,7 @@ def run_sweep(
         raise ConfigError(f"data.num_validation = {validation} leaves nothing of {samples} samples to train on")
     folder = SweepFolder((run_dir or default_sweep_dir(sweep)).absolute())
     begun = folder.table.is_file()
-    with lease(folder.path / ".lease", RunFolder(folder.path).refusal):
+    with lease(folder.lease, RunFolder(folder.path).refusal):
         folder.prepare(sweep, base)
         folder.load()
         if begun and not resume and (result := _complete(folder, sweep)) is not None:
@@ -120,3 +122,13 @@ def _check_resources(sweep: SweepJob) -> None:
         raise ConfigError(f"gpus_per_trial = {sweep.gpus_per_trial:g}, and this machine has {gpus} GPUs")
     if sweep.gpus_per_trial > 1:
         raise ConfigError(f"gpus_per_trial = {sweep.gpus_per_trial:g}: a trial is one process, and uses one GPU")
+
+
+def _check_features(base: Recipe) -> None:
+    """Raises: ConfigError if the classifier by whose features generators are compared is not there."""
+    kind, _, run = base.distance.features.partition(":") if isinstance(base, DcganRecipe) else ("", "", "")
+    if kind == "cnn" and RunFolder(Path(run)).result() is None:
+        raise ConfigError(
+            f"distance.features = 'cnn:{run}': there is no complete run in {run}. "
+            "Run: cifarscale train resnet, then add --set set.distance.features=cnn:RUN"
+        )

@@ -12,6 +12,7 @@ from cifarscale.config.space import Overrides, sweep_hash
 from cifarscale.config.sweep import SweepJob
 from cifarscale.errors import RunError
 from cifarscale.files import write_json_atomically, write_text_atomically
+from cifarscale.lease import living_holder
 from cifarscale.run_folder import RUNS_ROOT, RunFolder
 from cifarscale.tracking.metrics import read_metrics
 
@@ -76,6 +77,11 @@ class SweepFolder:
         """What Ray writes of its own."""
         return self.path / "ray"
 
+    @property
+    def lease(self) -> Path:
+        """Held by whoever runs the sweep."""
+        return self.path / ".lease"
+
     def run(self, trial: Trial) -> RunFolder:
         return RunFolder(self.path / "trials" / trial.folder)
 
@@ -111,7 +117,10 @@ class SweepFolder:
             rows = json.loads(self.table.read_text(encoding="utf-8"))["trials"]
             self.trials[:] = [Trial(**row) for row in rows]
         sweep = self.load_sweep()
+        is_going = bool(living_holder(self.lease))
         for trial in self.trials:
+            if trial.state == RUNNING and not is_going:
+                trial.state = INTERRUPTED
             if not trial.folder or trial.state == REPEATED:
                 continue
             run = self.run(trial)
@@ -119,7 +128,7 @@ class SweepFolder:
             if result is not None:
                 trial.state, trial.reason, trial.step = COMPLETE, "", result["steps"]
                 trial.value = value_of(result, sweep.metric)
-            elif trial.state == RUNNING:
+            elif trial.state in (RUNNING, INTERRUPTED):
                 lines = read_metrics(run.metrics)
                 trial.step = max([trial.step, *(line["step"] for line in lines)])
 

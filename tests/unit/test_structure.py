@@ -153,12 +153,17 @@ def test_jobs_and_shards_are_no_packages() -> None:
         ("from cifarscale.cli.main import main", "main(['train', '--help'])"),
         ("from cifarscale.cli.main import main", "main(['shards', 'build', '--help'])"),
         ("from cifarscale.cli.main import main", "main(['doctor', '--help'])"),
+        ("from cifarscale.cli.main import main", "main(['sweep', '--help'])"),
         ("from cifarscale.cli.main import main", "main(['profiles', 'check', '--help'])"),
     ],
     ids=lambda statements: statements[-1],
 )
 def test_help_loads_nothing_heavy(statements: tuple[str, ...]) -> None:
     assert not loaded_by(*statements) & set(HEAVY)
+
+
+def test_training_needs_no_ray() -> None:
+    assert "ray" not in loaded_by("import cifarscale.run, cifarscale.cluster.local, cifarscale.cluster.sweep")
 
 
 @pytest.mark.parametrize("command", ["jobs", "profiles"])
