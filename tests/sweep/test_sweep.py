@@ -38,6 +38,8 @@ name = "{searcher}"
 {space}
 """
 LEARNING_RATES = '"training.learning_rate" = { loguniform = [1e-4, 1e-2] }'
+MARK = "CIFARSCALE_TEST_SWEEP"
+"""Environment variable by which a test knows the processes that it has started."""
 
 
 class Sweep:
@@ -58,7 +60,7 @@ class Sweep:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+            env=os.environ | {"CUDA_VISIBLE_DEVICES": "", MARK: str(self.path)},
         )
         self._started.append(process)
         return process
@@ -93,22 +95,23 @@ class Sweep:
 def sweep(tmp_path: Path, shards: Path) -> Iterator[Sweep]:
     """A sweep, after which nothing of Ray is left."""
     sweep = Sweep(tmp_path, shards)
-    before = rays(), plasma()
+    before = plasma()
     yield sweep
     sweep.end()
-    wait_until(lambda: rays() <= before[0] and plasma() <= before[1], "Ray's processes and files are left")
+    wait_until(lambda: not started_for(sweep.path), "processes are left")
+    wait_until(lambda: plasma() <= before, "files are left in shared memory")
 
 
-def rays() -> set[int]:
-    """Processes of any Ray on this machine."""
+def started_for(folder: Path) -> set[int]:
+    """Processes that a sweep of this test has started, Ray's among them: they inherit its environment."""
+    mark = f"{MARK}={folder}".encode()
     found = set()
-    for folder in Path("/proc").glob("[0-9]*"):
+    for process in Path("/proc").glob("[0-9]*"):
         try:
-            command = (folder / "cmdline").read_bytes().split(b"\0")[0]
+            if mark in (process / "environ").read_bytes().split(b"\0"):
+                found.add(int(process.name))
         except OSError:
             continue
-        if command.rpartition(b"/")[2] in (b"raylet", b"gcs_server") or command.startswith(b"ray::"):
-            found.add(int(folder.name))
     return found
 
 
