@@ -103,7 +103,7 @@ class SweepJob(Job):
     cpus_per_trial: PositiveInt = 1
     """CPU cores of a trial."""
     gpus_per_trial: NonNegativeFloat = 0.0
-    """GPUs of a trial; a fraction shares one."""
+    """GPUs of a trial; a fraction shares one, 0 computes on CPU cores."""
     retries: NonNegativeInt = 1
     """How often a trial whose process died is started again, from its newest checkpoint."""
     time_budget_min: NonNegativeFloat = 0.0
