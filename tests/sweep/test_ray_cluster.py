@@ -1,0 +1,93 @@
+"""A private Ray starts, computes, and leaves nothing behind, however its driver ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.sweep
+
+PATIENCE_S = 60
+"""After which something hangs: not a measure of anything."""
+
+DRIVER = """
+import os, sys, time
+from cifarscale.cluster.ray_cluster import ray_cluster
+try:
+    with ray_cluster(num_cpus=1) as cluster:
+        import ray
+        assert cluster.token_file.stat().st_mode & 0o777 == 0o600
+        ray.init(address=cluster.address, log_to_driver=False)
+        assert ray.get(ray.remote(lambda x: x + 1).remote(1)) == 2
+        print(cluster.folder, flush=True)
+        sys.stdin.readline()
+        if {fails}:
+            raise KeyError("the block")
+        ray.shutdown()
+except KeyError:
+    print("raised")
+"""
+
+
+def start(fails: bool = False) -> tuple[subprocess.Popen[str], Path]:
+    """A driver whose Ray has computed something, and that waits for a line now; and its Ray's folder."""
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER.format(fails=fails)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert driver.stdout is not None
+    return driver, Path(driver.stdout.readline().strip() or "/nothing")
+
+
+def wait_until_nothing_is_left(folder: Path) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while left := [*mentioning(folder), *filter(Path.exists, [folder])]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.2)
+
+
+def mentioning(folder: Path) -> list[str]:
+    """Processes whose command or environment, or shared memory whose mapping, is of this Ray."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            told = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
+        except OSError:
+            continue
+        if str(folder).encode() in told:
+            found.append(f"{process.name}: {told[:80]!r}")
+    return found
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["ends", "raises"])
+def test_it_leaves_nothing_when_the_block_ends(fails: bool) -> None:
+    shared = set(os.listdir("/dev/shm"))
+    driver, folder = start(fails)
+    assert mentioning(folder)
+    told, _ = driver.communicate("\n", timeout=PATIENCE_S)
+    assert driver.returncode == 0
+    assert ("raised" in told) == fails
+    assert not mentioning(folder)
+    assert not folder.exists()
+    assert set(os.listdir("/dev/shm")) <= shared
+
+
+def test_it_leaves_nothing_when_its_driver_is_killed() -> None:
+    driver, folder = start()
+    assert mentioning(folder)
+    driver.send_signal(signal.SIGKILL)
+    driver.communicate(timeout=PATIENCE_S)
+    wait_until_nothing_is_left(folder)
+
+
+def test_two_do_not_disturb_each_other() -> None:
+    (first, first_folder), (second, second_folder) = start(), start()
+    assert first_folder != second_folder
+    first.communicate("\n", timeout=PATIENCE_S)
+    assert mentioning(second_folder)
+    second.communicate("\n", timeout=PATIENCE_S)
+    assert (first.returncode, second.returncode) == (0, 0)
+    wait_until_nothing_is_left(second_folder)
