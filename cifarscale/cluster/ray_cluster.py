@@ -5,8 +5,10 @@ beside each Ray, waits for the end of a pipe that its starter holds open: howeve
 ends exactly the processes of this Ray, and removes its folder.
 """
 
+import json
 import os
 import secrets
+import select
 import shutil
 import signal
 import subprocess
@@ -19,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cifarscale.errors import ClusterError
+from cifarscale.files import write_json_atomically
+from cifarscale.rendezvous import ADDRESS_VARIABLE, NODES_VARIABLE, ranks_from_environment
 
 START_TIMEOUT_S = 120
 """How long a node's Ray may take to start; it reads some hundred megabytes of Python."""
@@ -56,18 +60,83 @@ def ray_cluster(num_cpus: int, num_gpus: int = 0, timeout_s: float = START_TIMEO
 
     Raises: ClusterError if Ray does not start within the time; the message ends with its last lines.
     """
+    token = secrets.token_hex(32)
+    with _node(["--head", "--port", "0", "--node-ip-address", "127.0.0.1"], token, num_cpus, num_gpus) as node:
+        yield RayAddress(_wait_for_address(node, timeout_s), node.token_file, node.folder)
+
+
+@contextmanager
+def ray_over_nodes(
+    meeting: Path, num_cpus: int, num_gpus: int = 0, timeout_s: float = START_TIMEOUT_S
+) -> Iterator[RayAddress | None]:
+    """One Ray over the nodes of a job with one task a node: rank 0 has its address, when all nodes have joined.
+
+    The other ranks have None, and leave the block at its end only when rank 0 has left it.
+
+    Args:
+        meeting: a folder that the nodes share and only its owner reads, new at each start of the job: the token and
+            the address are passed on in it.
+    Raises: ClusterError naming the nodes that have not joined within the time, or if a node's Ray ends early.
+    """
+    ranks, published, end = ranks_from_environment(), meeting / "ray.json", meeting / "ray.end.json"
+    if ranks.is_first:
+        options = ["--head", "--port", "0", "--node-ip-address", os.environ[ADDRESS_VARIABLE]]
+        token = secrets.token_hex(32)
+        with _node(options, token, num_cpus, num_gpus) as node:
+            try:
+                address = _wait_for_address(node, timeout_s)
+                _write_for_owner(published, {"address": address, "token": token})
+                _wait_for_nodes(meeting, ranks.world_size, node, timeout_s)
+                yield RayAddress(address, node.token_file, node.folder)
+            finally:
+                write_json_atomically(end, {})
+        return
+    deadline = time.monotonic() + timeout_s
+    while not published.exists():
+        if time.monotonic() > deadline:
+            raise ClusterError(f"rank 0 did not start Ray within {timeout_s:.0f} s: it wrote no {published}")
+        time.sleep(_POLL_S)
+    about = json.loads(published.read_text(encoding="utf-8"))
+    with _node(["--address", about["address"]], about["token"], num_cpus, num_gpus) as node:
+        _wait_for_start(node, timeout_s)
+        write_json_atomically(_joined(meeting, ranks.rank), {})
+        yield None
+        while not end.exists():
+            if node.keeper.poll() is not None:
+                raise ClusterError(f"Ray has ended on the node of rank {ranks.rank}: {node.said()}")
+            time.sleep(_POLL_S)
+
+
+@dataclass(frozen=True)
+class _Node:
+    folder: Path
+    keeper: subprocess.Popen[bytes]
+
+    @property
+    def token_file(self) -> Path:
+        return self.folder / "token"
+
+    def said(self) -> str:
+        output = self.folder / "out"
+        return output.read_text(errors="replace") if output.exists() else ""
+
+
+@contextmanager
+def _node(options: Sequence[str], token: str, num_cpus: int, num_gpus: int) -> Iterator[_Node]:
+    """This node's Ray, being started."""
     folder = Path(tempfile.mkdtemp(prefix="csray-", dir="/tmp"))
     token_file = folder / "token"
     token_file.touch(mode=0o600)
-    token_file.write_text(secrets.token_hex(32), encoding="ascii")
+    token_file.write_text(token, encoding="ascii")
+    environment = _environment(token_file)
+    if "--head" in options:
+        options = [*options, "--include-dashboard", "false", "--temp-dir", str(folder / "ray")]
     resources = ["--num-cpus", str(num_cpus), "--num-gpus", str(num_gpus)]
-    head = ["--head", "--port", "0", "--node-ip-address", "127.0.0.1", "--include-dashboard", "false", *resources]
-    keeper = _keep(folder, head, _environment(token_file))
-    previous = {name: os.environ.get(name) for name in _environment(token_file)}
+    keeper = _keep(folder, [*options, *resources], environment)
+    previous = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
     try:
-        address = RayAddress(_wait_for_address(folder, keeper, timeout_s), token_file, folder)
-        os.environ.update(address.environment)
-        yield address
+        yield _Node(folder, keeper)
     finally:
         for name, value in previous.items():
             os.environ.pop(name, None)
@@ -76,6 +145,34 @@ def ray_cluster(num_cpus: int, num_gpus: int = 0, timeout_s: float = START_TIMEO
         assert keeper.stdin is not None
         keeper.stdin.close()
         keeper.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _joined(meeting: Path, rank: int) -> Path:
+    return meeting / f"ray.joined-{rank}.json"
+
+
+def _wait_for_nodes(meeting: Path, num_nodes: int, node: _Node, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while missing := [rank for rank in range(1, num_nodes) if not _joined(meeting, rank).exists()]:
+        if node.keeper.poll() is not None:
+            raise ClusterError(f"Ray has ended on the node of rank 0: {node.said()[-500:]}")
+        if time.monotonic() > deadline:
+            names = os.environ.get(NODES_VARIABLE, "").split(",")
+            named = [names[rank] if rank < len(names) else f"rank {rank}" for rank in missing]
+            raise ClusterError(
+                f"no Ray from {', '.join(named)} within {timeout_s:.0f} s. See the logs of these ranks; "
+                "cifarscale doctor checks whether the nodes reach each other"
+            )
+        time.sleep(_POLL_S)
+
+
+def _write_for_owner(path: Path, about: dict[str, str]) -> None:
+    new = path.with_suffix(".new")
+    new.unlink(missing_ok=True)
+    new.touch(mode=0o600)
+    new.write_text(json.dumps(about), encoding="utf-8")
+    new.replace(path)
 
 
 def _environment(token_file: Path) -> dict[str, str]:
@@ -90,7 +187,7 @@ def _environment(token_file: Path) -> dict[str, str]:
 def _keep(folder: Path, options: Sequence[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
     """The keeper of one node's Ray, in a session of its own, so that a Ctrl-C is not for it."""
     command = [sys.executable, "-m", "cifarscale.cluster.ray_cluster", str(folder), *options]
-    command += ["--temp-dir", str(folder / "ray"), "--object-store-memory", str(_OBJECT_STORE_BYTES)]
+    command += ["--object-store-memory", str(_OBJECT_STORE_BYTES)]
     command += ["--min-worker-port", "0", "--max-worker-port", "0", "--dashboard-agent-listen-port", "0"]
     return subprocess.Popen(
         [*command, "--disable-usage-stats", "--block"],
@@ -100,19 +197,23 @@ def _keep(folder: Path, options: Sequence[str], environment: dict[str, str]) -> 
     )
 
 
-def _wait_for_address(folder: Path, keeper: subprocess.Popen[bytes], timeout_s: float) -> str:
-    """What Ray writes when it answers; it tells so in its output only later."""
-    deadline, output, published = time.monotonic() + timeout_s, folder / "out", folder / "ray/ray_current_cluster"
-    while not (published.exists() and output.exists() and "--block" in output.read_text(errors="replace")):
-        if keeper.poll() is not None or time.monotonic() > deadline:
-            said = output.read_text(errors="replace").strip() if output.exists() else ""
-            raise ClusterError(f"Ray did not start within {timeout_s:.0f} s: {said[-500:] or 'it said nothing'}")
+def _wait_for_address(node: _Node, timeout_s: float) -> str:
+    _wait_for_start(node, timeout_s)
+    return (node.folder / "ray/ray_current_cluster").read_text(encoding="utf-8").strip()
+
+
+def _wait_for_start(node: _Node, timeout_s: float) -> None:
+    """Ray says --block when it answers."""
+    deadline = time.monotonic() + timeout_s
+    while "--block" not in node.said():
+        if node.keeper.poll() is not None or time.monotonic() > deadline:
+            said = node.said().strip()[-500:] or "it said nothing"
+            raise ClusterError(f"Ray did not start within {timeout_s:.0f} s: {said}")
         time.sleep(_POLL_S)
-    return published.read_text(encoding="utf-8").strip()
 
 
 def _keeper(folder: Path, options: Sequence[str]) -> None:
-    """Runs Ray until stdin ends or Ray does, then ends all of its processes, and removes the folder when stdin ends."""
+    """Runs Ray until stdin ends, or Ray does, and ends all of its processes then."""
     with (folder / "out").open("wb") as output:
         ray = subprocess.Popen(
             [sys.executable, "-m", "ray.scripts.scripts", "start", *options],
@@ -120,7 +221,9 @@ def _keeper(folder: Path, options: Sequence[str]) -> None:
             stdout=output,
             stderr=subprocess.STDOUT,
         )
-    sys.stdin.buffer.read()
+    while ray.poll() is None and not select.select([sys.stdin], [], [], _POLL_S)[0]:
+        pass
+    ended_by_itself = ray.poll() is not None
     ray.terminate()
     try:
         ray.wait(_GRACE_S)
@@ -134,7 +237,8 @@ def _keeper(folder: Path, options: Sequence[str]) -> None:
         if time.monotonic() > deadline:
             break
         time.sleep(_POLL_S)
-    shutil.rmtree(folder, ignore_errors=True)
+    if not ended_by_itself:  # else the starter wants to read why
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _processes_of(folder: Path) -> list[int]:

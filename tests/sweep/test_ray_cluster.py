@@ -91,3 +91,44 @@ def test_two_do_not_disturb_each_other() -> None:
     second.communicate("\n", timeout=PATIENCE_S)
     assert (first.returncode, second.returncode) == (0, 0)
     wait_until_nothing_is_left(second_folder)
+
+
+NODE = """
+import sys
+from pathlib import Path
+from cifarscale.cluster.ray_cluster import ray_over_nodes
+with ray_over_nodes(Path(sys.argv[1]), num_cpus=1, timeout_s=float(sys.argv[2])) as cluster:
+    if cluster is not None:
+        import ray, time
+        ray.init(address=cluster.address, log_to_driver=False)
+        @ray.remote
+        def node():
+            time.sleep(1)
+            return ray.get_runtime_context().get_node_id()
+        print(len(set(ray.get([node.remote() for _ in range(2)]))))
+        ray.shutdown()
+"""
+
+
+def start_rank(meeting: Path, rank: int, timeout_s: int) -> subprocess.Popen[str]:
+    environment = {"RANK": str(rank), "WORLD_SIZE": "2", "CIFARSCALE_ADDRESS": "127.0.0.1", "CIFARSCALE_NODES": "n1,n2"}
+    return subprocess.Popen(
+        [sys.executable, "-c", NODE, str(meeting), str(timeout_s)],
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_nodes_join_compute_at_once_and_end(tmp_path: Path) -> None:
+    ranks = [start_rank(tmp_path, rank, PATIENCE_S) for rank in range(2)]
+    told = [rank.communicate(timeout=2 * PATIENCE_S) for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], told
+    assert told[0][0].strip() == "2"
+
+
+def test_a_missing_node_is_named(tmp_path: Path) -> None:
+    rank = start_rank(tmp_path, 0, 15)
+    _, told = rank.communicate(timeout=PATIENCE_S)
+    assert "no Ray from n2 within 15 s" in told
