@@ -17,6 +17,14 @@ def bundled_folders(name: str) -> tuple[Path, ...]:
     return tuple(folder for folder in (_PACKAGE / "_bundled" / name, _PACKAGE.parent / name) if folder.is_dir())
 
 
+def is_listed(path: Path) -> bool:
+    """Whether a file is there. Listing its folder has a file server look again, where a lookup may be remembered."""
+    try:
+        return path.name in os.listdir(path.parent)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
 @contextmanager
 def writing_to(path: Path) -> Iterator[None]:
     """Turns an operating system's refusal to write below `path` into one clear line."""

@@ -22,7 +22,7 @@ from torch.distributed import (  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
 from cifarscale.errors import ConfigError, DistributedError
-from cifarscale.files import write_json_atomically
+from cifarscale.files import is_listed, write_json_atomically
 
 TIMEOUT_S = 300
 """How long ranks wait for each other at the start. A node that reads Python from a busy file server takes a while."""
@@ -97,8 +97,8 @@ def _open(ranks: Ranks, deadline: float) -> Store:
 
 
 def _published(ranks: Ranks, file: Path, deadline: float) -> tuple[str, int]:
-    """What rank 0 has written. Listing the folder has a file server look again, where a lookup may be remembered."""
-    while not (file.parent.is_dir() and file.name in os.listdir(file.parent)):
+    """What rank 0 has written."""
+    while not is_listed(file):
         if time.monotonic() > deadline:
             raise DistributedError(
                 f"{_named(ranks)} waited in vain for {_of_node(0)} to write {file}: it did not start, or its node does "

@@ -5,6 +5,7 @@ import platform
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,7 +35,7 @@ from cifarscale.tracking.progress import TrainingProgress
 from cifarscale.training.cnn import CnnTask
 from cifarscale.training.dcgan import DcganTask
 from cifarscale.training.engine import Engine
-from cifarscale.training.signals import stop_on_signals
+from cifarscale.training.signals import StopRequest, stop_on_signals
 from cifarscale.training.task import Task
 
 
@@ -109,11 +110,18 @@ def check_num_workers(recipe: Recipe, num_workers: int) -> None:
         raise ConfigError(f"--num-workers {num_workers} has no effect with data.reader = {recipe.data.reader!r}")
 
 
-def run_job(recipe: Recipe, run_dir: Path, placement: Placement, listener: Listener | None = None) -> dict[str, Any]:
+def run_job(
+    recipe: Recipe,
+    run_dir: Path,
+    placement: Placement,
+    listener: Listener | None = None,
+    stop: StopRequest | None = None,
+) -> dict[str, Any]:
     """Runs a resolved recipe to its end on all ranks of this job, from its newest checkpoint on if there is one.
 
     Args:
         listener: told of evaluations on rank 0; what it raises ends the run, whose checkpoints stand.
+        stop: how the caller asks the run to stop; None for signals.
     Returns: the result, the same on every rank; that of a complete run without computing anything.
     Raises: Interrupted if it was asked to stop; NonFiniteLossError if it diverged; other CifarscaleErrors for what
         was found wrong before the first step.
@@ -124,9 +132,9 @@ def run_job(recipe: Recipe, run_dir: Path, placement: Placement, listener: Liste
     device = pick_device(placement.device, ranks.local_rank)
     with process_group(ranks, device) as group:
         if not ranks.is_first:
-            return _run(recipe, folder, placement, group, device, listener)
+            return _run(recipe, folder, placement, group, device, listener, stop)
         with lease(folder.lease, folder.refusal, placement.patience_s):
-            return _run(recipe, folder, placement, group, device, listener)
+            return _run(recipe, folder, placement, group, device, listener, stop)
 
 
 def _run(
@@ -136,6 +144,7 @@ def _run(
     group: Group,
     device: torch.device,
     listener: Listener | None,
+    asked: StopRequest | None,
 ) -> dict[str, Any]:
     result: dict[str, Any] | None = group.from_first(folder.result())
     if result is not None:
@@ -156,7 +165,8 @@ def _run(
         torch.backends.cudnn.deterministic = True  # on a GPU a slice must give the same bits each time, too
     cores = Cores(apart=device.type == "cpu" and recipe.training.slices > 0 and not recipe.training.compile)
     task = build_task(recipe, folder, data, group, cores, device)
-    with TrainingProgress(recipe.name, recipe.training.max_steps, task.shown) as progress, stop_on_signals() as stop:
+    stopping = nullcontext(asked) if asked else stop_on_signals()
+    with TrainingProgress(recipe.name, recipe.training.max_steps, task.shown) as progress, stopping as stop:
         observer = _Observer(MetricsLog(folder.metrics), progress, folder.checkpoints, listener)
         engine = Engine(recipe, task, reader, group, cores, device, folder.checkpoints, observer, stop)
         engine.train()
@@ -172,7 +182,7 @@ def _run(
         **task.result(engine.networks),
     }
     if group.ranks.is_first:
-        write_json_atomically(folder.path / "result.json", result)
+        write_json_atomically(folder.result_file, result)
     group.wait()
     return result
 

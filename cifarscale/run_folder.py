@@ -39,6 +39,10 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def result_file(self) -> Path:
+        return self.path / "result.json"
+
+    @property
     def samples(self) -> Path:
         return self.path / "samples"
 
@@ -63,7 +67,7 @@ class RunFolder:
     def result(self) -> dict[str, Any] | None:
         """The final figures, None while the run is not complete."""
         try:
-            result: dict[str, Any] = json.loads((self.path / "result.json").read_text(encoding="utf-8"))
+            result: dict[str, Any] = json.loads(self.result_file.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             return None
         return result

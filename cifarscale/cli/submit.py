@@ -95,13 +95,9 @@ def submit(
 
 def _is_complete(work: "Work") -> bool:
     """Whether the run has its result, which is then shown. Raises: RunError if it is that of another recipe."""
-    from cifarscale.run_folder import RunFolder
-
-    folder = RunFolder(work.run_dir)
-    result = folder.result()
+    result = work.result()
     if result is None:
         return False
-    folder.require(work.job)
     click.echo(f"{short_path(work.run_dir)} is complete: {outcome(result)}")
     click.echo(f"result     {short_path(work.run_dir / 'result.json')}")
     return True
@@ -137,12 +133,17 @@ def _show_plan(works: "list[Work]", profile: "Profile", plan: "Plan") -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from cifarscale.cluster.plan import trials_at_once
+
     table = Table("plan", works[0].job.name, show_lines=False)
-    on = f"{plan.gpus_per_node} GPUs" if plan.gpus_per_node else "CPUs"
+    on, cores = f"{plan.gpus_per_node} GPUs" if plan.gpus_per_node else "CPUs", f"{plan.cpus_per_task} cores"
+    sweep = works[0].sweep
     rows: dict[str, object] = {
         "profile": f"{profile.name} ({profile.launcher})",
         "nodes": plan.nodes,
-        "ranks": f"{plan.world_size}: {plan.tasks_per_node} a node, on {on}, {plan.cpus_per_task} cores each",
+        "ranks": None if sweep else f"{plan.world_size}: {plan.tasks_per_node} a node, on {on}, {cores} each",
+        "a node": f"{cores}, {plan.gpus_per_node} GPUs" if sweep else None,
+        "trials": f"{sweep.sweep.num_trials}, {trials_at_once(sweep.sweep, plan)} at a time" if sweep else None,
         "batch a rank": plan.batch_size_per_rank,
         "slices a rank": plan.slices_per_rank,
         "shards a reader": plan.shards_per_reader,

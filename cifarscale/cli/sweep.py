@@ -55,43 +55,57 @@ def sweep(
         "gpus_per_trial": None if gpus_per_trial is None else float(gpus_per_trial),
     }
     flags = [f"{key}={value}" for key, value in placed.items() if value is not None]
-    job = load_job(recipe, (*overrides, *flags))
+    job = load_job(_sweep_of(recipe), (*overrides, *flags))
     if not isinstance(job, SweepJob):
         raise ConfigError(f"{recipe} is a job of task {job.task!r}, and this needs task = 'sweep', as in sweep-cnn")
-    from cifarscale.cluster.sweep import run_sweep
-    from cifarscale.cluster.trials import default_sweep_dir
+    from cifarscale.cluster.sweep import check_resources, prepare_sweep, this_machine
+    from cifarscale.training.signals import stop_on_signals
 
-    run_dir = run_dir or default_sweep_dir(job)
-    click.echo(f"sweep folder {run_dir}", err=True)
-    with _Display(run_dir, job.metric) as display:
-        folder, result = run_sweep(job, run_dir, data, resume, display)
-    _show_result(folder, result)
+    machine = this_machine()
+    check_resources(job, machine.num_cpus, machine.num_gpus, "this machine")
+    prepared = prepare_sweep(job, run_dir, data)
+    click.echo(f"sweep folder {short_path(prepared.folder.path)}", err=True)
+    with _Display(job.metric) as display, stop_on_signals() as stop:
+        prepared.run(machine, resume, display, stop)
+    result = prepared.folder.result()
+    assert result is not None
+    _show_result(prepared.folder, result)
     if result["best"] is None:
         sys.exit(EXIT_ERROR)
 
 
+def _sweep_of(recipe: str) -> str:
+    """`cnn` is short for `sweep-cnn`, where there is a recipe of that name."""
+    from cifarscale.config.load import recipe_files
+
+    return f"sweep-{recipe}" if f"sweep-{recipe}" in recipe_files() else recipe
+
+
 @click.command(short_help="Show how far a sweep's trials are.")
-@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-def sweep_status(folder: Path) -> None:
-    """Show how far the trials of the sweep in FOLDER are, also while it runs."""
+@click.argument("sweep", metavar="SWEEP|JOB")
+def sweep_status(sweep: str) -> None:
+    """Show how far the trials of a sweep are, also while it runs: by its folder, or by the id of its SLURM job."""
     from rich.console import Console
 
+    from cifarscale.cluster.submitted import find_run
     from cifarscale.cluster.trials import SweepFolder
 
-    found = SweepFolder(folder)
-    found.load_sweep()
-    found.load()
-    result = found.result()
-    if result is not None and not result["ended"]:
-        _show_result(found, result)
-        return
-    Console().print(_table(found.trials, found.load_sweep().metric))
+    folder = SweepFolder(find_run(sweep)[0])
+    job = folder.load_sweep()
+    folder.load()
+    result = folder.result()
+    if result is not None:
+        _show_result(folder, result)
+    elif folder.trials:
+        Console().print(_table(folder.trials, job.metric))
+    else:
+        click.echo(f"{short_path(folder.path)}: no trial has started yet")
 
 
 class _Display:
     """The trials as they run: a live table on a terminal, a line for each change elsewhere."""
 
-    def __init__(self, run_dir: Path, metric: str) -> None:
+    def __init__(self, metric: str) -> None:
         from rich.live import Live
 
         from cifarscale.log import console
@@ -113,20 +127,18 @@ class _Display:
 
     def changed(self, trial: "Trial") -> None:
         """Shows a trial's new state."""
-        from cifarscale.cluster.trials import shown_overrides
+        from cifarscale.cluster.trials import trial_line
 
         self._trials[trial.number] = trial
         if self._live is not None:
             rows = [self._trials[number] for number in sorted(self._trials)]
-            self._live.update(_table(rows, self._metric), refresh=True)
+            self._live.update(_table(rows, self._metric, in_full=False), refresh=True)
             return
-        value = "" if trial.value is None else f"  {self._metric} {trial.value:.4f}"
-        more = trial.reason or (shown_overrides(trial.overrides) if not trial.step else "")
-        line = f"trial {trial.number}  {trial.state}  step {trial.step:,}{value}  {more}"
-        self._console.print(line.rstrip(), highlight=False, markup=False, soft_wrap=True)
+        self._console.print(trial_line(trial, self._metric), highlight=False, markup=False, soft_wrap=True)
 
 
-def _table(trials: "Sequence[Trial]", metric: str) -> "Table":
+def _table(trials: "Sequence[Trial]", metric: str, in_full: bool = True) -> "Table":
+    """A row a trial; of one line, where the changed keys are not to be seen in full."""
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Column, Table
@@ -138,7 +150,7 @@ def _table(trials: "Sequence[Trial]", metric: str) -> "Table":
         Column("state", no_wrap=True),
         Column("step", justify="right"),
         Column(metric, justify="right"),
-        Column("changed keys", overflow="fold"),
+        Column("changed keys", overflow="fold" if in_full else "ellipsis", no_wrap=not in_full),
     ]
     table = Table(*columns, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for trial in trials:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cifarscale.config.distance import FidJob
 from cifarscale.config.load import recipe_toml
 from cifarscale.config.recipe import Recipe
+from cifarscale.config.sweep import SweepJob
 
 if TYPE_CHECKING:
     from cifarscale.run import Placement
@@ -45,6 +46,11 @@ def measurement(job: FidJob, shards: Path | None, device: str, out: Path, save: 
     """Compares images with real ones."""
     arguments = {"job": recipe_toml(job), "shards": str(shards) if shards else None, "device": device}
     return Call("fid", arguments | {"out": str(out), "save": str(save) if save else None})
+
+
+def sweeping(sweep: SweepJob, run_dir: Path, shards: Path) -> Call:
+    """Runs a sweep over the nodes of a job."""
+    return Call("sweep", {"recipe": recipe_toml(sweep), "run_dir": str(run_dir), "shards": str(shards)})
 
 
 def probing(folder: Path, shards: Path | None, device: str, meeting_s: float) -> Call:

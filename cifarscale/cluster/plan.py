@@ -5,8 +5,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cifarscale.cluster.slurm import Partition
+from cifarscale.cluster.sweep import check_resources
 from cifarscale.config.profile import Profile, minutes
 from cifarscale.config.recipe import Job, Recipe
+from cifarscale.config.sweep import SweepJob
 from cifarscale.errors import ClusterError, ConfigError
 from cifarscale.run import batch_size_per_rank
 
@@ -76,6 +78,9 @@ def make_plan(
     Raises: ConfigError or ClusterError for whatever would fail later, in the queue or on the nodes.
     """
     plan = shape(profile, nodes)
+    if isinstance(job, SweepJob):
+        plan = _of_whole_nodes(plan)
+        _check_trials(job, plan, profile)
     if partition is not None and (found := misfits(plan, profile, partition)):
         raise ClusterError(next(iter(found.values())))
     if not isinstance(job, Recipe):
@@ -101,6 +106,29 @@ def shape(profile: Profile, nodes: int) -> Plan:
     """What of a plan does not depend on the job."""
     tasks = profile.gpus_per_node or profile.tasks_per_node or 1
     return Plan(nodes, tasks, profile.gpus_per_node, profile.cpus_per_task, minutes(profile.time))
+
+
+def _of_whole_nodes(plan: Plan) -> Plan:
+    """One task a node, with all that the node's tasks would have had: Ray shares it out among trials."""
+    return replace(plan, tasks_per_node=1, cpus_per_task=plan.tasks_per_node * plan.cpus_per_task)
+
+
+def _check_trials(sweep: SweepJob, plan: Plan, profile: Profile) -> None:
+    """Raises: ConfigError for trials that do not fit a node, or would leave its GPUs idle."""
+    check_resources(sweep, plan.cpus_per_task, plan.gpus_per_node, f"a node of profile {profile.name}")
+    if plan.gpus_per_node and not sweep.gpus_per_trial:
+        raise ConfigError(
+            f"gpus_per_trial = 0 would leave the {plan.gpus_per_node} GPUs a node of profile {profile.name} idle. "
+            "Add --set gpus_per_trial=1, or a part of one such as 0.25; or take --profile cpu"
+        )
+
+
+def trials_at_once(sweep: SweepJob, plan: Plan) -> int:
+    """How many trials of a sweep run side by side."""
+    fits = plan.cpus_per_task // sweep.cpus_per_trial
+    if sweep.gpus_per_trial:
+        fits = min(fits, int(plan.gpus_per_node / sweep.gpus_per_trial + 1e-6))
+    return min(plan.nodes * fits, sweep.num_trials, sweep.max_concurrent or sweep.num_trials)
 
 
 def misfits(plan: Plan, profile: Profile, partition: Partition) -> dict[str, str]:

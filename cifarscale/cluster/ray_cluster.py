@@ -1,4 +1,4 @@
-"""A Ray of our own: on this machine, or over the nodes of a SLURM job; nothing of it outlives whoever asked for it.
+"""A Ray of our own: on this machine, or over the nodes of a job; nothing of it outlives whoever asked for it.
 
 Each node has its own ports and its own folder with a short path, since sockets lie in it. A keeper, a small process
 beside each Ray, waits for the end of a pipe that its starter holds open: however the starter ends, the keeper then
@@ -6,11 +6,11 @@ ends exactly the processes of this Ray, and removes its folder.
 """
 
 import json
+import logging
 import os
 import secrets
-import select
 import shutil
-import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -19,92 +19,129 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from cifarscale.errors import ClusterError
-from cifarscale.files import write_json_atomically
-from cifarscale.rendezvous import ADDRESS_VARIABLE, NODES_VARIABLE, ranks_from_environment
+from cifarscale.cluster.failures import LOGS_VARIABLE
+from cifarscale.cluster.ray_keeper import MARK
+from cifarscale.errors import ClusterError, Interrupted
+from cifarscale.files import is_listed, write_json_atomically
+from cifarscale.rendezvous import ADDRESS_VARIABLE, FILE_VARIABLE, NODES_VARIABLE, Ranks
 
-START_TIMEOUT_S = 120
+log = logging.getLogger(__name__)
+
+START_TIMEOUT_S = 180
 """How long a node's Ray may take to start; it reads some hundred megabytes of Python."""
-_MARK = "CIFARSCALE_RAY_FOLDER"
-"""In the environment of all processes of one node's Ray, and of no others."""
-_GRACE_S = 10
+RESTARTS = 3
+"""How often a node's Ray is started again that has ended by itself."""
 _POLL_S = 0.1
-_OBJECT_STORE_BYTES = 256 * 2**20
-"""Trials pass each other settings and figures, no data sets."""
+_OBJECT_STORE_BYTES = 80 * 2**20
+"""Near Ray's least: trials pass each other settings and figures, no data sets."""
+_SETTINGS = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # draining is for Ray Serve
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # paths in recipes are as seen from where the user stands
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that failed reports its reason instead
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "20",
+}
+"""Ray reads most of them while it is imported."""
+_NOT_FOR_TRIALS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "OMP_NUM_THREADS", "CIFARSCALE_CALL")
+"""Variables of the job's ranks; a trial is a job of its own. Ray itself says how many cores a trial has."""
 
 
 @dataclass(frozen=True)
 class RayAddress:
-    """Where a Ray listens, and what one needs to be let in.
+    """Where a Ray listens, for `ray.init(address=…)`; the environment lets in who asks from this process.
 
     Attributes:
-        address: for `ray.init(address=…)`, as host:port.
-        token_file: holds the token; readable by its owner only.
+        address: as host:port.
         folder: this node's, with Ray's logs; gone when Ray has ended.
     """
 
     address: str
-    token_file: Path
     folder: Path
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """To be set before ray is imported: it reads them once."""
-        return _environment(self.token_file)
 
 
 @contextmanager
 def ray_cluster(num_cpus: int, num_gpus: int = 0, timeout_s: float = START_TIMEOUT_S) -> Iterator[RayAddress]:
-    """A private Ray on this machine, for as long as the block runs; inside it os.environ lets `ray.init` in.
+    """A private Ray on this machine, for as long as the block runs. Import Ray inside it: it reads its settings then.
 
     Raises: ClusterError if Ray does not start within the time; the message ends with its last lines.
     """
     token = secrets.token_hex(32)
     with _node(["--head", "--port", "0", "--node-ip-address", "127.0.0.1"], token, num_cpus, num_gpus) as node:
-        yield RayAddress(_wait_for_address(node, timeout_s), node.token_file, node.folder)
+        yield RayAddress(_wait_for_address(node, timeout_s), node.folder)
 
 
 @contextmanager
 def ray_over_nodes(
-    meeting: Path, num_cpus: int, num_gpus: int = 0, timeout_s: float = START_TIMEOUT_S
-) -> Iterator[RayAddress | None]:
-    """One Ray over the nodes of a job with one task a node: rank 0 has its address, when all nodes have joined.
-
-    The other ranks have None, and leave the block at its end only when rank 0 has left it.
+    ranks: Ranks, meeting: Path, num_cpus: int, num_gpus: int = 0, timeout_s: float = START_TIMEOUT_S
+) -> Iterator[RayAddress]:
+    """One Ray over the nodes of a job with one task a node: for rank 0, while all the others are in `serve_node`.
 
     Args:
-        meeting: a folder that the nodes share and only its owner reads, new at each start of the job: the token and
-            the address are passed on in it.
-    Raises: ClusterError naming the nodes that have not joined within the time, or if a node's Ray ends early.
+        meeting: a folder that the nodes share, new at each start of the job; the token is passed on in it, readable by
+            its owner alone.
+    Raises: ClusterError naming the nodes that have not joined within the time.
     """
-    ranks, published, end = ranks_from_environment(), meeting / "ray.json", meeting / "ray.end.json"
-    if ranks.is_first:
-        options = ["--head", "--port", "0", "--node-ip-address", os.environ[ADDRESS_VARIABLE]]
-        token = secrets.token_hex(32)
-        with _node(options, token, num_cpus, num_gpus) as node:
-            try:
-                address = _wait_for_address(node, timeout_s)
-                _write_for_owner(published, {"address": address, "token": token})
-                _wait_for_nodes(meeting, ranks.world_size, node, timeout_s)
-                yield RayAddress(address, node.token_file, node.folder)
-            finally:
-                write_json_atomically(end, {})
-        return
-    deadline = time.monotonic() + timeout_s
-    while not published.exists():
+    address, token = os.environ.get(ADDRESS_VARIABLE) or socket.gethostname(), secrets.token_hex(32)
+    how: dict[str, Any] = {}
+    meeting.mkdir(parents=True, exist_ok=True, mode=0o700)
+    published = meeting / "ray.json"
+    with _node(["--head", "--port", "0", "--node-ip-address", address], token, num_cpus, num_gpus) as node:
+        try:
+            found = _wait_for_address(node, timeout_s)
+            _write_for_owner(published, {"address": found, "token": token})
+            _wait_for_nodes(meeting, ranks.world_size, node, timeout_s)
+            yield RayAddress(found, node.folder)
+        except Interrupted as stopped:
+            how = {"interrupted": str(stopped), "to_continue": stopped.to_continue}
+            raise
+        finally:
+            write_json_atomically(_end(meeting), how)
+            published.unlink(missing_ok=True)
+
+
+def serve_node(
+    ranks: Ranks, meeting: Path, num_cpus: int, num_gpus: int = 0, timeout_s: float = START_TIMEOUT_S
+) -> None:
+    """What the other ranks do: their node's Ray, until rank 0 has left its block; started again if it dies.
+
+    Raises: ClusterError if rank 0 has not started within the time, or this node's Ray dies again and again; Interrupted
+        if rank 0 did.
+    """
+    published, deadline = meeting / "ray.json", time.monotonic() + timeout_s
+    while not is_listed(published):
+        if is_listed(_end(meeting)):
+            return _follow(meeting)
         if time.monotonic() > deadline:
             raise ClusterError(f"rank 0 did not start Ray within {timeout_s:.0f} s: it wrote no {published}")
         time.sleep(_POLL_S)
     about = json.loads(published.read_text(encoding="utf-8"))
-    with _node(["--address", about["address"]], about["token"], num_cpus, num_gpus) as node:
-        _wait_for_start(node, timeout_s)
-        write_json_atomically(_joined(meeting, ranks.rank), {})
-        yield None
-        while not end.exists():
-            if node.keeper.poll() is not None:
-                raise ClusterError(f"Ray has ended on the node of rank {ranks.rank}: {node.said()}")
-            time.sleep(_POLL_S)
+    head: str = about["address"]
+    options = ["--address", head, "--node-ip-address", _own_address(head)]
+    for _ in range(1 + RESTARTS):
+        with _node(options, about["token"], num_cpus, num_gpus) as node:
+            _wait_for_start(node, timeout_s)
+            write_json_atomically(_joined(meeting, ranks.rank), {})
+            while node.keeper.poll() is None:
+                if is_listed(_end(meeting)):
+                    return _follow(meeting)
+                time.sleep(_POLL_S)
+            log.warning("Ray has ended on the node of rank %d, and is started again", ranks.rank)
+    raise ClusterError(f"Ray has ended {1 + RESTARTS} times on the node of rank {ranks.rank}: {node.said()[-500:]}")
+
+
+def _follow(meeting: Path) -> None:
+    """Raises: Interrupted if rank 0 did."""
+    how = json.loads(_end(meeting).read_text(encoding="utf-8"))
+    if how:
+        raise Interrupted(how["interrupted"], how["to_continue"])
 
 
 @dataclass(frozen=True)
@@ -112,13 +149,9 @@ class _Node:
     folder: Path
     keeper: subprocess.Popen[bytes]
 
-    @property
-    def token_file(self) -> Path:
-        return self.folder / "token"
-
     def said(self) -> str:
         output = self.folder / "out"
-        return output.read_text(errors="replace") if output.exists() else ""
+        return output.read_text(errors="replace").strip() if output.exists() else ""
 
 
 @contextmanager
@@ -128,7 +161,7 @@ def _node(options: Sequence[str], token: str, num_cpus: int, num_gpus: int) -> I
     token_file = folder / "token"
     token_file.touch(mode=0o600)
     token_file.write_text(token, encoding="ascii")
-    environment = _environment(token_file)
+    environment = _SETTINGS | {"RAY_AUTH_TOKEN_PATH": str(token_file)}
     if "--head" in options:
         options = [*options, "--include-dashboard", "false", "--temp-dir", str(folder / "ray")]
     resources = ["--num-cpus", str(num_cpus), "--num-gpus", str(num_gpus)]
@@ -148,13 +181,41 @@ def _node(options: Sequence[str], token: str, num_cpus: int, num_gpus: int) -> I
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _keep(folder: Path, options: Sequence[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """The keeper of one node's Ray, in a session of its own, so that a Ctrl-C is not for it."""
+    command = [sys.executable, "-m", "cifarscale.cluster.ray_keeper", str(folder), *options]
+    command += ["--object-store-memory", str(_OBJECT_STORE_BYTES)]
+    command += ["--min-worker-port", "0", "--max-worker-port", "0", "--dashboard-agent-listen-port", "0"]
+    ranks = (*_NOT_FOR_TRIALS, FILE_VARIABLE, ADDRESS_VARIABLE, NODES_VARIABLE, LOGS_VARIABLE)
+    inherited = {name: value for name, value in os.environ.items() if name not in ranks}
+    return subprocess.Popen(
+        [*command, "--disable-usage-stats", "--block"],
+        env=inherited | environment | {MARK: str(folder)},
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def _own_address(head: str) -> str:
+    """This node's address, as the head sees it; nothing is sent."""
+    host, _, port = head.rpartition(":")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        any_socket.connect((host, int(port)))
+        own: str = any_socket.getsockname()[0]
+    return own
+
+
 def _joined(meeting: Path, rank: int) -> Path:
     return meeting / f"ray.joined-{rank}.json"
 
 
+def _end(meeting: Path) -> Path:
+    return meeting / "ray.end.json"
+
+
 def _wait_for_nodes(meeting: Path, num_nodes: int, node: _Node, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
-    while missing := [rank for rank in range(1, num_nodes) if not _joined(meeting, rank).exists()]:
+    while missing := [rank for rank in range(1, num_nodes) if not is_listed(_joined(meeting, rank))]:
         if node.keeper.poll() is not None:
             raise ClusterError(f"Ray has ended on the node of rank 0: {node.said()[-500:]}")
         if time.monotonic() > deadline:
@@ -175,29 +236,9 @@ def _write_for_owner(path: Path, about: dict[str, str]) -> None:
     new.replace(path)
 
 
-def _environment(token_file: Path) -> dict[str, str]:
-    return {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token_file),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # draining is for Ray Serve
-    }
-
-
-def _keep(folder: Path, options: Sequence[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    """The keeper of one node's Ray, in a session of its own, so that a Ctrl-C is not for it."""
-    command = [sys.executable, "-m", "cifarscale.cluster.ray_cluster", str(folder), *options]
-    command += ["--object-store-memory", str(_OBJECT_STORE_BYTES)]
-    command += ["--min-worker-port", "0", "--max-worker-port", "0", "--dashboard-agent-listen-port", "0"]
-    return subprocess.Popen(
-        [*command, "--disable-usage-stats", "--block"],
-        env=os.environ | environment | {_MARK: str(folder)},
-        stdin=subprocess.PIPE,
-        start_new_session=True,
-    )
-
-
 def _wait_for_address(node: _Node, timeout_s: float) -> str:
+    import ray.tune  # noqa: F401  takes seconds, and the node's Ray takes as many
+
     _wait_for_start(node, timeout_s)
     return (node.folder / "ray/ray_current_cluster").read_text(encoding="utf-8").strip()
 
@@ -207,59 +248,5 @@ def _wait_for_start(node: _Node, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while "--block" not in node.said():
         if node.keeper.poll() is not None or time.monotonic() > deadline:
-            said = node.said().strip()[-500:] or "it said nothing"
-            raise ClusterError(f"Ray did not start within {timeout_s:.0f} s: {said}")
+            raise ClusterError(f"Ray did not start within {timeout_s:.0f} s: {node.said()[-500:] or 'it said nothing'}")
         time.sleep(_POLL_S)
-
-
-def _keeper(folder: Path, options: Sequence[str]) -> None:
-    """Runs Ray until stdin ends, or Ray does, and ends all of its processes then."""
-    with (folder / "out").open("wb") as output:
-        ray = subprocess.Popen(
-            [sys.executable, "-m", "ray.scripts.scripts", "start", *options],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    while ray.poll() is None and not select.select([sys.stdin], [], [], _POLL_S)[0]:
-        pass
-    ended_by_itself = ray.poll() is not None
-    ray.terminate()
-    try:
-        ray.wait(_GRACE_S)
-    except subprocess.TimeoutExpired:
-        ray.kill()
-        ray.wait()
-    deadline = time.monotonic() + _GRACE_S
-    while left := _processes_of(folder):
-        for pid in left:
-            _kill(pid)
-        if time.monotonic() > deadline:
-            break
-        time.sleep(_POLL_S)
-    if not ended_by_itself:  # else the starter wants to read why
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _processes_of(folder: Path) -> list[int]:
-    """This Ray's own processes: only they inherit the keeper's mark."""
-    mark = f"{_MARK}={folder}".encode()
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if int(process.name) != os.getpid() and mark in (process / "environ").read_bytes().split(b"\0"):
-                found.append(int(process.name))
-        except OSError:
-            continue  # it has ended, or is another user's
-    return found
-
-
-def _kill(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-
-
-if __name__ == "__main__":
-    _keeper(Path(sys.argv[1]), sys.argv[2:])

@@ -1,40 +1,25 @@
 """Trials side by side with Ray Tune. Importing this loads Ray."""
 
-import contextlib
 import logging
-import os
-import shutil
 import signal
-import tempfile
-import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any, Protocol
 
-_SETTINGS = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # paths in recipes are as seen from where the user stands
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that failed reports its reason instead
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "20",
-}
-for _variable, _value in _SETTINGS.items():
-    os.environ.setdefault(_variable, _value)  # Ray reads them while it is imported
+import ray
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-import ray  # noqa: E402
-from ray import tune  # noqa: E402
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler  # noqa: E402
-from ray.tune.search import Searcher  # noqa: E402
-
-from cifarscale.cluster.search import Search  # noqa: E402
-from cifarscale.cluster.trials import (  # noqa: E402
-    COMPLETE,
+from cifarscale.cluster.ray_cluster import RayAddress
+from cifarscale.cluster.ray_trial import REASON, STATE, STOP_ACTOR, StopActor, run_trial
+from cifarscale.cluster.search import Search
+from cifarscale.cluster.trials import (
     FAILED,
     INTERRUPTED,
     RUNNING,
@@ -42,16 +27,13 @@ from cifarscale.cluster.trials import (  # noqa: E402
     SweepFolder,
     Trial,
     history,
-    value_of,
 )
-from cifarscale.config.load import load_recipe  # noqa: E402
-from cifarscale.config.recipe import Recipe  # noqa: E402
-from cifarscale.config.sweep import AshaConfig, SweepJob  # noqa: E402
-from cifarscale.errors import CifarscaleError  # noqa: E402
+from cifarscale.config.recipe import Recipe
+from cifarscale.config.sweep import AshaConfig, SweepJob
+from cifarscale.training.signals import StopRequest
 
-_OBJECT_STORE_BYTES = 80 * 2**20
-"""Near Ray's least: trials send figures alone."""
-_STATE, _REASON = "cifarscale_state", "cifarscale_reason"
+SAVING_S = 20
+"""How long trials that are asked to stop may take to save; who needs more goes on from an earlier checkpoint."""
 
 
 class Watcher(Protocol):
@@ -63,10 +45,15 @@ class Watcher(Protocol):
 
 @dataclass
 class Ended:
-    """Why a sweep ended before its last trial; empty if it did not."""
+    """Why a sweep ended before its last trial.
+
+    Attributes:
+        reason: empty if it did not.
+        requested: what a signal asked for, as in StopRequest.
+    """
 
     reason: str = ""
-    by_signal: bool = False
+    requested: int = 0
 
 
 def run_trials(
@@ -76,66 +63,63 @@ def run_trials(
     search: Search,
     placement: dict[str, Any],
     watcher: Watcher,
+    address: RayAddress,
+    stop: StopRequest,
 ) -> Ended:
     """Runs all trials of a search that are not done, and keeps the folder's table up to date.
 
     Args:
         placement: of the trials, as plain values.
+        stop: by which signals end the sweep; its trials save first.
     """
-    ended = Ended()
-    with _local_ray(folder, sweep):
-        book = _Book(sweep, folder, search, placement, watcher, ended)
-        scheduler = _scheduler(sweep, base, folder)
-        with _stopping_on_signals(ended), _stopping_in_time(sweep, book):
-            tuner = tune.Tuner(
-                tune.with_resources(_run_trial, {"cpu": sweep.cpus_per_trial, "gpu": sweep.gpus_per_trial}),
-                tune_config=tune.TuneConfig(
-                    search_alg=_Searcher(book),
-                    scheduler=scheduler,
-                    num_samples=-1,  # the search knows when to end
-                    max_concurrent_trials=_concurrent(sweep),
-                    reuse_actors=True,
-                    trial_dirname_creator=_name,
-                ),
-                run_config=tune.RunConfig(
-                    name=f"start-{len(list(folder.ray.glob('start-*'))) + 1}",
-                    storage_path=str(folder.ray.absolute()),
-                    failure_config=tune.FailureConfig(max_failures=sweep.retries),
-                    stop=_Stopper(book),
-                    callbacks=[_Callback(book)],
-                    verbose=0,
-                ),
-            )
-            tuner.fit()
+    with _connected(address) as stop_actor:
+        book = _Book(sweep, folder, search, placement, watcher, stop, stop_actor)
+        tuner = tune.Tuner(
+            tune.with_resources(run_trial, {"cpu": sweep.cpus_per_trial, "gpu": sweep.gpus_per_trial}),
+            tune_config=tune.TuneConfig(
+                search_alg=_Searcher(book),
+                scheduler=_scheduler(sweep, base, folder),
+                num_samples=-1,  # the search knows when to end
+                max_concurrent_trials=_concurrent(sweep),
+                reuse_actors=True,
+                trial_dirname_creator=_name,
+            ),
+            run_config=tune.RunConfig(
+                name=f"start-{len(list(folder.ray.glob('start-*'))) + 1}",
+                storage_path=str(folder.ray.absolute()),
+                failure_config=tune.FailureConfig(max_failures=sweep.retries),
+                stop=_Stopper(book),
+                callbacks=[_Callback(book)],
+                verbose=0,
+            ),
+        )
+        tuner.fit()
     for trial in folder.trials:
         if trial.state == RUNNING:
-            book.set(trial, INTERRUPTED, ended.reason)
-    return ended
+            book.set(trial, INTERRUPTED, book.ended.reason)
+    return book.ended
+
+
+@contextmanager
+def _connected(address: RayAddress) -> Iterator[Any]:
+    """This process as the driver of a Ray, and the actor by which it asks trials to stop."""
+    for name in ("ray", "ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    ours = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
+    ray.init(address=address.address, log_to_driver=False, logging_level=logging.ERROR, namespace="cifarscale")
+    for signum, handler in ours.items():
+        signal.signal(signum, handler)  # Ray puts its own in their place
+    try:
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        actor: Any = ray.remote(StopActor)
+        yield actor.options(name=STOP_ACTOR, num_cpus=0, scheduling_strategy=here).remote()
+    finally:
+        ray.shutdown()
 
 
 def _name(ray_trial: Any) -> str:
     """The folder of what Ray itself writes of a trial."""
     return f"trial-{ray_trial.config['trial']}-{ray_trial.trial_id}"
-
-
-def _run_trial(config: dict[str, Any]) -> None:
-    """A trial, in a process of Ray's: the same `run_job` as anywhere."""
-    from cifarscale.run import Placement, run_job
-
-    metric, run_dir = config["metric"], Path(config["run_dir"])
-    recipe = load_recipe(str(run_dir / "recipe.toml"))
-    max_steps = recipe.training.max_steps
-
-    def listener(step: int, values: dict[str, float], checkpoint: Path | None) -> None:
-        if metric in values and step < max_steps:  # the last one is reported when the trial is complete
-            tune.report({"step": step, metric: values[metric]})
-
-    try:
-        result = run_job(recipe, run_dir, Placement.from_plain(config["placement"]), listener)
-    except CifarscaleError as error:  # said in our own words, it would happen again: no retry
-        tune.report({_STATE: FAILED, _REASON: str(error)})
-        return
-    tune.report({"step": max_steps, metric: value_of(result, metric), _STATE: COMPLETE})
 
 
 class _Book:
@@ -148,10 +132,13 @@ class _Book:
         search: Search,
         placement: dict[str, Any],
         watcher: Watcher,
-        ended: Ended,
+        stop: StopRequest,
+        stop_actor: Any,
     ) -> None:
-        self.sweep, self.folder, self.search, self.ended = sweep, folder, search, ended
-        self._placement, self._watcher = placement, watcher
+        self.sweep, self.folder, self.search, self.ended = sweep, folder, search, Ended()
+        self._placement, self._watcher, self._stop, self._stop_actor = placement, watcher, stop, stop_actor
+        self._begun, self._seconds_before = time.monotonic(), folder.seconds
+        self._patience_ends = float("inf")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Book":
         return self
@@ -159,13 +146,26 @@ class _Book:
     def __reduce__(self) -> tuple[Any, ...]:
         return object, ()  # in Ray's own record of the sweep, which nothing reads
 
-    def end(self, reason: str) -> None:
-        """Asks all trials to end now."""
-        self.ended.reason = self.ended.reason or reason
+    def must_end(self) -> bool:
+        """Asks all trials to save and stop when a signal came or the time is up. Returns: whether to wait no longer."""
+        if not self.ended.reason and (reason := self._reason_to_end()):
+            self.ended.reason, self.ended.requested = reason, self._stop.requested
+            self._stop_actor.ask.remote()
+            self._patience_ends = time.monotonic() + SAVING_S
+        return time.monotonic() > self._patience_ends
+
+    def _reason_to_end(self) -> str:
+        if self._stop.requested:
+            return "it was asked to stop"
+        budget = self.sweep.time_budget_min
+        return f"time_budget_min = {budget:g} is used up" if 0 < 60 * budget < self._seconds() else ""
+
+    def _seconds(self) -> float:
+        return self._seconds_before + time.monotonic() - self._begun
 
     def next_config(self) -> dict[str, Any] | None:
         trial = None if self.ended.reason else self.search.next()
-        self.folder.save()
+        self.folder.save(self._seconds())
         if trial is None:
             return None
         run_dir = str(self.folder.run(trial).path.absolute())
@@ -182,7 +182,7 @@ class _Book:
 
     def set(self, trial: Trial, state: str, reason: str = "") -> None:
         trial.state, trial.reason = state, reason
-        self.folder.save()
+        self.folder.save(self._seconds())
         self._watcher.changed(trial)
 
 
@@ -220,8 +220,8 @@ class _Callback(tune.Callback):
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **i: Any) -> None:
         ours = self._book.of(trial)
-        if _STATE in result:
-            ours.state, ours.reason = result[_STATE], result.get(_REASON, "")
+        if STATE in result:
+            ours.state, ours.reason = result[STATE], result.get(REASON, "")
         if "step" in result:
             ours.step, ours.value = result["step"], result[self._book.sweep.metric]
         self._book.set(ours, ours.state, ours.reason)
@@ -236,6 +236,9 @@ class _Callback(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         ours = self._book.of(trial)
+        if self._book.ended.reason:
+            self._book.set(ours, INTERRUPTED, self._book.ended.reason)
+            return
         ours.died = True
         self._book.set(ours, FAILED, f"{_cause(trial)} (started {ours.starts} times)")
         self._book.search.ended(ours)
@@ -286,7 +289,7 @@ def _concurrent(sweep: SweepJob) -> int:
 
 
 class _Stopper(tune.Stopper):
-    """Ends all trials when time is up or a signal came; their checkpoints stand."""
+    """Ends the sweep early; Ray asks it all the time."""
 
     def __init__(self, book: _Book) -> None:
         self._book = book
@@ -295,67 +298,4 @@ class _Stopper(tune.Stopper):
         return False
 
     def stop_all(self) -> bool:
-        return bool(self._book.ended.reason)
-
-
-@contextlib.contextmanager
-def _stopping_on_signals(ended: Ended) -> Iterator[None]:
-    """SIGTERM and Ctrl-C end the sweep at once; the same command with --resume goes on."""
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        ended.reason, ended.by_signal = f"{signal.Signals(signum).name} came", True
-
-    previous = {signum: signal.signal(signum, stop) for signum in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)
-
-
-@contextlib.contextmanager
-def _stopping_in_time(sweep: SweepJob, book: _Book) -> Iterator[None]:
-    """The end of the time budget ends the sweep."""
-    if not sweep.time_budget_min:
-        yield
-        return
-    reason = f"time_budget_min = {sweep.time_budget_min:g} is used up"
-    timer = threading.Timer(60 * sweep.time_budget_min, book.end, (reason,))
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-@contextlib.contextmanager
-def _local_ray(folder: SweepFolder, sweep: SweepJob) -> Iterator[None]:
-    """A Ray of our own on this machine, gone afterwards; what one that was killed has left is removed.
-
-    Where this process is killed, raylet and trials die with it at once, and Ray's two idle agents within a minute.
-    """
-    for name in ("ray", "ray.tune", "ray.train"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    folder.ray.mkdir(parents=True, exist_ok=True)
-    note = folder.ray / "temporary"
-    if note.is_file():
-        shutil.rmtree(note.read_text(encoding="utf-8"), ignore_errors=True)
-    # Sockets lie there, and their paths may be 107 bytes long: not below the sweep, or TMPDIR.
-    temporary = tempfile.mkdtemp(prefix="cifarscale-ray-", dir="/tmp")
-    note.write_text(temporary, encoding="utf-8")
-    try:
-        ray.init(
-            address="local",
-            num_cpus=len(os.sched_getaffinity(0)),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            _temp_dir=temporary,
-        )
-        yield
-    finally:
-        ray.shutdown()
-        shutil.rmtree(temporary, ignore_errors=True)
-        note.unlink(missing_ok=True)
+        return self._book.must_end()

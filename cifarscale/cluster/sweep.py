@@ -1,9 +1,15 @@
-"""A sweep on this machine: checks, trials, and the best of them as a recipe."""
+"""A sweep: checks, trials, and the best of them as a recipe."""
 
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from cifarscale.cluster.ray_cluster import RayAddress, ray_cluster
 from cifarscale.cluster.search import make_search
 from cifarscale.cluster.trials import FAILED, SweepFolder, Trial, default_sweep_dir, ranked
 from cifarscale.config.dcgan import DcganRecipe
@@ -14,10 +20,12 @@ from cifarscale.config.sweep import SweepJob
 from cifarscale.data.build import locate_shards
 from cifarscale.data.manifest import Manifest
 from cifarscale.errors import ConfigError, Interrupted, RunError
+from cifarscale.evaluation.features import inception
 from cifarscale.files import write_json_atomically, write_text_atomically
 from cifarscale.lease import lease
 from cifarscale.run import Placement, resolve
 from cifarscale.run_folder import RunFolder
+from cifarscale.training.signals import CONTINUE_LATER, StopRequest
 
 if TYPE_CHECKING:
     from cifarscale.cluster.ray_tune import Watcher
@@ -26,108 +34,146 @@ PATIENCE_S = 90
 """How long a trial waits for one of a killed sweep that still writes its folder."""
 
 
-def run_sweep(
-    sweep: SweepJob, run_dir: Path | None, data: str | None, resume: bool, watcher: "Watcher"
-) -> tuple[SweepFolder, dict[str, Any]]:
-    """Runs a sweep to its end; one that is complete only shows what came of it.
+@dataclass(frozen=True)
+class Nodes:
+    """Where trials run: what each node has, and how their Ray is started."""
+
+    num_cpus: int
+    num_gpus: int
+    start_ray: Callable[[], AbstractContextManager[RayAddress]]
+
+
+def this_machine() -> Nodes:
+    """All cores and GPUs of this machine."""
+    num_cpus, num_gpus = len(os.sched_getaffinity(0)), torch.cuda.device_count()
+    return Nodes(num_cpus, num_gpus, lambda: ray_cluster(num_cpus, num_gpus))
+
+
+@dataclass(frozen=True)
+class PreparedSweep:
+    """A sweep that has been checked, with its base tied to its data, and its folder."""
+
+    sweep: SweepJob
+    base: Recipe
+    folder: SweepFolder
+    shards: Path
+
+    def result(self) -> dict[str, Any] | None:
+        """What came of it, if all that the recipe asks for has run."""
+        result = self.folder.result()
+        if result is None or self.sweep.num_trials > result["asked"]:
+            return None
+        out_of_time = result["ended"] and self.sweep.time_budget_min != result["time_budget_min"]
+        return None if out_of_time else result
+
+    def run(self, nodes: Nodes, resume: bool, watcher: "Watcher", stop: StopRequest, patience_s: float = 0) -> None:
+        """Runs the sweep to its end.
+
+        Args:
+            resume: go on with a sweep that was interrupted, or that is to have more trials.
+            patience_s: how long to wait for another process that still runs it.
+        Raises: ConfigError or RunError for what is wrong, before anything starts; Interrupted if a signal came.
+        """
+        folder, sweep = self.folder, self.sweep
+        begun = folder.table.is_file()
+        with lease(folder.lease, RunFolder(folder.path).refusal, patience_s):
+            folder.prepare(sweep, self.base)
+            folder.load()
+            if begun and not resume:
+                if self.result() is not None:
+                    return
+                raise RunError(f"{folder.path} holds a sweep that is not complete. Add --resume to go on with it")
+            search = make_search(sweep, self.base, folder, Manifest.load(self.shards))
+            folder.save(folder.seconds)
+            folder.forget_result()
+            placement = Placement(self.shards, "cuda" if sweep.gpus_per_trial else "cpu", patience_s=PATIENCE_S)
+            with nodes.start_ray() as address:
+                from cifarscale.cluster.ray_tune import run_trials
+
+                ended = run_trials(sweep, self.base, folder, search, placement.as_plain(), watcher, address, stop)
+                best = self._keep_best()
+                if ended.requested:
+                    raise Interrupted(
+                        f"{ended.reason}; trials have saved. Run the same command with --resume to go on",
+                        to_continue=ended.requested == CONTINUE_LATER,
+                    )
+                write_json_atomically(RunFolder(folder.path).result_file, self._result(best, ended.reason))
+
+    def _keep_best(self) -> Trial | None:
+        """Writes best.toml, of the trials that have run by now."""
+        best = next(iter(ranked(self.folder.trials, self.sweep.mode)), None)
+        if best is not None:
+            recipe = best_recipe(self.sweep, self.base, best.overrides)
+            write_text_atomically(self.folder.best, recipe_toml(recipe))
+        return best
+
+    def _result(self, best: Trial | None, ended: str) -> dict[str, Any]:
+        trials = self.folder.trials
+        return {
+            "name": self.sweep.name,
+            "task": self.sweep.task,
+            "metric": self.sweep.metric,
+            "mode": self.sweep.mode,
+            "asked": self.sweep.num_trials,
+            "trials": len(trials),
+            "failed": sum(trial.state == FAILED for trial in trials),
+            "seconds": round(self.folder.seconds, 1),
+            "time_budget_min": self.sweep.time_budget_min,
+            "ended": ended,
+            "best": self._about(best) if best else None,
+        }
+
+    def _about(self, best: Trial) -> dict[str, Any]:
+        return {
+            "trial": best.number,
+            "run": str(self.folder.run(best).path.relative_to(self.folder.path)),
+            "state": best.state,
+            "step": best.step,
+            "value": best.value,
+            "overrides": best.overrides,
+        }
+
+
+def prepare_sweep(sweep: SweepJob, run_dir: Path | None, data: str | None) -> PreparedSweep:
+    """Checks a sweep, and ties its base to its data.
 
     Args:
         run_dir: None for the sweep's own, `runs/NAME-HASH`.
         data: a data set or a folder of shards; None for the base's own.
-        resume: go on with a sweep that was interrupted, or that is to have more trials.
-    Returns: its folder, and its result.
-    Raises: ConfigError, DataError or RunError for what is wrong, before anything starts; Interrupted if a signal
-        came.
+    Raises: ConfigError, DataError or RunError for what is wrong.
     """
     base = check_sweep(sweep)
-    _check_resources(sweep)
     _check_features(base)
     shards = locate_shards(data or base.data.dataset).resolve()
     base = resolve(base, shards)
-    manifest = Manifest.load(shards)
-    validation, samples = base.data.num_validation, manifest.split("train").num_samples
+    validation, samples = base.data.num_validation, Manifest.load(shards).split("train").num_samples
     if validation >= samples:
         raise ConfigError(f"data.num_validation = {validation} leaves nothing of {samples} samples to train on")
-    folder = SweepFolder((run_dir or default_sweep_dir(sweep)).absolute())
-    begun = folder.table.is_file()
-    with lease(folder.lease, RunFolder(folder.path).refusal):
-        folder.prepare(sweep, base)
-        folder.load()
-        if begun and not resume and (result := _complete(folder, sweep)) is not None:
-            return folder, result
-        if begun and not resume:
-            raise RunError(f"{folder.path} holds a sweep that is not complete. Add --resume to go on with it")
-        device = "cuda" if sweep.gpus_per_trial else "cpu"
-        placement = Placement(shards, device, patience_s=PATIENCE_S).as_plain()
-        search = make_search(sweep, base, folder, manifest)
-        folder.save()
-        from cifarscale.cluster.ray_tune import run_trials
-
-        ended = run_trials(sweep, base, folder, search, placement, watcher)
-        folder.save()
-        result = _conclude(sweep, base, folder, ended.reason)
-        if ended.by_signal:
-            raise Interrupted(f"{ended.reason}; finished trials stand. Run the same command with --resume to go on")
-        return folder, result
+    return PreparedSweep(sweep, base, SweepFolder((run_dir or default_sweep_dir(sweep)).absolute()), shards)
 
 
-def _complete(folder: SweepFolder, sweep: SweepJob) -> dict[str, Any] | None:
-    """The result of a sweep whose trials have all run."""
-    result = folder.result()
-    if result is None or result["ended"] or sweep.num_trials > result["asked"]:
-        return None
-    return result
+def check_resources(sweep: SweepJob, num_cpus: int, num_gpus: int, where: str) -> None:
+    """Raises: ConfigError if a trial asks for more than a node has.
 
-
-def _conclude(sweep: SweepJob, base: Recipe, folder: SweepFolder, ended: str) -> dict[str, Any]:
-    """Writes best.toml and result.json."""
-    order = ranked(folder.trials, sweep.mode)
-    best = order[0] if order else None
-    if best is not None:
-        write_text_atomically(folder.best, recipe_toml(best_recipe(sweep, base, best.overrides)))
-    result = {
-        "name": sweep.name,
-        "task": sweep.task,
-        "metric": sweep.metric,
-        "mode": sweep.mode,
-        "asked": sweep.num_trials,
-        "trials": len(folder.trials),
-        "failed": sum(trial.state == FAILED for trial in folder.trials),
-        "ended": ended,
-        "best": _about(best, folder) if best else None,
-    }
-    write_json_atomically(folder.path / "result.json", result)
-    return result
-
-
-def _about(best: Trial, folder: SweepFolder) -> dict[str, Any]:
-    return {
-        "trial": best.number,
-        "run": str(folder.run(best).path.relative_to(folder.path)),
-        "state": best.state,
-        "step": best.step,
-        "value": best.value,
-        "overrides": best.overrides,
-    }
-
-
-def _check_resources(sweep: SweepJob) -> None:
-    """Raises: ConfigError if a trial asks for more than this machine has."""
-    import torch
-
-    cores, gpus = len(os.sched_getaffinity(0)), torch.cuda.device_count()
-    if sweep.cpus_per_trial > cores:
-        raise ConfigError(f"cpus_per_trial = {sweep.cpus_per_trial}, and this machine has {cores} cores")
-    if sweep.gpus_per_trial > gpus:
-        raise ConfigError(f"gpus_per_trial = {sweep.gpus_per_trial:g}, and this machine has {gpus} GPUs")
+    Args:
+        where: names the node.
+    """
+    if sweep.cpus_per_trial > num_cpus:
+        raise ConfigError(f"cpus_per_trial = {sweep.cpus_per_trial}, and {where} has {num_cpus} cores")
+    if sweep.gpus_per_trial > num_gpus:
+        raise ConfigError(f"gpus_per_trial = {sweep.gpus_per_trial:g}, and {where} has {num_gpus} GPUs")
     if sweep.gpus_per_trial > 1:
         raise ConfigError(f"gpus_per_trial = {sweep.gpus_per_trial:g}: a trial is one process, and uses one GPU")
 
 
 def _check_features(base: Recipe) -> None:
-    """Raises: ConfigError if the classifier by whose features generators are compared is not there."""
-    kind, _, run = base.distance.features.partition(":") if isinstance(base, DcganRecipe) else ("", "", "")
-    if kind == "cnn" and RunFolder(Path(run)).result() is None:
+    """Raises: ConfigError or DataError if that by whose features generators are compared is not there."""
+    if not isinstance(base, DcganRecipe):
+        return
+    kind, _, run = base.distance.features.partition(":")
+    if kind == "inception":
+        inception(Path(base.distance.weights) if base.distance.weights else None, torch.device("cpu"))
+    elif kind == "cnn" and RunFolder(Path(run)).result() is None:
         raise ConfigError(
             f"distance.features = 'cnn:{run}': there is no complete run in {run}. "
             "Run: cifarscale train resnet, then add --set set.distance.features=cnn:RUN"

@@ -48,12 +48,17 @@ class Trial:
         return self.state in DONE or (self.state == FAILED and not self.died)
 
 
-@dataclass(frozen=True)
+@dataclass
 class SweepFolder:
-    """The files of a sweep."""
+    """The files of a sweep.
+
+    Attributes:
+        seconds: that it has run, over all starts.
+    """
 
     path: Path
     trials: list[Trial] = field(default_factory=list)
+    seconds: float = 0.0
 
     @property
     def recipe(self) -> Path:
@@ -94,6 +99,12 @@ class SweepFolder:
 
     def prepare(self, sweep: SweepJob, base: Recipe) -> None:
         """Makes the folder, or checks that it is this sweep's. Raises: RunError if it is not."""
+        self.require(sweep, base)
+        write_text_atomically(self.base, recipe_toml(base))
+        write_text_atomically(self.recipe, recipe_toml(sweep))
+
+    def require(self, sweep: SweepJob, base: Recipe) -> None:
+        """Raises: RunError if this is a folder of something else."""
         if self.recipe.is_file():
             found = self.load_sweep()
             if sweep_hash(found) != sweep_hash(sweep):
@@ -106,16 +117,16 @@ class SweepFolder:
                     f"{self.path} holds a sweep of {sweep.base!r} as it was before: the recipe or its data has "
                     "changed since; name another --run-dir"
                 )
-        elif self.path.is_dir() and any(path for path in self.path.iterdir() if not path.name.startswith(".")):
+        elif self.path.is_dir() and any(
+            path for path in self.path.iterdir() if not path.name.startswith((".", "logs"))
+        ):
             raise RunError(f"{self.path} exists and is not a sweep's folder; name another --run-dir")
-        write_text_atomically(self.base, recipe_toml(base))
-        write_text_atomically(self.recipe, recipe_toml(sweep))
 
     def load(self) -> None:
         """Reads the trials from table.json, and from the trials' own folders what came after it was written."""
         if self.table.is_file():
-            rows = json.loads(self.table.read_text(encoding="utf-8"))["trials"]
-            self.trials[:] = [Trial(**row) for row in rows]
+            table = json.loads(self.table.read_text(encoding="utf-8"))
+            self.trials[:], self.seconds = [Trial(**row) for row in table["trials"]], table["seconds"]
         sweep = self.load_sweep()
         is_going = bool(living_holder(self.lease))
         for trial in self.trials:
@@ -132,12 +143,19 @@ class SweepFolder:
                 lines = read_metrics(run.metrics)
                 trial.step = max([trial.step, *(line["step"] for line in lines)])
 
-    def save(self) -> None:
-        write_json_atomically(self.table, {"trials": [asdict(trial) for trial in self.trials]})
+    def save(self, seconds: float) -> None:
+        """Writes table.json, with the seconds that the sweep has run by now."""
+        self.seconds = seconds
+        rows = [asdict(trial) for trial in self.trials]
+        write_json_atomically(self.table, {"seconds": round(seconds, 1), "trials": rows})
 
     def result(self) -> dict[str, Any] | None:
         """What came of the sweep; None while it is not over."""
         return RunFolder(self.path).result()
+
+    def forget_result(self) -> None:
+        """For a sweep that goes on."""
+        RunFolder(self.path).result_file.unlink(missing_ok=True)
 
 
 def default_sweep_dir(sweep: SweepJob) -> Path:
@@ -168,9 +186,20 @@ def ranked(trials: Iterable[Trial], mode: str) -> list[Trial]:
     return sorted((each for each in trials if each.value is not None and each.state != REPEATED), key=place)
 
 
+def trial_line(trial: Trial, metric: str) -> str:
+    """A trial's state in one line."""
+    value = "" if trial.value is None else f"  {metric} {trial.value:.4f}"
+    more = trial.reason or (shown_overrides(trial.overrides) if not trial.step else "")
+    return f"trial {trial.number}  {trial.state}  step {trial.step:,}{value}  {more}".rstrip()
+
+
 def shown_overrides(overrides: Overrides) -> str:
-    """The changed keys of a trial, short."""
-    return ", ".join(f"{key}={_short(value)}" for key, value in overrides.items())
+    """The changed keys of a trial, short: `schedule=cosine` for schedule.name, `width=16` for model.width."""
+    short = {key: key.removesuffix(".name").rpartition(".")[2] for key in overrides}
+    unique = {name for name in short.values() if list(short.values()).count(name) == 1}
+    return ", ".join(
+        f"{short[key] if short[key] in unique else key}={_short(value)}" for key, value in overrides.items()
+    )
 
 
 def _short(value: Any) -> str:

@@ -4,13 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
-from cifarscale.cluster.call import Call, evaluation, measurement, training
+from cifarscale.cluster.call import Call, evaluation, measurement, sweeping, training
 from cifarscale.cluster.plan import Pace
+from cifarscale.cluster.sweep import PreparedSweep, prepare_sweep
 from cifarscale.config.distance import FidJob
 from cifarscale.config.evaluate import EvaluateJob
 from cifarscale.config.load import with_values
 from cifarscale.config.recipe import Job, Recipe
+from cifarscale.config.sweep import SweepJob
 from cifarscale.data.build import locate_shards
 from cifarscale.data.manifest import Manifest
 from cifarscale.errors import ConfigError
@@ -28,13 +31,15 @@ class Work:
     """A job that is to run in its folder.
 
     Attributes:
-        manifest: of the shards that it trains on; None for a job that trains nothing.
+        manifest: of the shards that it trains on; None for a job that trains nothing itself.
+        sweep: of a sweep, None for any other job.
     """
 
     job: Job
     run_dir: Path
     call: Call
     manifest: Manifest | None = None
+    sweep: PreparedSweep | None = None
 
     @property
     def num_shards(self) -> int:
@@ -43,7 +48,21 @@ class Work:
 
     def prepare(self) -> None:
         """Makes the run folder. Raises: RunError if it holds another run."""
-        RunFolder(self.run_dir).prepare(self.job, self.manifest)
+        if self.sweep is not None:
+            self.sweep.folder.prepare(self.sweep.sweep, self.sweep.base)
+        else:
+            RunFolder(self.run_dir).prepare(self.job, self.manifest)
+
+    def result(self) -> dict[str, Any] | None:
+        """Its result if it is complete. Raises: RunError if the folder is that of another job."""
+        if self.sweep is not None:
+            self.sweep.folder.require(self.sweep.sweep, self.sweep.base)
+            return self.sweep.result()
+        folder = RunFolder(self.run_dir)
+        result = folder.result()
+        if result is not None:
+            folder.require(self.job)
+        return result
 
 
 def make_work(job: Job, run_dir: Path | None, data: str | None, device: str, num_workers: int = 0) -> Work:
@@ -65,8 +84,11 @@ def make_work(job: Job, run_dir: Path | None, data: str | None, device: str, num
         return Work(resolved, folder, call, Manifest.load(shards))
     if isinstance(job, EvaluateJob):
         return _evaluation(job, run_dir, data, device)
-    if not isinstance(job, FidJob):
-        raise ConfigError(f"a job of task {job.task!r} runs on this machine. Run: cifarscale {job.task} {job.name}")
+    if isinstance(job, SweepJob):
+        sweep = prepare_sweep(job, run_dir, data)
+        call = sweeping(job, sweep.folder.path, sweep.shards)
+        return Work(job, sweep.folder.path, call, sweep=sweep)
+    assert isinstance(job, FidJob)
     return _measurement(job, run_dir, data, device)
 
 

@@ -18,6 +18,7 @@ from cifarscale.cluster.probe import probe as probe_node
 from cifarscale.config.distance import FidJob
 from cifarscale.config.load import parse_job
 from cifarscale.config.recipe import Recipe
+from cifarscale.config.sweep import SweepJob
 from cifarscale.errors import CifarscaleError
 from cifarscale.inference import evaluate_run, measure_images
 from cifarscale.log import configure_logging
@@ -44,11 +45,26 @@ def fid(job: str, shards: str | None, device: str, out: str, save: str | None) -
     measure_images(parsed, Path(shards) if shards else None, device, Path(out), Path(save) if save else None)
 
 
+def sweep(recipe: str, run_dir: str, shards: str) -> None:
+    """One rank a node: rank 0 runs the sweep, and Ray runs its trials on all of them. `recipe` is the sweep as TOML."""
+    from cifarscale.cluster.sweep_task import sweep_on_nodes
+
+    parsed = parse_job(tomllib.loads(recipe), "recipe")
+    assert isinstance(parsed, SweepJob)
+    sweep_on_nodes(parsed, Path(run_dir), Path(shards))
+
+
 def probe(folder: str, shards: str | None, device: str, meeting_s: float) -> None:
     probe_node(Path(folder), Path(shards) if shards else None, device, meeting_s)
 
 
-_FUNCTIONS: dict[str, Callable[..., None]] = {"train": train, "evaluate": evaluate, "fid": fid, "probe": probe}
+_FUNCTIONS: dict[str, Callable[..., None]] = {
+    "train": train,
+    "evaluate": evaluate,
+    "fid": fid,
+    "sweep": sweep,
+    "probe": probe,
+}
 
 
 def run_call(call: Call) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -30,14 +29,8 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Signals request a stop inside the block; a second Ctrl-C ends the process at once.
-
-    In a thread that is not the main one Python takes no signal handlers: who started the thread stops it.
-    """
+    """Signals request a stop inside the block; a second Ctrl-C ends the process at once."""
     request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
     previous = {signum: signal.signal(signum, request) for signum in _MEANING}
     try:
         yield request

@@ -20,7 +20,7 @@ from cifarscale.cluster.ray_cluster import ray_cluster
 try:
     with ray_cluster(num_cpus=1) as cluster:
         import ray
-        assert cluster.token_file.stat().st_mode & 0o777 == 0o600
+        assert (cluster.folder / "token").stat().st_mode & 0o777 == 0o600
         ray.init(address=cluster.address, log_to_driver=False)
         assert ray.get(ray.remote(lambda x: x + 1).remote(1)) == 2
         print(cluster.folder, flush=True)
@@ -96,24 +96,31 @@ def test_two_do_not_disturb_each_other() -> None:
 NODE = """
 import sys
 from pathlib import Path
-from cifarscale.cluster.ray_cluster import ray_over_nodes
-with ray_over_nodes(Path(sys.argv[1]), num_cpus=1, timeout_s=float(sys.argv[2])) as cluster:
-    if cluster is not None:
-        import ray, time
-        ray.init(address=cluster.address, log_to_driver=False)
-        @ray.remote
-        def node():
-            time.sleep(1)
-            return ray.get_runtime_context().get_node_id()
-        print(len(set(ray.get([node.remote() for _ in range(2)]))))
-        ray.shutdown()
+from cifarscale.cluster.ray_cluster import ray_over_nodes, serve_node
+from cifarscale.errors import Interrupted
+from cifarscale.rendezvous import ranks_from_environment
+ranks, meeting, timeout_s = ranks_from_environment(), Path(sys.argv[1]), float(sys.argv[2])
+if not ranks.is_first:
+    serve_node(ranks, meeting, 1, timeout_s=timeout_s)
+    sys.exit()
+with ray_over_nodes(ranks, meeting, 1, timeout_s=timeout_s) as cluster:
+    import ray, time
+    ray.init(address=cluster.address, log_to_driver=False)
+    @ray.remote
+    def node():
+        time.sleep(1)
+        return ray.get_runtime_context().get_node_id()
+    print(len(set(ray.get([node.remote() for _ in range(2)]))))
+    ray.shutdown()
+    if sys.argv[3:]:
+        raise Interrupted("warned", to_continue=True)
 """
 
 
-def start_rank(meeting: Path, rank: int, timeout_s: int) -> subprocess.Popen[str]:
+def start_rank(meeting: Path, rank: int, timeout_s: int, *options: str) -> subprocess.Popen[str]:
     environment = {"RANK": str(rank), "WORLD_SIZE": "2", "CIFARSCALE_ADDRESS": "127.0.0.1", "CIFARSCALE_NODES": "n1,n2"}
     return subprocess.Popen(
-        [sys.executable, "-c", NODE, str(meeting), str(timeout_s)],
+        [sys.executable, "-c", NODE, str(meeting), str(timeout_s), *options],
         env=os.environ | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -121,11 +128,14 @@ def start_rank(meeting: Path, rank: int, timeout_s: int) -> subprocess.Popen[str
     )
 
 
-def test_nodes_join_compute_at_once_and_end(tmp_path: Path) -> None:
-    ranks = [start_rank(tmp_path, rank, PATIENCE_S) for rank in range(2)]
+@pytest.mark.parametrize("options", [(), ("interrupted",)], ids=["ends", "is-interrupted"])
+def test_nodes_join_compute_at_once_and_end_alike(tmp_path: Path, options: tuple[str, ...]) -> None:
+    ranks = [start_rank(tmp_path, rank, PATIENCE_S, *options) for rank in range(2)]
     told = [rank.communicate(timeout=2 * PATIENCE_S) for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], told
+    assert [rank.returncode for rank in ranks] == [len(options)] * 2, told
     assert told[0][0].strip() == "2"
+    assert all(("Interrupted: warned" in errors) == bool(options) for _, errors in told)
+    assert not (tmp_path / "ray.json").exists()  # which held the token
 
 
 def test_a_missing_node_is_named(tmp_path: Path) -> None:

@@ -53,10 +53,10 @@ class Sweep:
     def write(self, space: str = LEARNING_RATES, max_steps: int = 30, searcher: str = "random") -> None:
         self._recipe.write_text(RECIPE.format(space=space, max_steps=max_steps, searcher=searcher))
 
-    def start(self, *options: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "cifarscale", "sweep", str(self._recipe), "--run-dir", str(self.path)]
+    def start(self, *options: str, command: str = "sweep") -> subprocess.Popen[str]:
+        start = [sys.executable, "-m", "cifarscale", command, str(self._recipe), "--run-dir", str(self.path)]
         process = subprocess.Popen(
-            [*command, "--data", str(self._shards), *options],
+            [*start, "--data", str(self._shards), *options],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -182,6 +182,29 @@ def test_a_trial_whose_process_is_killed_is_started_again_from_its_checkpoint(sw
     assert process.returncode == 0, output
     assert sweep.states() == ["complete"] * 2
     assert sorted(trial["starts"] for trial in sweep.trials()) == [1, 2]
+
+
+def test_a_node_whose_ray_is_killed_joins_again(sweep: Sweep) -> None:
+    sweep.write(max_steps=300)
+    process = sweep.start("--profile", "local", "--nodes", "2", command="submit")
+    process_of(sweep)
+    second = next(pid for pid in started_for(sweep.path) if is_raylet(pid) and "--head" not in command_of(pid))
+    os.kill(second, signal.SIGKILL)
+    output, _ = process.communicate(timeout=2 * PATIENCE_S)
+    assert process.returncode == 0, output
+    assert sweep.states() == ["complete"] * 4
+    assert "is started again" in (sweep.path / "logs/rank-1.log").read_text()
+
+
+def command_of(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    except OSError:
+        return []
+
+
+def is_raylet(pid: int) -> bool:
+    return command_of(pid)[0].endswith("/raylet")
 
 
 def test_a_trial_that_diverges_is_marked_with_its_reason_and_the_others_go_on(sweep: Sweep) -> None:

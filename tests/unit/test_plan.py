@@ -9,13 +9,14 @@ import pytest
 from click.testing import CliRunner
 
 from cifarscale.cli.main import main
-from cifarscale.cluster.plan import Pace, Plan, make_plan
+from cifarscale.cluster.plan import Pace, Plan, make_plan, trials_at_once
 from cifarscale.cluster.slurm import Partition
 from cifarscale.cluster.submission import sbatch_script
 from cifarscale.cluster.work import make_work
 from cifarscale.config.load import load_job
 from cifarscale.config.profile import Profile
 from cifarscale.config.recipe import Job
+from cifarscale.config.sweep import SweepJob
 from cifarscale.errors import ClusterError, ConfigError
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -53,6 +54,31 @@ def test_all_ranks_together_compute_the_global_batch(nodes: int, tasks: int) -> 
 
 def test_jobs_that_train_nothing_have_no_batch() -> None:
     assert make_plan(job("fid"), CPU, 2).batch_size_per_rank is None
+
+
+def test_a_sweep_has_one_task_a_node_with_all_that_is_there() -> None:
+    plan = make_plan(job("sweep-cnn"), CPU, nodes=2, partition=PARTITION)
+    assert (plan.world_size, plan.tasks_per_node, plan.cpus_per_task) == (2, 1, 2)
+    sweep = job("sweep-cnn", "gpus_per_trial=0.5", "cpus_per_trial=8")
+    assert isinstance(sweep, SweepJob)
+    plan = make_plan(sweep, GPU, nodes=2, partition=PARTITION)
+    assert (plan.gpus_per_node, plan.cpus_per_task, trials_at_once(sweep, plan)) == (4, 32, 8)
+    few = sweep.model_copy(update={"max_concurrent": 3})
+    assert trials_at_once(few, plan) == 3
+
+
+@pytest.mark.parametrize(
+    ("profile", "overrides", "words"),
+    [
+        (CPU, ("cpus_per_trial=3",), "cpus_per_trial = 3, and a node of profile cpus has 2 cores"),
+        (CPU, ("gpus_per_trial=1",), "gpus_per_trial = 1, and a node of profile cpus has 0 GPUs"),
+        (GPU, (), "would leave the 4 GPUs a node of profile gpus idle"),
+        (GPU, ("gpus_per_trial=2",), "a trial is one process"),
+    ],
+)
+def test_trials_that_do_not_fit_a_node_are_refused(profile: Profile, overrides: tuple[str, ...], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        make_plan(job("sweep-cnn", *overrides), profile, nodes=2)
 
 
 def test_a_known_pace_tells_what_to_expect() -> None:

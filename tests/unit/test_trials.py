@@ -6,7 +6,17 @@ from pathlib import Path
 import pytest
 
 from cifarscale.cluster.search import add_trial
-from cifarscale.cluster.trials import COMPLETE, FAILED, REPEATED, STOPPED, SweepFolder, Trial, ranked, value_of
+from cifarscale.cluster.trials import (
+    COMPLETE,
+    FAILED,
+    REPEATED,
+    STOPPED,
+    SweepFolder,
+    Trial,
+    ranked,
+    shown_overrides,
+    value_of,
+)
 from cifarscale.config.load import load_job
 from cifarscale.config.recipe import Recipe
 from cifarscale.config.space import base_of
@@ -65,6 +75,11 @@ def test_a_metric_is_found_in_a_result(metric: str, figures: dict[str, object]) 
     assert value_of({}, metric) is None
 
 
+def test_changed_keys_are_shown_short_where_that_is_clear() -> None:
+    overrides = {"schedule.name": "cosine", "model.width": 16, "augmentation.flip": True, "a.x": 1e-4, "b.x": 2}
+    assert shown_overrides(overrides) == "schedule=cosine, width=16, flip=true, a.x=0.0001, b.x=2"
+
+
 def test_a_recipe_that_was_tried_is_not_tried_again(
     sweep: SweepJob, base: Recipe, folder: SweepFolder, shards: Path
 ) -> None:
@@ -81,11 +96,12 @@ def test_what_a_trial_wrote_after_the_table_counts(
     first = add_trial({"seed": 1}, sweep, base, folder, Manifest.load(shards))
     second = add_trial({"seed": 2}, sweep, base, folder, Manifest.load(shards))
     first.state = second.state = "running"
-    folder.save()
+    folder.save(1.5)
     result = {"steps": 10_000, "validation": {"top1": 0.5}}
     (folder.run(first).path / "result.json").write_text(json.dumps(result))
     again = SweepFolder(folder.path)
     again.load()
+    assert again.seconds == 1.5
     assert [each.state for each in again.trials] == [COMPLETE, "interrupted"]
     assert (again.trials[0].step, again.trials[0].value) == (10_000, 0.5)
 

@@ -1,0 +1,156 @@
+"""A sweep over both nodes: trials on all cores at once, and nothing done twice whatever happens to the job."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import Run
+from slurm_jobs import ENDED, PATIENCE_S, Job, planted, rank_pids, slurm
+
+from cifarscale.config.load import load_recipe
+from cifarscale.run import Placement, run_job
+
+pytestmark = pytest.mark.slurm
+
+SWEEP = """
+task = "sweep"
+base = "cnn"
+num_trials = 6
+
+[set]
+"data.num_validation" = 100
+"training.max_steps" = 60
+"training.log_every" = 5
+"training.checkpoint_every" = 20
+"evaluation.every" = 20
+
+[space]
+"training.learning_rate" = { loguniform = [1e-4, 1e-2] }
+"""
+SLOW = """
+import os
+if "CIFARSCALE_RAY_FOLDER" in os.environ:
+    import time
+    from pathlib import Path
+    from cifarscale.training.engine import Engine
+    train_step = Engine._train_step
+    def slowly(self, *arguments):
+        train_step(self, *arguments)
+        if len(list(Path({folder!r}).glob("trials/*/result.json"))) >= 2 and not Path({go!r}).exists():
+            time.sleep(0.5)
+    Engine._train_step = slowly
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "swept"
+
+
+@pytest.fixture
+def go(tmp_path: Path) -> Path:
+    """A file until whose making trials take their time once two of them are complete."""
+    return tmp_path / "go"
+
+
+@pytest.fixture
+def start(submit: Callable[..., Job], folder: Path, go: Path, tmp_path: Path) -> Callable[[], Job]:
+    """Submits the sweep on both nodes."""
+    recipe = tmp_path / "small-sweep.toml"
+    recipe.write_text(SWEEP, encoding="utf-8")
+    environment = planted(tmp_path, SLOW.format(folder=str(folder), go=str(go)))
+    return lambda: submit(recipe, run_dir=folder, environment=environment)
+
+
+def finished(folder: Path) -> dict[Path, int]:
+    """The results of complete trials, and when they were written."""
+    return {path: path.stat().st_mtime_ns for path in folder.glob("trials/*/result.json")}
+
+
+def nodes_of_trials(folder: Path) -> list[str]:
+    """On which nodes trials compute now."""
+    found = []
+    for lease in folder.glob("trials/*/.lease"):
+        try:
+            environment = Path(f"/proc/{json.loads(lease.read_text())['pid']}/environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        found += [line.partition(b"=")[2].decode() for line in environment if line.startswith(b"SLURMD_NODENAME=")]
+    return found
+
+
+def of_ray(job: Job) -> list[str]:
+    """Processes of the job's Rays."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (process / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        is_ray = any(line.startswith(b"CIFARSCALE_RAY_FOLDER=") for line in environment)
+        if is_ray and f"SLURM_JOB_ID={job.id}".encode() in environment:
+            found.append(process.name)
+    return found
+
+
+def warn(cluster: Any, job: Job) -> None:
+    slurm(cluster, "scancel", "--signal=USR2", job.id)
+
+
+def preempt(cluster: Any, job: Job) -> None:
+    """By a short job of a higher partition that wants both nodes."""
+    slurm(cluster, "sbatch", "-p", "urgent", "-N2", "--ntasks-per-node=2", "-o", "/dev/null", "--wrap", "sleep 2")
+
+
+def kill_driver(cluster: Any, job: Job) -> None:
+    """SLURM gives the job up; the same submit goes on."""
+    os.kill(rank_pids(job)[0], signal.SIGKILL)
+    cluster.wait_for_state(job.id, ENDED, PATIENCE_S)
+
+
+@pytest.mark.parametrize("fault", [warn, preempt, kill_driver], ids=lambda fault: fault.__name__)
+def test_no_finished_trial_runs_again(
+    fault: Callable[[Any, Job], None],
+    cluster: Any,
+    start: Callable[[], Job],
+    command: Callable[..., Any],
+    data: Path,
+    folder: Path,
+    go: Path,
+    tmp_path: Path,
+) -> None:
+    job = start()
+    deadline = time.monotonic() + PATIENCE_S
+    while len(finished(folder)) < 2 or set(nodes_of_trials(folder)) != {"n1", "n2"}:
+        assert job.has_ended() is None, job.log()
+        assert time.monotonic() < deadline, f"{finished(folder)}, {nodes_of_trials(folder)}: {job.log()}"
+        time.sleep(0.2)
+    before = finished(folder)
+    assert len(before) < 6
+    fault(cluster, job)
+    go.touch()
+    if fault is kill_driver:
+        assert "rank 0" in command("why", folder).stdout
+        job = start()
+    job.complete()
+    after = finished(folder)
+    assert len(after) == 6
+    assert all(after[path] == written for path, written in before.items())
+    trials = json.loads((folder / "table.json").read_text())["trials"]
+    again = [trial for trial in trials if trial["starts"] == 2]
+    assert again, "nothing was interrupted"
+    assert not {folder / "trials" / trial["folder"] / "result.json" for trial in again} & set(before)
+    assert {row["State"] for row in job.rows()} == {"COMPLETED"}
+    assert not of_ray(job)
+    interrupted = Run(folder / "trials" / again[0]["folder"])
+    alone = Run(tmp_path / "alone")
+    run_job(load_recipe(str(interrupted.path / "recipe.toml")), alone.path, Placement(data, "cpu"))
+    interrupted.assert_same_as(alone)
+    shown = command("sweep-status", job.id).stdout
+    assert "best    " in shown
+    assert "is complete" in command("submit", tmp_path / "small-sweep.toml", "--data", data, "--run-dir", folder).stdout
