@@ -181,5 +181,7 @@ def _show_result(folder: "SweepFolder", result: dict[str, Any]) -> None:
     if result["best"] is None:
         click.echo("no trial came to a figure")
         return
+    for path in sorted(folder.plots.glob("*.png")):
+        click.echo(f"plot    {short_path(path)}")
     click.echo(f"best    {short_path(folder.best)} (trial {result['best']['trial']})")
     click.echo(f"next    cifarscale train {short_path(folder.best)}")

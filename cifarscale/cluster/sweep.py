@@ -97,6 +97,7 @@ class PreparedSweep:
                         f"{ended.reason}; trials have saved. Run the same command with --resume to go on",
                         to_continue=ended.requested == CONTINUE_LATER,
                     )
+                self._plot()
                 write_json_atomically(RunFolder(folder.path).result_file, self._result(best, ended.reason))
 
     def _keep_best(self) -> Trial | None:
@@ -106,6 +107,11 @@ class PreparedSweep:
             recipe = best_recipe(self.sweep, self.base, best.overrides)
             write_text_atomically(self.folder.best, recipe_toml(recipe))
         return best
+
+    def _plot(self) -> None:
+        from cifarscale.cluster.sweep_plots import plot_sweep
+
+        plot_sweep(self.folder, self.sweep)
 
     def _result(self, best: Trial | None, ended: str) -> dict[str, Any]:
         trials = self.folder.trials

@@ -78,6 +78,10 @@ class SweepFolder:
         return self.path / "best.toml"
 
     @property
+    def plots(self) -> Path:
+        return self.path / "plots"
+
+    @property
     def ray(self) -> Path:
         """What Ray writes of its own."""
         return self.path / "ray"

@@ -153,6 +153,9 @@ def test_the_best_of_four_trials_is_a_recipe_that_trains(sweep: Sweep, shards: P
     output = sweep.run()
     assert sweep.states() == ["complete"] * 4
     assert "is on the validation split" in output
+    for name in ("curves.png", "parallel.png"):
+        assert (sweep.path / "plots" / name).is_file()
+        assert name in output
     best = load_recipe(str(sweep.path / "best.toml"))
     assert best.data.num_validation == 0
     winner = max(sweep.trials(), key=lambda trial: trial["value"])

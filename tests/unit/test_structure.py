@@ -32,7 +32,7 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 HEAVY = (
     *("torch", "torchvision", "ray", "submitit", "wandb", "webdataset", "pytorch_fid"),
-    *("pydantic", "numpy", "scipy", "PIL", "requests"),
+    *("pydantic", "numpy", "scipy", "PIL", "requests", "matplotlib", "jinja2"),
 )
 
 
@@ -122,6 +122,12 @@ def test_models_import_torch_and_each_other_and_nothing_else(module: Path) -> No
     assert not foreign
 
 
+@pytest.mark.parametrize("module", modules(), ids=str)
+def test_plots_alone_import_matplotlib(module: Path) -> None:
+    allowed = module == Path("tracking/plots.py")
+    assert allowed or not any(name.partition(".")[0] == "matplotlib" for name, _ in imports(module))
+
+
 def test_no_module_is_named_for_nothing() -> None:
     names = {part.removesuffix(".py") for module in modules() for part in module.parts}
     assert not names & {"utils", "util", "helpers", "helper", "misc", "common", "manager"}
@@ -162,8 +168,9 @@ def test_help_loads_nothing_heavy(statements: tuple[str, ...]) -> None:
     assert not loaded_by(*statements) & set(HEAVY)
 
 
-def test_training_needs_no_ray() -> None:
-    assert "ray" not in loaded_by("import cifarscale.run, cifarscale.cluster.local, cifarscale.cluster.sweep")
+def test_training_needs_neither_ray_nor_matplotlib() -> None:
+    loaded = loaded_by("import cifarscale.run, cifarscale.cluster.local, cifarscale.cluster.sweep")
+    assert not loaded & {"ray", "matplotlib"}
 
 
 @pytest.mark.parametrize("command", ["jobs", "profiles"])
