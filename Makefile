@@ -38,6 +38,7 @@ bench: install ## Measure our engine against a plain loop; CIFARSCALE_REAL_DATA 
 	$(BIN)/python tests/bench/bench_training.py
 	$(BIN)/python tests/bench/bench_encoding.py
 	$(BIN)/python tests/bench/bench_fid.py
+	$(BIN)/python tests/bench/bench_tracking.py
 
 install: $(VENV)/.installed ## Make the virtual environment.
 

@@ -1,20 +1,20 @@
 """`run_job`: the one way in which anything is trained."""
 
+import json
 import os
 import platform
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import torch
 
 from cifarscale import __version__
-from cifarscale.checkpoint import newest_checkpoint
 from cifarscale.config.cnn import CnnRecipe
 from cifarscale.config.dcgan import DcganRecipe
 from cifarscale.config.load import recipe_hash, with_values
@@ -24,7 +24,7 @@ from cifarscale.data.dataset import Dataset
 from cifarscale.data.manifest import Manifest
 from cifarscale.distributed import Group, pick_device, process_group
 from cifarscale.errors import ConfigError
-from cifarscale.files import write_json_atomically
+from cifarscale.files import write_json_atomically, write_text_atomically
 from cifarscale.lease import lease
 from cifarscale.measure import open_reference
 from cifarscale.models.registry import count_parameters
@@ -32,6 +32,9 @@ from cifarscale.rendezvous import Ranks, ranks_from_environment
 from cifarscale.run_folder import RUNS_ROOT, RunFolder
 from cifarscale.tracking.metrics import MetricsLog
 from cifarscale.tracking.progress import TrainingProgress
+from cifarscale.tracking.sink import Sink, Sinks
+from cifarscale.tracking.wandb_mode import wandb_mode
+from cifarscale.tracking.wandb_sink import sinks_of
 from cifarscale.training.cnn import CnnTask
 from cifarscale.training.dcgan import DcganTask
 from cifarscale.training.engine import Engine
@@ -62,13 +65,6 @@ class Placement:
     @classmethod
     def from_plain(cls, values: dict[str, Any]) -> Self:
         return cls(**values | {"shards": Path(values["shards"])})
-
-
-class Listener(Protocol):
-    """Is told how a run goes, on rank 0."""
-
-    def __call__(self, step: int, values: dict[str, float], checkpoint: Path | None) -> None:
-        """Figures of an evaluation, and the newest checkpoint there is by then."""
 
 
 def resolve(recipe: Recipe, shards: Path) -> Recipe:
@@ -114,13 +110,13 @@ def run_job(
     recipe: Recipe,
     run_dir: Path,
     placement: Placement,
-    listener: Listener | None = None,
+    sink: Sink | None = None,
     stop: StopRequest | None = None,
 ) -> dict[str, Any]:
     """Runs a resolved recipe to its end on all ranks of this job, from its newest checkpoint on if there is one.
 
     Args:
-        listener: told of evaluations on rank 0; what it raises ends the run, whose checkpoints stand.
+        sink: takes what rank 0 reports, beside metrics.jsonl; what it raises ends the run, whose checkpoints stand.
         stop: how the caller asks the run to stop; None for signals.
     Returns: the result, the same on every rank; that of a complete run without computing anything.
     Raises: Interrupted if it was asked to stop; NonFiniteLossError if it diverged; other CifarscaleErrors for what
@@ -130,11 +126,12 @@ def run_job(
     batch_size_per_rank(recipe, ranks.world_size)
     folder = RunFolder(run_dir)
     device = pick_device(placement.device, ranks.local_rank)
+    stopping = nullcontext(stop) if stop else stop_on_signals()
     with process_group(ranks, device) as group:
         if not ranks.is_first:
-            return _run(recipe, folder, placement, group, device, listener, stop)
+            return _run(recipe, folder, placement, group, device, sink, stopping)
         with lease(folder.lease, folder.refusal, placement.patience_s):
-            return _run(recipe, folder, placement, group, device, listener, stop)
+            return _run(recipe, folder, placement, group, device, sink, stopping)
 
 
 def _run(
@@ -143,31 +140,53 @@ def _run(
     placement: Placement,
     group: Group,
     device: torch.device,
-    listener: Listener | None,
-    asked: StopRequest | None,
+    sink: Sink | None,
+    stopping: AbstractContextManager[StopRequest],
 ) -> dict[str, Any]:
     result: dict[str, Any] | None = group.from_first(folder.result())
     if result is not None:
         folder.require(recipe)
         return result
-    data, error = None, None
+    data, error, sinks = None, None, Sinks([MetricsLog(folder.metrics)])
     try:
+        mode = wandb_mode(recipe.tracking)
         data = Dataset(placement.shards, recipe.data, device)
         if group.ranks.is_first:
             folder.prepare(recipe, data.manifest)
             folder.describe(describe_environment(group.ranks, device))
+            more = (sink,) if sink else ()
+            sinks = Sinks([MetricsLog(folder.metrics), *sinks_of(folder.path, recipe, mode), *more])
     except Exception as caught:
         error = caught
     group.raise_together(error)
     assert data is not None
-    reader = data.reader(recipe, group, placement.num_workers)
+    try:
+        result = _train(recipe, folder, data, group, device, sinks, placement.num_workers, stopping)
+    except BaseException as end:
+        sinks.finish(None, end)
+        raise
+    sinks.finish(result, None)
+    return result
+
+
+def _train(
+    recipe: Recipe,
+    folder: RunFolder,
+    data: Dataset,
+    group: Group,
+    device: torch.device,
+    sinks: Sink,
+    num_workers: int,
+    stopping: AbstractContextManager[StopRequest],
+) -> dict[str, Any]:
+    """Trains to the end, and writes the result."""
+    reader = data.reader(recipe, group, num_workers)
     if recipe.training.slices:
         torch.backends.cudnn.deterministic = True  # on a GPU a slice must give the same bits each time, too
     cores = Cores(apart=device.type == "cpu" and recipe.training.slices > 0 and not recipe.training.compile)
     task = build_task(recipe, folder, data, group, cores, device)
-    stopping = nullcontext(asked) if asked else stop_on_signals()
     with TrainingProgress(recipe.name, recipe.training.max_steps, task.shown) as progress, stopping as stop:
-        observer = _Observer(MetricsLog(folder.metrics), progress, folder.checkpoints, listener)
+        observer = _Observer(sinks, progress)
         engine = Engine(recipe, task, reader, group, cores, device, folder.checkpoints, observer, stop)
         engine.train()
     result = {
@@ -182,6 +201,8 @@ def _run(
         **task.result(engine.networks),
     }
     if group.ranks.is_first:
+        for name, table in task.tables().items():
+            write_text_atomically(folder.path / f"{name}.json", json.dumps(table) + "\n")
         write_json_atomically(folder.result_file, result)
     group.wait()
     return result
@@ -202,26 +223,22 @@ def build_task(
 
 
 class _Observer:
-    """Passes what the engine reports to the metrics file, to the progress display, and to a listener."""
+    """Passes what the engine reports to the sinks and to the progress display."""
 
-    def __init__(
-        self, metrics: MetricsLog, progress: TrainingProgress, checkpoints: Path, listener: Listener | None
-    ) -> None:
-        self._metrics, self._progress, self._checkpoints, self._listener = metrics, progress, checkpoints, listener
+    def __init__(self, sinks: Sink, progress: TrainingProgress) -> None:
+        self._sinks, self._progress = sinks, progress
 
     def started(self, step: int) -> None:
-        self._metrics.forget_after(step)
+        self._sinks.started(step)
         self._progress.start_at(step)
 
     def trained(self, step: int, values: dict[str, float]) -> None:
-        self._metrics.append(step, self._dated(values))
+        self._sinks.log(step, self._dated(values))
         self._progress.trained(step, values)
 
     def evaluated(self, step: int, values: dict[str, float]) -> None:
-        self._metrics.append(step, self._dated(values))
+        self._sinks.log(step, self._dated(values))
         self._progress.evaluated(step, values)
-        if self._listener is not None:
-            self._listener(step, values, newest_checkpoint(self._checkpoints))
 
     @staticmethod
     def _dated(values: dict[str, float]) -> dict[str, float]:

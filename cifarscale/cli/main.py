@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from cifarscale.cli.dashboard import dashboard
 from cifarscale.cli.doctor import doctor
 from cifarscale.cli.evaluate import evaluate, predict
 from cifarscale.cli.fid import fid
@@ -15,6 +16,7 @@ from cifarscale.cli.shards import shards
 from cifarscale.cli.status import cancel, logs, runs, status
 from cifarscale.cli.submit import submit
 from cifarscale.cli.sweep import sweep, sweep_status
+from cifarscale.cli.sync import sync
 from cifarscale.cli.train import train
 from cifarscale.cli.verify import verify
 from cifarscale.cli.why import why
@@ -60,7 +62,7 @@ _SECTIONS: dict[str, tuple[click.Command, ...]] = {
     "Data, recipes and profiles": (shards, jobs, models, profiles),
     "On this machine": (train, evaluate, predict, generate, fid, sweep),
     "On a cluster": (submit, status, logs, why, cancel, doctor, verify),
-    "Anywhere": (runs, sweep_status),
+    "Anywhere": (runs, sweep_status, sync, dashboard),
 }
 for commands in _SECTIONS.values():
     for command in commands:

@@ -14,8 +14,19 @@ nproc_option = click.option(
     "--nproc", type=click.IntRange(min=1), default=1, show_default=True, help="Processes (ranks) on this machine."
 )
 
+wandb_option = click.option(
+    "--wandb",
+    type=click.Choice(["auto", "online", "offline", "off"]),
+    help="Weights & Biases.  [default: the recipe's tracking.wandb, off]",
+)
+
 
 def short_path(path: Path) -> str:
     """A path as one would type it here."""
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+def tracked(wandb: str | None, prefix: str = "") -> tuple[str, ...]:
+    """`--wandb` as an override of a recipe's key."""
+    return () if wandb is None else (f"{prefix}tracking.wandb={wandb}",)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cifarscale.cli.options import short_path
+from cifarscale.cli.options import short_path, tracked, wandb_option
 from cifarscale.cli.status import outcome
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 @click.option("--data", help="A data set (cifar100, synthetic) or a folder of shards.  [default: the recipe's set]")
 @click.option("--run-dir", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/NAME-HASH]")
 @click.option("--num-workers", type=click.IntRange(min=0), default=0, help="Reading processes a rank.")
+@wandb_option
 @click.option("--dry-run", is_flag=True, help="Show the plan and the sbatch script, and queue nothing.")
 @click.option("--wait", is_flag=True, help="Return when the job has ended; exit code 0 if its run is complete.")
 def submit(
@@ -44,6 +45,7 @@ def submit(
     data: str | None,
     run_dir: Path | None,
     num_workers: int,
+    wandb: str | None,
     dry_run: bool,
     wait: bool,
 ) -> None:
@@ -66,6 +68,7 @@ def submit(
         raise ConfigError(f"--at-once {at_once} has no effect without --array")
     device = "cuda" if chosen.gpus_per_node else "cpu"
     variants = _variants(array) if array else [()]
+    overrides += tracked(wandb)
     works = [make_work(load_job(recipe, (*overrides, *more)), run_dir, data, device, num_workers) for more in variants]
     plan, *_ = _plans(works, chosen, nodes, num_workers, dry_run)
     if dry_run:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import click
 
-from cifarscale.cli.options import short_path
+from cifarscale.cli.options import short_path, tracked, wandb_option
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 @click.option("--resume", is_flag=True, help="Go on with a sweep that was interrupted, or give it more trials.")
 @click.option("--data", help="A data set (cifar100, synthetic) or a folder of shards.  [default: the base's set]")
 @click.option("--run-dir", type=click.Path(path_type=Path), help="The sweep's folder.  [default: runs/NAME-HASH]")
+@wandb_option
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the sweep; set.KEY of its base."
 )
@@ -37,6 +38,7 @@ def sweep(
     resume: bool,
     data: str | None,
     run_dir: Path | None,
+    wandb: str | None,
     overrides: tuple[str, ...],
 ) -> None:
     """Run the sweep RECIPE on this machine: trials of its base with other values, the best of which is best.toml.
@@ -55,7 +57,7 @@ def sweep(
         "gpus_per_trial": None if gpus_per_trial is None else float(gpus_per_trial),
     }
     flags = [f"{key}={value}" for key, value in placed.items() if value is not None]
-    job = load_job(_sweep_of(recipe), (*overrides, *flags))
+    job = load_job(_sweep_of(recipe), (*overrides, *flags, *tracked(wandb, "set.")))
     if not isinstance(job, SweepJob):
         raise ConfigError(f"{recipe} is a job of task {job.task!r}, and this needs task = 'sweep', as in sweep-cnn")
     from cifarscale.cluster.sweep import check_resources, prepare_sweep, this_machine

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cifarscale.cli.options import device_option, nproc_option
+from cifarscale.cli.options import device_option, nproc_option, tracked, wandb_option
 
 if TYPE_CHECKING:
     from cifarscale.config.recipe import Recipe
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 @click.option(
     "--num-workers", type=click.IntRange(min=0), default=0, help="Reading processes a rank (data.reader = streaming)."
 )
+@wandb_option
 def train(
     recipe: str,
     data: str | None,
@@ -30,6 +31,7 @@ def train(
     overrides: tuple[str, ...],
     run_dir: Path | None,
     num_workers: int,
+    wandb: str | None,
 ) -> None:
     """Train RECIPE (a name from `cifarscale jobs list`, or a .toml file).
 
@@ -41,7 +43,7 @@ def train(
     from cifarscale.run import Placement, batch_size_per_rank, check_num_workers, default_run_dir, resolve
     from cifarscale.run_folder import RunFolder
 
-    loaded = load_recipe(recipe, overrides)
+    loaded = load_recipe(recipe, (*overrides, *tracked(wandb)))
     batch_size_per_rank(loaded, nproc)
     check_num_workers(loaded, num_workers)
     shards = locate_shards(data or loaded.data.dataset)

@@ -36,6 +36,23 @@ class StopActor:
         return self._asked
 
 
+class Reporter:
+    """The sink that tells Ray Tune of a trial's evaluations; of the last one when the trial is complete."""
+
+    def __init__(self, metric: str, max_steps: int) -> None:
+        self._metric, self._max_steps = metric, max_steps
+
+    def started(self, step: int) -> None:
+        """Ray Tune knows nothing of later steps that would be void."""
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        if self._metric in values and step < self._max_steps:
+            tune.report({"step": step, self._metric: values[self._metric]})
+
+    def finish(self, result: dict[str, Any] | None, error: BaseException | None) -> None:
+        """`run_trial` tells of the end."""
+
+
 def run_trial(config: dict[str, Any]) -> None:
     """The same `run_job` as anywhere."""
     from cifarscale.run import Placement, run_job
@@ -43,14 +60,10 @@ def run_trial(config: dict[str, Any]) -> None:
     metric, run_dir = config["metric"], Path(config["run_dir"])
     recipe = load_recipe(str(run_dir / "recipe.toml"))
     max_steps = recipe.training.max_steps
-
-    def listener(step: int, values: dict[str, float], checkpoint: Path | None) -> None:
-        if metric in values and step < max_steps:  # the last one is reported when the trial is complete
-            tune.report({"step": step, metric: values[metric]})
-
     try:
         with _stopping_with_the_sweep() as stop:
-            result = run_job(recipe, run_dir, Placement.from_plain(config["placement"]), listener, stop)
+            placement = Placement.from_plain(config["placement"])
+            result = run_job(recipe, run_dir, placement, Reporter(metric, max_steps), stop)
     except Interrupted:
         tune.report({STATE: INTERRUPTED})
     except CifarscaleError as error:  # said in our own words, it would happen again: no retry

@@ -19,6 +19,7 @@ from cifarscale.errors import ConfigError
 from cifarscale.files import bundled_folders
 
 SomeJob = TypeVar("SomeJob", bound=Job)
+_NOT_COMPUTED = ("name", "description", "tracking")
 
 
 def recipe_folders() -> tuple[Path, ...]:
@@ -103,8 +104,8 @@ def recipe_toml(job: Job) -> str:
 
 
 def recipe_hash(job: Job) -> str:
-    """Eight hexadecimal digits of what the job computes: all of it, resolved, but its name and description."""
-    values = {key: value for key, value in resolved(job).items() if key not in ("name", "description")}
+    """Eight hexadecimal digits of what the job computes: all of it, resolved, but its name and who is told of it."""
+    values = {key: value for key, value in resolved(job).items() if key not in _NOT_COMPUTED}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 

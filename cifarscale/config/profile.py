@@ -27,6 +27,7 @@ PROFILE_VARIABLE = "CIFARSCALE_PROFILE"
 """Names the profile that is taken where none is given."""
 DEFAULT_PROFILE = "gpu"
 
+_SECRET = re.compile(r"\b\w*(?:API_KEY|TOKEN|SECRET|PASSWORD)(?:=|$)")
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 
 
@@ -124,6 +125,11 @@ class Profile(Section):
         for name in self.environment:
             if not re.fullmatch(r"[A-Za-z_]\w*", name):
                 raise ValueError(f"environment.{name} is not the name of an environment variable")
+        if secret := next(filter(None, map(_SECRET.search, (*self.environment, *self.setup))), None):
+            raise ValueError(
+                f"{secret[0].rstrip('=')} is no setting for a profile, whose lines stand in the sbatch script. SLURM "
+                "hands your environment on to the job: export it before you submit, or for W&B run: wandb login"
+            )
         for key in self.sbatch:
             if not re.fullmatch(r"[a-z][a-z-]*", key):
                 raise ValueError(f"sbatch.{key} is not an option of sbatch; write it as in --option=value, without --")

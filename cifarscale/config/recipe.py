@@ -122,6 +122,23 @@ class EvaluationConfig(Section):
     """Samples evaluated at a time. Fixed here so that the figures do not depend on the number of ranks."""
 
 
+class TrackingConfig(Section):
+    """Whether Weights & Biases is told of a run, and as what. No part of what is computed, nor of the recipe's hash."""
+
+    wandb: Literal["auto", "online", "offline", "off"] = "off"
+    """`online` uploads while it trains, and writes files where the server does not answer; `offline` writes files for
+    `cifarscale sync`; `auto` is online where a key, a login or a WANDB_* variable says that there is an account, else
+    off."""
+    project: str = "cifarscale"
+    """W&B's project; the variable WANDB_PROJECT, where it is set, says another."""
+    group: str = ""
+    """What runs are grouped by; empty for the sweep that a trial belongs to, else for the recipe's name."""
+    tags: tuple[str, ...] = Field(default=(), strict=False)
+    """Labels of the run."""
+    artifact: bool = False
+    """Uploads the last checkpoint with the run's end."""
+
+
 class Job(Section):
     """What all jobs share."""
 
@@ -144,6 +161,7 @@ class Recipe(Job):
     schedule: ScheduleConfig = ScheduleConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
     def _warmup_fits_the_run(self) -> Self:

@@ -45,6 +45,11 @@ class Accuracy:
         right = torch.bincount(groups[self.predictions == self.labels], minlength=num_groups)
         return [int(r) / int(n) if n else None for r, n in zip(right, total, strict=True)]
 
+    def confusion(self, num_classes: int) -> torch.Tensor:
+        """(num_classes, num_classes) int64: how many samples of each label were given each prediction."""
+        pairs = self.labels * num_classes + self.predictions
+        return torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
+
 
 def evaluate_classifier(
     network: nn.Module,

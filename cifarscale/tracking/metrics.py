@@ -6,27 +6,48 @@ from typing import Any
 
 from cifarscale.files import write_text_atomically, writing_to
 
-TIMES = ("time", "seconds", "data_seconds", "images_per_second")
+TIMES = ("time", "seconds", "data_seconds", "images_per_second", "gpu_memory_gb")
 """What differs between two runs that compute the same."""
 
 
 class MetricsLog:
-    """Appends lines to a file, each in one write."""
+    """The sink that is always there: a line for each report, in one write."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def append(self, step: int, values: dict[str, Any]) -> None:
+    def log(self, step: int, values: dict[str, float]) -> None:
         """Raises: CifarscaleError if the disk is full."""
         line = json.dumps({"step": step, **values}, allow_nan=False) + "\n"
         with writing_to(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(line)
 
-    def forget_after(self, step: int) -> None:
+    def started(self, step: int) -> None:
         """Drops the lines of later steps, which a resumed run writes again, and a last line that was cut short."""
         if self._path.exists():
             kept = [line for line in read_metrics(self._path) if line["step"] <= step]
             write_text_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def finish(self, result: dict[str, Any] | None, error: BaseException | None) -> None:
+        """Nothing is held back that would have to be written."""
+
+
+class MetricsTail:
+    """Reads a metrics file while it grows, each line once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._read = path, 0
+
+    def new_lines(self) -> list[dict[str, Any]]:
+        """The whole lines that came since the last call."""
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._read)
+            content = file.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        self._read += len(whole)
+        return [json.loads(line) for line in whole.splitlines()]
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from cifarscale.data.batches import Batch
 from cifarscale.data.dataset import Dataset
 from cifarscale.data.manifest import Manifest
 from cifarscale.distributed import Group
-from cifarscale.evaluation.accuracy import evaluate_classifier
+from cifarscale.evaluation.accuracy import Accuracy, evaluate_classifier
 from cifarscale.models.registry import classifier
 from cifarscale.training.task import Outputs, Task
 
@@ -35,6 +35,7 @@ class CnnTask(Task):
         self.networks = {"classifier": build_classifier(recipe, data.manifest, device)}
         self._normalise = training_normalisation(data.manifest, device)
         self._augment = Augmentation(recipe.augmentation, self._normalise, recipe.seed)
+        self._evaluated: dict[str, Accuracy] = {}
 
     def prepare(self, batch: Batch, step: int) -> LabelledImages:
         return self._augment(batch, step)
@@ -65,13 +66,25 @@ class CnnTask(Task):
         splits = ["train", "validation", "test"] if self._recipe.data.num_validation else ["train", "test"]
         return {split: self._figures(networks, split) for split in splits}
 
+    def tables(self) -> dict[str, Any]:
+        """How often each class of the test set was taken for which: rows are labels, columns predictions."""
+        manifest = self._data.manifest
+        matrix = self._evaluated["test"].confusion(len(manifest.fine_names))
+        confusion = {
+            "classes": manifest.fine_names,
+            "superclasses": manifest.coarse_names,
+            "superclass_of_class": manifest.coarse_of_fine,
+            "matrix": matrix.tolist(),
+        }
+        return {"confusion-test": confusion}
+
     def _figures(self, networks: Mapping[str, nn.Module], split: str) -> dict[str, float]:
         samples = self._data.split(split)
         batch_size = self._recipe.evaluation.batch_size
-        accuracy = evaluate_classifier(
+        self._evaluated[split] = evaluate_classifier(
             networks["classifier"], samples, self._normalise, self._group, self._cores, batch_size
         )
-        return accuracy.figures
+        return self._evaluated[split].figures
 
 
 def training_normalisation(manifest: Manifest, device: torch.device) -> Normalisation:

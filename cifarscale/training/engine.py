@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from cifarscale.cores import Cores
 from cifarscale.data.batches import Batch, Reader
 from cifarscale.distributed import Group
 from cifarscale.errors import CheckpointError, Interrupted, NonFiniteLossError
-from cifarscale.training.optimisation import MovingAverage, build_optimizer, learning_rate_factor
+from cifarscale.training.optimisation import MovingAverage, build_optimizer, clip_gradient, learning_rate_factor
 from cifarscale.training.signals import CONTINUE_LATER, StopRequest
 from cifarscale.training.slices import Slices
 from cifarscale.training.task import Outputs, Task
@@ -71,6 +72,7 @@ class Engine:
             name: MovingAverage(task.networks[name], training.ema_decay) for name in task.updates if training.ema_decay
         }
         self._scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "fp16")
+        self._norms: dict[str, torch.Tensor] = {}
         self._window = Window(group, self._slices.total)
         self._step = 0
         self._evaluated_at = 0
@@ -160,9 +162,9 @@ class Engine:
                 figures.update(self._task.figures(name, part, tuple(others)), loss=figures.get("loss", 0) + loss)
             for parameters in optimizer.param_groups:
                 parameters["lr"] = training.learning_rate * factor
-            if training.gradient_clip_norm:
+            if training.gradient_clip_norm or (self._step + 1) % training.log_every == 0:
                 self._scaler.unscale_(optimizer)
-                nn.utils.clip_grad_norm_(self._task.networks[name].parameters(), training.gradient_clip_norm)
+                self._norms[name] = clip_gradient(self._task.networks[name], training.gradient_clip_norm)
             self._scaler.step(optimizer)
         self._scaler.update()
         self._slices.end_step()
@@ -194,7 +196,19 @@ class Engine:
                 "learning_rate": training.learning_rate * factor,
                 "images_per_second": round(self.images_per_second, 1),
             }
-            self._observer.trained(self._step, values | about)
+            if self._device.type == "cuda":
+                about["gpu_memory_gb"] = round(torch.cuda.max_memory_allocated(self._device) / 1e9, 3)
+            self._observer.trained(self._step, values | self._gradient_norms() | about)
+
+    def _gradient_norms(self) -> dict[str, float]:
+        """The norm of each network's gradient in the last step, before clipping; none that overflowed."""
+        norms = {name: float(norm) for name, norm in self._norms.items()}
+        alone = len(norms) == 1
+        return {
+            "gradient_norm" if alone else f"{name}_gradient_norm": norm
+            for name, norm in norms.items()
+            if math.isfinite(norm)
+        }
 
     def _check_losses(self) -> None:
         """Fetches the pending losses. Raises: NonFiniteLossError if one is not finite."""

@@ -46,6 +46,15 @@ def _cosine(start: float, end: float, part: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * part)) / 2
 
 
+def clip_gradient(network: nn.Module, largest: float) -> torch.Tensor:
+    """The Euclidean norm of a network's gradient, which is then scaled down to at most `largest`; 0 leaves it alone."""
+    parameters = list(network.parameters())
+    norm = nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
+    if largest:
+        nn.utils.clip_grads_with_norm_(parameters, largest, norm)
+    return norm
+
+
 class MovingAverage:
     """Exponential moving average of a network's weights; buffers are taken over as they are.
 

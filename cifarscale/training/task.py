@@ -61,3 +61,7 @@ class Task(ABC):
     @abstractmethod
     def result(self, networks: Mapping[str, nn.Module]) -> dict[str, Any]:
         """The final figures for result.json; every rank calls it and gets the same."""
+
+    def tables(self) -> dict[str, Any]:
+        """What came with the result and is too long for it, by the names of JSON files; asked of rank 0."""
+        return {}

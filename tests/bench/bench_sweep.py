@@ -47,11 +47,14 @@ def train(config):
     from cifarscale.config.load import load_recipe
     from cifarscale.run import Placement, run_job
     from cifarscale.training.signals import StopRequest
-    def listener(step, values, checkpoint):
-        if "validation_top1" in values:
-            tune.report({"step": step, "validation_top1": values["validation_top1"]})
+    class Reporter:
+        def started(self, step): pass
+        def finish(self, result, error): pass
+        def log(self, step, values):
+            if "validation_top1" in values:
+                tune.report({"step": step, "validation_top1": values["validation_top1"]})
     recipe = load_recipe(config["recipe"])
-    run_job(recipe, Path(config["run_dir"]), Placement(Path(config["shards"]), "cpu"), listener, StopRequest())
+    run_job(recipe, Path(config["run_dir"]), Placement(Path(config["shards"]), "cpu"), Reporter(), StopRequest())
 
 shards, out, recipes = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
 ray.init(log_to_driver=False)

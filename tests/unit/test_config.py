@@ -140,6 +140,15 @@ OTHER_VALUES: dict[str, Any] = {
     "augmentation.cutmix": 1.0,
 }
 
+TRACKING: dict[str, Any] = {
+    "tracking.wandb": "offline",
+    "tracking.project": "other",
+    "tracking.group": "other",
+    "tracking.tags": ["other"],
+    "tracking.artifact": True,
+}
+"""Who is told of a run makes it no other run."""
+
 
 def changed(key: str, value: Any) -> CnnRecipe:
     if key in ("optimizer.name", "model.name"):  # another variant has other fields
@@ -148,7 +157,7 @@ def changed(key: str, value: Any) -> CnnRecipe:
 
 
 def test_the_list_of_other_values_is_complete() -> None:
-    keys = set(all_values(tomllib.loads(recipe_toml(recipe_of())))) - {"task", "name", "description"}
+    keys = set(all_values(tomllib.loads(recipe_toml(recipe_of())))) - {"task", "name", "description"} - set(TRACKING)
     assert set(OTHER_VALUES) == keys
 
 
@@ -159,6 +168,32 @@ def test_hash_changes_with_any_value(key: str) -> None:
 
 def test_hash_is_the_same_whatever_name_and_description() -> None:
     assert recipe_hash(recipe_of(name="other", description="something")) == recipe_hash(recipe_of())
+
+
+@pytest.mark.parametrize("key", TRACKING)
+def test_hash_is_the_same_whoever_is_told_of_the_run(key: str) -> None:
+    other = changed(key, TRACKING[key])
+    assert other != recipe_of()
+    assert recipe_hash(other) == recipe_hash(recipe_of())
+
+
+def test_hashes_are_those_that_runs_have_had_since_the_beginning() -> None:
+    """Another one would leave every run folder that there is without its run."""
+    assert {name: recipe_hash(load_recipe(name)) for name in ("cnn", "dcgan", "demo", "resnet")} == {
+        "cnn": "a2ad5dc7",
+        "dcgan": "8776d54a",
+        "demo": "ea549849",
+        "resnet": "c3b736a7",
+    }
+
+
+def test_a_resolved_recipe_from_before_there_was_tracking_is_the_same_run(tmp_path: Path) -> None:
+    text = recipe_toml(recipe_of())
+    before = tmp_path / "recipe.toml"
+    before.write_text(text[: text.index("[tracking]")] + text[text.index("[model]") :], encoding="utf-8")
+    assert "tracking" not in before.read_text(encoding="utf-8")
+    assert load_recipe(str(before)) == recipe_of()
+    assert recipe_hash(load_recipe(str(before))) == recipe_hash(recipe_of())
 
 
 def test_hash_is_the_same_for_the_same_number_written_in_another_way(write: Write) -> None:

@@ -13,7 +13,7 @@ def filled(path: Path) -> MetricsLog:
     """Lines of steps 1 to 5; of step 4 two, as when an evaluation is due."""
     log = MetricsLog(path)
     for step in (1, 2, 3, 4, 4, 5):
-        log.append(step, {"loss": step / 3})
+        log.log(step, {"loss": step / 3})
     return log
 
 
@@ -24,7 +24,7 @@ def steps(path: Path) -> list[int]:
 def test_what_is_appended_is_read_to_the_last_bit(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path / "metrics.jsonl")
     values = {"loss": 0.1 + 0.2, "images": 7, "tiny": 5e-324}
-    log.append(3, values)
+    log.log(3, values)
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 3, **values}]
 
 
@@ -40,7 +40,7 @@ def test_a_file_that_is_not_there_has_no_lines(tmp_path: Path) -> None:
 
 def test_a_log_goes_on_where_another_one_ended(tmp_path: Path) -> None:
     filled(tmp_path / "metrics.jsonl")
-    MetricsLog(tmp_path / "metrics.jsonl").append(6, {})
+    MetricsLog(tmp_path / "metrics.jsonl").log(6, {})
     assert steps(tmp_path / "metrics.jsonl") == [1, 2, 3, 4, 4, 5, 6]
 
 
@@ -48,13 +48,13 @@ def test_a_log_goes_on_where_another_one_ended(tmp_path: Path) -> None:
 def test_lines_of_later_steps_are_forgotten(step: int, kept: list[int], tmp_path: Path) -> None:
     log = filled(tmp_path / "metrics.jsonl")
     before = read_metrics(tmp_path / "metrics.jsonl")
-    log.forget_after(step)
+    log.started(step)
     assert read_metrics(tmp_path / "metrics.jsonl") == before[: len(kept)]
     assert steps(tmp_path / "metrics.jsonl") == kept
 
 
 def test_forgetting_makes_no_file(tmp_path: Path) -> None:
-    MetricsLog(tmp_path / "metrics.jsonl").forget_after(0)
+    MetricsLog(tmp_path / "metrics.jsonl").started(0)
     assert not list(tmp_path.iterdir())
 
 
@@ -64,8 +64,8 @@ def test_a_last_line_that_was_cut_short_is_left_out_and_then_forgotten(size: int
     log = filled(path)
     path.write_bytes(path.read_bytes()[:-size])
     assert steps(path) == [1, 2, 3, 4, 4]
-    log.forget_after(4)
-    log.append(5, {"loss": 5 / 3})
+    log.started(4)
+    log.log(5, {"loss": 5 / 3})
     assert steps(path) == [1, 2, 3, 4, 4, 5]
 
 
@@ -73,11 +73,11 @@ def test_a_value_that_json_does_not_know_is_refused_and_nothing_written(tmp_path
     log = filled(tmp_path / "metrics.jsonl")
     before = (tmp_path / "metrics.jsonl").read_bytes()
     with pytest.raises(ValueError, match="JSON"):
-        log.append(6, {"loss": float("nan")})
+        log.log(6, {"loss": float("nan")})
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
 def test_a_folder_that_is_gone_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(CifarscaleError, match=r"cannot write .*metrics\.jsonl: No such file") as caught:
-        MetricsLog(tmp_path / "gone" / "metrics.jsonl").append(1, {})
+        MetricsLog(tmp_path / "gone" / "metrics.jsonl").log(1, {})
     assert "\n" not in str(caught.value)

@@ -1,0 +1,37 @@
+"""`cifarscale sync`."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from cifarscale.cli.options import short_path
+
+
+@click.command(short_help="Upload to W&B what runs wrote while offline.")
+@click.argument("runs", nargs=-1, type=click.Path(exists=True, file_okay=False, path_type=Path))
+def sync(runs: tuple[Path, ...]) -> None:
+    """Upload to Weights & Biases what RUNS, or all below runs/, wrote while they were offline.
+
+    RUNS are run folders, or those of sweeps. What is uploaded already is left alone, so this can be repeated.
+    """
+    from cifarscale.errors import EXIT_ERROR, CifarscaleError, RunError
+    from cifarscale.run_folder import run_folders
+    from cifarscale.tracking.wandb_sync import require_server, sync_run, tracked_runs
+
+    found = tracked_runs(runs or run_folders())
+    if not found:
+        where = ", ".join(map(str, runs)) or "runs/"
+        raise RunError(
+            f"nothing to upload: W&B was on for no run in {where}. Run: cifarscale train RECIPE --wandb offline"
+        )
+    require_server()
+    failed = 0
+    for run in found:
+        try:
+            click.echo(f"{short_path(run)}  {'uploaded' if sync_run(run) else 'is uploaded already'}")
+        except CifarscaleError as error:
+            click.echo(f"{short_path(run)}  {error}", err=True)
+            failed += 1
+    if failed:
+        sys.exit(EXIT_ERROR)
