@@ -20,6 +20,15 @@ def run_folders(root: Path = RUNS_ROOT) -> list[Path]:
     return [path.parent for path in sorted(found, key=lambda path: path.stat().st_mtime)]
 
 
+def folder_of(recipe: str, job: Job) -> Path | None:
+    """The folder of a run or a sweep whose own recipe.toml is named, and unchanged: it is what goes on then."""
+    path = Path(recipe)
+    begun = any((path.parent / name).is_file() for name in ("manifest.json", "base.toml"))
+    if path.name != "recipe.toml" or not begun or recipe_hash(load_job(recipe)) != recipe_hash(job):
+        return None
+    return path.parent
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The files of a run."""

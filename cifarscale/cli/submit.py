@@ -60,6 +60,7 @@ def submit(
     from cifarscale.config.load import load_job
     from cifarscale.config.profile import load_profile, with_options
     from cifarscale.errors import ClusterError, ConfigError
+    from cifarscale.run_folder import folder_of
 
     chosen = with_options(load_profile(profile), gpus_per_node=gpus_per_node, time=time)
     if array and run_dir:
@@ -69,7 +70,8 @@ def submit(
     device = "cuda" if chosen.gpus_per_node else "cpu"
     variants = _variants(array) if array else [()]
     overrides += tracked(wandb)
-    works = [make_work(load_job(recipe, (*overrides, *more)), run_dir, data, device, num_workers) for more in variants]
+    jobs = [load_job(recipe, (*overrides, *more)) for more in variants]
+    works = [make_work(job, run_dir or folder_of(recipe, job), data, device, num_workers) for job in jobs]
     plan, *_ = _plans(works, chosen, nodes, num_workers, dry_run)
     if dry_run:
         _show_plan(works, chosen, plan)

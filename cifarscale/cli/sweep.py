@@ -61,11 +61,12 @@ def sweep(
     if not isinstance(job, SweepJob):
         raise ConfigError(f"{recipe} is a job of task {job.task!r}, and this needs task = 'sweep', as in sweep-cnn")
     from cifarscale.cluster.sweep import check_resources, prepare_sweep, this_machine
+    from cifarscale.run_folder import folder_of
     from cifarscale.training.signals import stop_on_signals
 
     machine = this_machine()
     check_resources(job, machine.num_cpus, machine.num_gpus, "this machine")
-    prepared = prepare_sweep(job, run_dir, data)
+    prepared = prepare_sweep(job, run_dir or folder_of(recipe, job), data)
     click.echo(f"sweep folder {short_path(prepared.folder.path)}", err=True)
     with _Display(job.metric) as display, stop_on_signals() as stop:
         prepared.run(machine, resume, display, stop)

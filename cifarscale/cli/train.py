@@ -41,14 +41,14 @@ def train(
     from cifarscale.config.load import load_recipe
     from cifarscale.data.build import locate_shards
     from cifarscale.run import Placement, batch_size_per_rank, check_num_workers, default_run_dir, resolve
-    from cifarscale.run_folder import RunFolder
+    from cifarscale.run_folder import RunFolder, folder_of
 
     loaded = load_recipe(recipe, (*overrides, *tracked(wandb)))
     batch_size_per_rank(loaded, nproc)
     check_num_workers(loaded, num_workers)
     shards = locate_shards(data or loaded.data.dataset)
     resolved = resolve(loaded, shards)
-    run_dir = run_dir or default_run_dir(resolved)
+    run_dir = run_dir or folder_of(recipe, loaded) or default_run_dir(resolved)
     complete = RunFolder(run_dir).result() is not None
     if not complete:
         click.echo(f"run folder {run_dir}", err=True)

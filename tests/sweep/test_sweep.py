@@ -165,14 +165,7 @@ def test_the_best_of_four_trials_is_a_recipe_that_trains(sweep: Sweep, shards: P
     )
     assert "test" in trained
     assert "validation" not in trained
-    again = cifarscale(
-        "train",
-        str(sweep.result(0).parent / "recipe.toml"),
-        "--data",
-        str(shards),
-        "--run-dir",
-        str(sweep.result(0).parent),
-    )
+    again = cifarscale("train", str(sweep.result(0).parent / "recipe.toml"), "--data", str(shards))
     assert "is complete" in again
     assert "complete" in cifarscale("sweep-status", str(sweep.path))
 
