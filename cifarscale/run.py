@@ -149,9 +149,9 @@ def _run(
         return result
     data, error, sinks = None, None, Sinks([MetricsLog(folder.metrics)])
     try:
-        mode = wandb_mode(recipe.tracking)
         data = Dataset(placement.shards, recipe.data, device)
         if group.ranks.is_first:
+            mode = wandb_mode(recipe.tracking)
             folder.prepare(recipe, data.manifest)
             folder.describe(describe_environment(group.ranks, device))
             more = (sink,) if sink else ()

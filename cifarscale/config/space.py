@@ -140,7 +140,7 @@ def check_sweep(sweep: SweepJob) -> Recipe:
     """
     base = base_of(sweep)
     for key in sweep.space:
-        if key in _NOT_TRAINED_ON:
+        if key in _NOT_TRAINED_ON or key.startswith("tracking."):
             raise ConfigError(f"space.{key}: trials that differ in {key} cannot be compared; put it into [set]")
     if isinstance(base, CnnRecipe) and not base.data.num_validation:
         raise ConfigError(

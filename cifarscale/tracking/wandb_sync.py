@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -59,11 +58,10 @@ def sync_run(run_dir: Path) -> bool:
 def _upload(file: Path) -> None:
     done = file.with_name(f"{file.name}.synced")
     command = [sys.executable, "-m", "wandb", "sync", "--include-synced", str(file)]
-    environment = {"WANDB_ERROR_REPORTING": "false"} | os.environ | {"WANDB_MODE": "online", "WANDB_SILENT": "false"}
+    here = {"WANDB_MODE": "online", "WANDB_SILENT": "false", "WANDB_DIR": str(file.parents[2].absolute())}
+    environment = {"WANDB_ERROR_REPORTING": "false"} | os.environ | here
     done.unlink(missing_ok=True)
-    with tempfile.TemporaryDirectory() as notes:  # W&B's own, of each upload, or they lie where the user stands
-        environment["WANDB_DIR"] = notes
-        ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if not done.is_file():
         lines = [line for line in (ended.stderr + ended.stdout).splitlines() if line.strip()]
         raise CifarscaleError(f"W&B does not take {file}: {lines[-1] if lines else 'no reason is given'}")

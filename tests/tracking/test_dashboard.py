@@ -53,6 +53,7 @@ def test_what_no_tiny_run_reports_stands_in_the_code_that_reports_it() -> None:
     assert all(f'"{name}"' in code for name in ELSEWHERE)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the library's own
 def test_the_workspaces_library_takes_every_panel() -> None:
     pytest.importorskip("wandb_workspaces")
     made = {section.name: section._to_model().panels for section in sections()}

@@ -42,6 +42,7 @@ def test_all_runs_and_trials_are_uploaded_once(runs: list[Path], server: WandbSe
         assert uploaded.exit_code == 0
     for uploaded in server.runs.values():
         uploaded.history.clear()
+    assert {path.name for path in Path().iterdir()} == {"runs"}
     again = cifarscale("sync")
     assert again.returncode == 0
     assert all("already" in line for line in again.stdout.splitlines())

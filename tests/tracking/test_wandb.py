@@ -259,7 +259,7 @@ def test_no_key_is_in_the_run_folder(
 ) -> None:
     for mode in ("online", "offline"):
         folder = tmp_path / mode
-        where = ("--data", shards, "--run-dir", folder, "--wandb", mode)
+        where = ("--data", shards, "--run-dir", folder, "--wandb", mode, "--set", "training.max_steps=4")
         ended = cifarscale("--debug", "train", recipes / "cnn.toml", *where)
         assert ended.returncode == 0, ended.stderr
         files = [path for path in folder.rglob("*") if path.is_file()]
