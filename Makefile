@@ -1,5 +1,5 @@
 # Needs Python >= 3.11, git and make. Everything is installed into .venv; nothing outside this folder is touched, except by
-# the two targets that install Debian's packages when root asks for them.
+# the targets that install Debian's packages when root asks for them.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -34,6 +34,12 @@ slurm-packages: ## As root: install those of Debian's packages of SLURM that are
 		apt-get update -qq && apt-get install -qq -y --no-install-recommends $$missing; \
 	fi
 
+browser-packages: ## As root: install Debian's Chromium and its driver where they are missing, for tests/report.
+	@if ! { command -v chromium && command -v chromedriver; } > /dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+		export DEBIAN_FRONTEND=noninteractive; \
+		apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium chromium-driver; \
+	fi
+
 bench: install ## Measure our engine against a plain loop; CIFARSCALE_REAL_DATA names the folder of cifar-100-python/.
 	$(BIN)/python tests/bench/bench_training.py
 	$(BIN)/python tests/bench/bench_encoding.py
@@ -52,4 +58,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 clean: ## Remove the virtual environment and what tools leave behind; runs and shards stay.
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
 
-.PHONY: help demo test lint types cluster-test slurm-packages bench install clean
+.PHONY: help demo test lint types cluster-test slurm-packages browser-packages bench install clean

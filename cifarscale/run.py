@@ -265,7 +265,7 @@ def describe_environment(ranks: Ranks, device: torch.device) -> dict[str, Any]:
         "device": device_name(device),
         "world_size": ranks.world_size,
         "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "started": datetime.now(UTC).isoformat(timespec="milliseconds"),
     }
 
 

@@ -119,6 +119,16 @@ class RunFolder:
             if manifest is not None:
                 manifest.save(self.path)
 
+    def environment(self) -> dict[str, Any]:
+        """What the job ran on last; empty where that is not known."""
+        try:
+            found: dict[str, Any] = json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found
+
     def describe(self, about: dict[str, Any]) -> None:
-        """Notes on what the job runs now."""
-        write_json_atomically(self.path / "environment.json", about)
+        """Notes on what the job runs now, and on when it was started before."""
+        before = self.environment()
+        starts = [*before.get("starts", []), about["started"]]
+        write_json_atomically(self.path / "environment.json", {**about, "starts": starts})

@@ -12,6 +12,7 @@ from cifarscale.cli.fid import fid
 from cifarscale.cli.generate import generate
 from cifarscale.cli.jobs import jobs, models
 from cifarscale.cli.profiles import profiles
+from cifarscale.cli.report import report
 from cifarscale.cli.shards import shards
 from cifarscale.cli.status import cancel, logs, runs, status
 from cifarscale.cli.submit import submit
@@ -62,7 +63,7 @@ _SECTIONS: dict[str, tuple[click.Command, ...]] = {
     "Data, recipes and profiles": (shards, jobs, models, profiles),
     "On this machine": (train, evaluate, predict, generate, fid, sweep),
     "On a cluster": (submit, status, logs, why, cancel, doctor, verify),
-    "Anywhere": (runs, sweep_status, sync, dashboard),
+    "Anywhere": (runs, sweep_status, report, sync, dashboard),
 }
 for commands in _SECTIONS.values():
     for command in commands:

@@ -63,12 +63,7 @@ def _status(run_dir: Path, seen: slurm.JobState | None) -> RunStatus:
     lines = read_metrics(folder.metrics)
     trained: dict[str, Any] = next((line for line in reversed(lines) if "images_per_second" in line), {})
     submitted = submissions(run_dir)
-    if folder.result() is not None:
-        state = "complete"
-    elif living_holder(folder.lease):
-        state = "writing"
-    else:
-        state = "interrupted" if lines or folder.checkpoints.is_dir() else "not begun"
+    state = folder_state(folder, bool(lines))
     reason = ""
     if seen is not None and seen.is_active:
         reason = seen.reason
@@ -89,6 +84,15 @@ def _status(run_dir: Path, seen: slurm.JobState | None) -> RunStatus:
         images_per_second=trained.get("images_per_second"),
         is_active=(seen is not None and seen.is_active) if submitted else state == "writing",
     )
+
+
+def folder_state(folder: RunFolder, has_lines: bool) -> str:
+    """What `RunStatus.state` is, by the folder alone."""
+    if folder.result() is not None:
+        return "complete"
+    if living_holder(folder.lease):
+        return "writing"
+    return "interrupted" if has_lines or folder.checkpoints.is_dir() else "not begun"
 
 
 def newest_failures(job: Submitted) -> list[Failure]:

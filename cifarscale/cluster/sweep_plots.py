@@ -31,7 +31,7 @@ def sweep_curves(folder: SweepFolder, sweep: SweepJob) -> Plot | None:
         if points:
             steps, values = zip(*points, strict=True)
             lines.append(Curve(label, steps, values, weight))
-    return curves(lines, _named(sweep.metric), is_share=_is_share(sweep.metric)) if lines else None
+    return curves(lines, metric_name(sweep.metric), is_share=_is_share(sweep.metric)) if lines else None
 
 
 def sweep_parallel(folder: SweepFolder, sweep: SweepJob) -> Plot | None:
@@ -43,7 +43,7 @@ def sweep_parallel(folder: SweepFolder, sweep: SweepJob) -> Plot | None:
     for key, distribution in sweep.space.items():
         is_number = distribution.kind in ("uniform", "loguniform")
         scales.append(Scale(key, [] if is_number else values_of(distribution), distribution.kind == "loguniform"))
-    scales.append(Scale(_named(sweep.metric), is_share=_is_share(sweep.metric)))
+    scales.append(Scale(metric_name(sweep.metric), is_share=_is_share(sweep.metric)))
     places = sorted(order, key=lambda trial: trial.value or 0.0, reverse=sweep.mode == "min")
     points = [
         Point(
@@ -72,5 +72,6 @@ def _is_share(metric: str) -> bool:
     return metric.endswith(("top1", "top5"))
 
 
-def _named(metric: str) -> str:
+def metric_name(metric: str) -> str:
+    """As people call it."""
     return metric.replace("_", " ").replace(".", " ").replace("top1", "top-1").replace("top5", "top-5")

@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from cifarscale.files import write_atomically
@@ -23,12 +24,14 @@ INK = "#24292f"
 COLOURS = ("#3b74c9", "#c75a12", "#16867a", "#8e5bc9", "#c2407a", "#76801a", "#8a6d5b", "#4f7f9b")
 """Each about as far from white as from black, so that one set serves light and dark pages."""
 BEST, FAINT = COLOURS[1], "#8c959f"
-_WIDTH_IN = 6.8
+_WIDTH_IN = 5.6
+_LETTERS = 72
+"""That fit beside each other in a legend."""
 _MANY = 8
 """Points of a curve up to which each is marked."""
 Weight = Literal["best", "normal", "faint"]
 _STYLE: dict[Any, Any] = {
-    "font.size": 9,
+    "font.size": 10,
     "text.color": INK,
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
@@ -41,9 +44,17 @@ _STYLE: dict[Any, Any] = {
     "axes.facecolor": "none",
     "legend.frameon": False,
     "text.parse_math": False,
+    "figure.constrained_layout.w_pad": 0.12,  # a page's font may be wider than matplotlib's
     "svg.fonttype": "none",
     "svg.hashsalt": "cifarscale",
 }
+_FOR_A_PAGE = (
+    (r"<defs>\s*<style[\s\S]*?</style>\s*</defs>", ""),  # it would hold for all of the page
+    (r'^<svg ([^>]*?)width="[^"]*"([^>]*?)height="[^"]*"', r'<svg stroke-linejoin="round" \1\2'),
+    (r"(\bid=\"|url\(#|href=\"#)", r"\1NAME-"),
+    (r"(font(?:-family)?: (?:[\d.]+px )?)'[^;\"]*", r"\1system-ui, sans-serif"),
+)
+"""Patterns of matplotlib's SVG, and what replaces them where it stands within a page."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,7 @@ class Curve:
         label: curves of the same label are explained once.
         weight: `best` and `faint` set a curve apart from the others.
         starts: steps after which the run was started again.
+        colour: the number of its colour; None for that of its label.
     """
 
     label: str
@@ -61,6 +73,7 @@ class Curve:
     values: Sequence[float]
     weight: Weight = "normal"
     starts: Sequence[int] = ()
+    colour: int | None = None
 
 
 @dataclass(frozen=True)
@@ -95,10 +108,15 @@ class Plot:
         self._figure = figure
 
     def save_png(self, path: Path) -> None:
-        """On white, at 150 dots an inch."""
+        """On white, at 180 dots an inch."""
         FigureCanvasAgg(self._figure)
+        texts = [text for axes in self._figure.axes for text in axes.texts]
+        for text in texts:  # within the plot, where lines cross them
+            text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
         with mpl.rc_context(_STYLE):
-            write_atomically(path, lambda file: self._figure.savefig(file, format="png", dpi=150, facecolor="white"))
+            write_atomically(path, lambda file: self._figure.savefig(file, format="png", dpi=180, facecolor="white"))
+        for text in texts:
+            text.set_path_effects([])
 
     def svg(self, name: str) -> str:
         """As an <svg> element for a page, the same text whenever it is drawn.
@@ -113,17 +131,12 @@ class Plot:
             self._figure.savefig(text, format="svg", facecolor="none", metadata=nothing)
         element = text.getvalue()
         element = element[element.index("<svg") :].replace(INK, "currentColor")
-        element = re.sub(r"(\bid=\"|url\(#|href=\"#)", rf"\g<1>{name}-", element)
-        element = re.sub(r"(font(?:-family)?: (?:[\d.]+px )?)'[^;\"]*", r"\1system-ui, sans-serif", element)
-        element = re.sub(
-            r"<defs>\s*<style.*?</style>\s*</defs>", "", element, count=1, flags=re.DOTALL
-        )  # for all the page
-        return re.sub(
-            r'^<svg ([^>]*?)width="[^"]*"([^>]*?)height="[^"]*"', r'<svg stroke-linejoin="round" \1\2', element, count=1
-        )
+        for pattern, instead in _FOR_A_PAGE:
+            element = re.sub(pattern, instead.replace("NAME", name), element)
+        return element
 
 
-def curves(lines: Sequence[Curve], label: str, is_share: bool = False, height_in: float = 3.4) -> Plot:
+def curves(lines: Sequence[Curve], label: str, is_share: bool = False, height_in: float = 3.2) -> Plot:
     """Draws curves over the step, which of them is which in a legend.
 
     Args:
@@ -135,7 +148,10 @@ def curves(lines: Sequence[Curve], label: str, is_share: bool = False, height_in
         axes = figure.subplots()
         labels = list(dict.fromkeys(line.label for line in lines if line.weight == "normal"))
         for line in sorted(lines, key=lambda line: ("faint", "normal", "best").index(line.weight)):
-            colour = _apart(line.weight) or COLOURS[labels.index(line.label) % len(COLOURS)]
+            colour = _apart(line.weight)
+            if colour is None:
+                number = labels.index(line.label) if line.colour is None else line.colour
+                colour = COLOURS[number % len(COLOURS)]
             width = {"best": 2.2, "faint": 0.9}.get(line.weight, 1.4)
             marker = "o" if len(line.steps) <= _MANY else None
             axes.plot(
@@ -159,7 +175,7 @@ def parallel_coordinates(scales: Sequence[Scale], points: Sequence[Point]) -> Pl
     A point that has no value on an axis goes through a place of its own at the right.
     """
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH_IN, 0.6 + 0.52 * len(scales)), layout="constrained")
+        figure = Figure(figsize=(1.15 * _WIDTH_IN, 0.6 + 0.52 * len(scales)), layout="constrained")
         axes = figure.subplots()
         places = [_place(axes, row, scale, points) for row, scale in enumerate(scales)]
         order = sorted(points, key=lambda point: (point.weight == "best", point.goodness))
@@ -219,7 +235,7 @@ def _place(axes: Axes, row: int, scale: Scale, points: Sequence[Point]) -> Calla
 def _tick(axes: Axes, across: float, row: int, text: str) -> None:
     axes.plot([across], [row], marker="|", markersize=5, color=INK, markeredgewidth=0.6, zorder=1)
     axes.annotate(
-        text, (across, row), (0, 4), textcoords="offset points", ha="center", va="bottom", fontsize=7, zorder=4
+        text, (across, row), (0, 4), textcoords="offset points", ha="center", va="bottom", fontsize=8, zorder=4
     )
 
 
@@ -233,7 +249,8 @@ def _legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     once = dict(zip(labels, handles, strict=True))
     if len(once) > 1:
-        figure.legend(once.values(), once.keys(), loc="outside upper left", ncols=min(4, len(once)), fontsize=8)
+        columns = max(1, min(len(once), _LETTERS // (max(map(len, once)) + 8)))
+        figure.legend(once.values(), once.keys(), loc="outside upper left", ncols=columns, fontsize=9)
 
 
 def _percent(share: float) -> str:

@@ -46,6 +46,8 @@ every = 3
 [distance]
 features = "none"
 """
+SERVICE = "WANDB_SERVICE"
+"""Where W&B notes its own process for this one and its children."""
 
 
 @dataclass
@@ -138,7 +140,8 @@ def start(shards: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     def start(*arguments: str | Path) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "cifarscale", *map(str, arguments)]
         pipe = subprocess.PIPE
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        environment = {name: value for name, value in os.environ.items() if name != SERVICE}
+        environment["OMP_NUM_THREADS"] = "1"
         started.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment))
         return started[-1]
 
@@ -163,7 +166,7 @@ def cifarscale(start: Callable[..., subprocess.Popen[str]]) -> Callable[..., sub
 @pytest.fixture(autouse=True)
 def _no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Whoever runs the tests may have one."""
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+    for name in [name for name in os.environ if name.startswith("WANDB_") and name != SERVICE]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")

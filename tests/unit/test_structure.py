@@ -15,6 +15,7 @@ PACKAGE = Path(cifarscale.__file__).parent
 FLOORS = (
     ("__main__",),
     ("cli",),
+    ("report",),
     ("cluster",),
     ("inference",),
     ("run",),
@@ -160,6 +161,7 @@ def test_jobs_and_shards_are_no_packages() -> None:
         ("from cifarscale.cli.main import main", "main(['shards', 'build', '--help'])"),
         ("from cifarscale.cli.main import main", "main(['doctor', '--help'])"),
         ("from cifarscale.cli.main import main", "main(['sweep', '--help'])"),
+        ("from cifarscale.cli.main import main", "main(['report', '--help'])"),
         ("from cifarscale.cli.main import main", "main(['profiles', 'check', '--help'])"),
     ],
     ids=lambda statements: statements[-1],

@@ -1,0 +1,109 @@
+"""What a page is made of."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+from PIL import Image
+
+from cifarscale.tracking.plots import Plot
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A figure with its name; `note` says more of it."""
+
+    name: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A plot.
+
+    Attributes:
+        spoken: what it shows, for those who do not see it.
+    """
+
+    title: str
+    svg: Markup
+    spoken: str
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image.
+
+    Attributes:
+        source: a data URI.
+        alt: what it shows, for those who do not see it.
+        caption: below it.
+        good: whether what the caption says is right; None where nothing is said.
+    """
+
+    source: str
+    alt: str
+    caption: str = ""
+    good: bool | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table.
+
+    Attributes:
+        key: what rows are sorted by.
+    """
+
+    text: str
+    key: float | str = ""
+    is_number: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with a caption; the first cell of a row names it."""
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    is_sortable: bool = False
+
+
+def drawing(plot: Plot, name: str, title: str, spoken: str, caption: str = "") -> Drawing:
+    """A plot for the page. `name`: that no other plot of the page has."""
+    return Drawing(title, Markup(plot.svg(name)), spoken, caption)  # matplotlib escapes what it draws
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def picture(pixels: NDArray[np.uint8], alt: str, caption: str = "", good: bool | None = None) -> Picture:
+    """An image (H, W, 3) as it is, to the last pixel."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", optimize=True)
+    return Picture(data_uri(file.getvalue(), "image/png"), alt, caption, good)
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def shown(value: object) -> str:
+    """A value of a recipe as people write it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(shown, value)) + "]"
+    return "–" if value is None else str(value) or "(empty)"
