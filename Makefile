@@ -9,10 +9,12 @@ BIN := $(VENV)/bin
 help: ## Show the targets.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-demo: install ## Train, evaluate and ask the CNN, on built-in data: no network, account or GPU; about a minute.
+demo: install ## Train a CNN and a DCGAN, sweep, and report, on built-in data: no network, account or GPU; three minutes.
 	$(BIN)/cifarscale train demo
-	$(BIN)/cifarscale evaluate runs/demo-*
 	$(BIN)/cifarscale predict runs/demo-* docs/images/yellow_striped_ring.png
+	$(BIN)/cifarscale train gan-demo
+	$(BIN)/cifarscale sweep demo
+	$(BIN)/cifarscale report runs/demo-* runs/gan-demo-* runs/sweep-demo-* --out runs/report.html
 
 test: install lint types ## Install, lint, check types, and run all tests.
 	$(BIN)/pytest -n 2 --dist loadfile
