@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 @click.argument("recipe")
 @click.option("--num-trials", type=click.IntRange(min=1), help="Trials to start.  [default: the recipe's]")
 @click.option("--max-concurrent", type=click.IntRange(min=0), help="Trials side by side; 0 for as many as fit.")
-@click.option("--cpus-per-trial", type=click.IntRange(min=1), help="CPU cores of a trial.")
-@click.option("--gpus-per-trial", type=click.FloatRange(min=0), help="GPUs of a trial; a fraction shares one.")
+@click.option("--workers-per-trial", type=click.IntRange(min=1), help="Ranks that a trial is trained by.")
+@click.option("--cpus-per-trial", type=click.IntRange(min=1), help="CPU cores of a trial, or of each worker.")
+@click.option("--gpus-per-trial", type=click.FloatRange(min=0), help="GPUs of the same; a fraction shares one.")
 @click.option("--resume", is_flag=True, help="Go on with a sweep that was interrupted, or give it more trials.")
 @click.option("--data", help="A data set (cifar100, synthetic) or a folder of shards.  [default: the base's set]")
 @click.option("--run-dir", type=click.Path(path_type=Path), help="The sweep's folder.  [default: runs/NAME-HASH]")
@@ -33,6 +34,7 @@ def sweep(
     recipe: str,
     num_trials: int | None,
     max_concurrent: int | None,
+    workers_per_trial: int | None,
     cpus_per_trial: int | None,
     gpus_per_trial: float | None,
     resume: bool,
@@ -53,6 +55,7 @@ def sweep(
     placed = {
         "num_trials": num_trials,
         "max_concurrent": max_concurrent,
+        "workers_per_trial": workers_per_trial,
         "cpus_per_trial": cpus_per_trial,
         "gpus_per_trial": None if gpus_per_trial is None else float(gpus_per_trial),
     }
@@ -65,7 +68,7 @@ def sweep(
     from cifarscale.training.signals import stop_on_signals
 
     machine = this_machine()
-    check_resources(job, machine.num_cpus, machine.num_gpus, "this machine")
+    check_resources(job, machine.num_cpus, machine.num_gpus, 1, "this machine")
     prepared = prepare_sweep(job, run_dir or folder_of(recipe, job), data)
     click.echo(f"sweep folder {short_path(prepared.folder.path)}", err=True)
     with _Display(job.metric) as display, stop_on_signals() as stop:

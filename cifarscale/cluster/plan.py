@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cifarscale.cluster.slurm import Partition
-from cifarscale.cluster.sweep import check_resources
+from cifarscale.cluster.sweep import check_resources, workers_that_fit
 from cifarscale.config.profile import Profile, minutes
 from cifarscale.config.recipe import Job, Recipe
 from cifarscale.config.sweep import SweepJob
@@ -115,7 +115,7 @@ def _of_whole_nodes(plan: Plan) -> Plan:
 
 def _check_trials(sweep: SweepJob, plan: Plan, profile: Profile) -> None:
     """Raises: ConfigError for trials that do not fit a node, or would leave its GPUs idle."""
-    check_resources(sweep, plan.cpus_per_task, plan.gpus_per_node, f"a node of profile {profile.name}")
+    check_resources(sweep, plan.cpus_per_task, plan.gpus_per_node, plan.nodes, f"a node of profile {profile.name}")
     if plan.gpus_per_node and not sweep.gpus_per_trial:
         raise ConfigError(
             f"gpus_per_trial = 0 would leave the {plan.gpus_per_node} GPUs a node of profile {profile.name} idle. "
@@ -125,10 +125,8 @@ def _check_trials(sweep: SweepJob, plan: Plan, profile: Profile) -> None:
 
 def trials_at_once(sweep: SweepJob, plan: Plan) -> int:
     """How many trials of a sweep run side by side."""
-    fits = plan.cpus_per_task // sweep.cpus_per_trial
-    if sweep.gpus_per_trial:
-        fits = min(fits, int(plan.gpus_per_node / sweep.gpus_per_trial + 1e-6))
-    return min(plan.nodes * fits, sweep.num_trials, sweep.max_concurrent or sweep.num_trials)
+    workers = plan.nodes * workers_that_fit(sweep, plan.cpus_per_task, plan.gpus_per_node)
+    return min(workers // sweep.workers_per_trial, sweep.num_trials, sweep.max_concurrent or sweep.num_trials)
 
 
 def misfits(plan: Plan, profile: Profile, partition: Partition) -> dict[str, str]:

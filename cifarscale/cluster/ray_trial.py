@@ -1,7 +1,7 @@
 """A trial, in a process of Ray's. Importing this loads Ray."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ STATE, REASON = "cifarscale_state", "cifarscale_reason"
 """Keys under which a trial tells what became of it."""
 STOP_ACTOR = "stop"
 """Name of the sweep's StopActor."""
+Report = Callable[[dict[str, Any]], None]
 _ASKED_EVERY_S = 1
 
 
@@ -37,24 +38,39 @@ class StopActor:
 
 
 class Reporter:
-    """The sink that tells Ray Tune of a trial's evaluations; of the last one when the trial is complete."""
+    """The sink that tells of a trial's evaluations; the last one is told of when the trial is complete."""
 
-    def __init__(self, metric: str, max_steps: int) -> None:
-        self._metric, self._max_steps = metric, max_steps
+    def __init__(self, report: Report, metric: str, max_steps: int) -> None:
+        self._report, self._metric, self._max_steps = report, metric, max_steps
 
     def started(self, step: int) -> None:
-        """Ray Tune knows nothing of later steps that would be void."""
+        """Nobody is told of later steps that would be void."""
 
     def log(self, step: int, values: dict[str, float]) -> None:
         if self._metric in values and step < self._max_steps:
-            tune.report({"step": step, self._metric: values[self._metric]})
+            self._report({"step": step, self._metric: values[self._metric]})
 
     def finish(self, result: dict[str, Any] | None, error: BaseException | None) -> None:
-        """`run_trial` tells of the end."""
+        """`run_rank` tells of the end."""
 
 
 def run_trial(config: dict[str, Any]) -> None:
-    """The same `run_job` as anywhere."""
+    """The same `run_job` as anywhere, in this process, or in the workers that the trial has of its own."""
+    if config["workers"] > 1:
+        from cifarscale.cluster.ray_ranks import run_ranks
+
+        tune.report(run_ranks(config, tune.report))
+    else:
+        tune.report(run_rank(config, tune.report))
+
+
+def run_rank(config: dict[str, Any], report: Report) -> dict[str, Any]:
+    """Runs a trial's job as the rank that the environment names.
+
+    Args:
+        report: takes the figures of evaluations, on rank 0.
+    Returns: what is to be reported last: how it ended, and its figure.
+    """
     from cifarscale.run import Placement, run_job
 
     metric, run_dir = config["metric"], Path(config["run_dir"])
@@ -63,13 +79,12 @@ def run_trial(config: dict[str, Any]) -> None:
     try:
         with _stopping_with_the_sweep() as stop:
             placement = Placement.from_plain(config["placement"])
-            result = run_job(recipe, run_dir, placement, Reporter(metric, max_steps), stop)
+            result = run_job(recipe, run_dir, placement, Reporter(report, metric, max_steps), stop)
     except Interrupted:
-        tune.report({STATE: INTERRUPTED})
+        return {STATE: INTERRUPTED}
     except CifarscaleError as error:  # said in our own words, it would happen again: no retry
-        tune.report({STATE: FAILED, REASON: str(error)})
-    else:
-        tune.report({"step": max_steps, metric: value_of(result, metric), STATE: COMPLETE})
+        return {STATE: FAILED, REASON: str(error)}
+    return {"step": max_steps, metric: value_of(result, metric), STATE: COMPLETE}
 
 
 @contextmanager

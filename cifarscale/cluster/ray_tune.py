@@ -75,7 +75,7 @@ def run_trials(
     with _connected(address) as stop_actor:
         book = _Book(sweep, folder, search, placement, watcher, stop, stop_actor)
         tuner = tune.Tuner(
-            tune.with_resources(run_trial, {"cpu": sweep.cpus_per_trial, "gpu": sweep.gpus_per_trial}),
+            tune.with_resources(run_trial, _resources(sweep)),
             tune_config=tune.TuneConfig(
                 search_alg=_Searcher(book),
                 scheduler=_scheduler(sweep, base, folder),
@@ -174,6 +174,9 @@ class _Book:
             "run_dir": run_dir,
             "metric": self.sweep.metric,
             "placement": self._placement,
+            "workers": self.sweep.workers_per_trial,
+            "cpus_per_worker": self.sweep.cpus_per_trial,
+            "gpus_per_worker": self.sweep.gpus_per_trial,
         }
 
     def of(self, ray_trial: Any) -> Trial:
@@ -279,12 +282,20 @@ def _scheduler(sweep: SweepJob, base: Recipe, folder: SweepFolder) -> TrialSched
     return scheduler
 
 
+def _resources(sweep: SweepJob) -> tune.PlacementGroupFactory:
+    """What a trial takes; one of several workers needs nothing for the process that waits for them."""
+    worker = {"CPU": float(sweep.cpus_per_trial), "GPU": sweep.gpus_per_trial}
+    workers = [{name: number for name, number in worker.items() if number}] * sweep.workers_per_trial
+    return tune.PlacementGroupFactory(workers if sweep.workers_per_trial == 1 else [{}, *workers])
+
+
 def _concurrent(sweep: SweepJob) -> int:
     """Trials side by side: as many as fit, and no more than the sweep allows."""
     has = ray.cluster_resources()  # type: ignore[no-untyped-call]
     fits = int(has.get("CPU", 0) // sweep.cpus_per_trial)
     if sweep.gpus_per_trial:
         fits = min(fits, int(has.get("GPU", 0) / sweep.gpus_per_trial + 1e-6))
+    fits //= sweep.workers_per_trial
     return max(1, min(fits, sweep.max_concurrent or fits))
 
 

@@ -23,7 +23,7 @@ from cifarscale.errors import ConfigError, Interrupted, RunError
 from cifarscale.evaluation.features import inception
 from cifarscale.files import write_json_atomically, write_text_atomically
 from cifarscale.lease import lease
-from cifarscale.run import Placement, resolve
+from cifarscale.run import Placement, batch_size_per_rank, resolve
 from cifarscale.run_folder import RunFolder
 from cifarscale.training.signals import CONTINUE_LATER, StopRequest
 
@@ -152,24 +152,38 @@ def prepare_sweep(sweep: SweepJob, run_dir: Path | None, data: str | None) -> Pr
     _check_features(base)
     shards = locate_shards(data or base.data.dataset).resolve()
     base = resolve(base, shards)
+    batch_size_per_rank(base, sweep.workers_per_trial)
     validation, samples = base.data.num_validation, Manifest.load(shards).split("train").num_samples
     if validation >= samples:
         raise ConfigError(f"data.num_validation = {validation} leaves nothing of {samples} samples to train on")
     return PreparedSweep(sweep, base, SweepFolder((run_dir or default_sweep_dir(sweep)).absolute()), shards)
 
 
-def check_resources(sweep: SweepJob, num_cpus: int, num_gpus: int, where: str) -> None:
-    """Raises: ConfigError if a trial asks for more than a node has.
+def check_resources(sweep: SweepJob, num_cpus: int, num_gpus: int, num_nodes: int, where: str) -> None:
+    """Raises: ConfigError if a trial asks for more than there is.
 
     Args:
+        num_cpus, num_gpus: of a node.
         where: names the node.
     """
-    if sweep.cpus_per_trial > num_cpus:
-        raise ConfigError(f"cpus_per_trial = {sweep.cpus_per_trial}, and {where} has {num_cpus} cores")
-    if sweep.gpus_per_trial > num_gpus:
-        raise ConfigError(f"gpus_per_trial = {sweep.gpus_per_trial:g}, and {where} has {num_gpus} GPUs")
-    if sweep.gpus_per_trial > 1:
-        raise ConfigError(f"gpus_per_trial = {sweep.gpus_per_trial:g}: a trial is one process, and uses one GPU")
+    cpus, gpus, workers = sweep.cpus_per_trial, sweep.gpus_per_trial, sweep.workers_per_trial
+    if cpus > num_cpus:
+        raise ConfigError(f"cpus_per_trial = {cpus}, and {where} has {num_cpus} cores")
+    if gpus > num_gpus:
+        raise ConfigError(f"gpus_per_trial = {gpus:g}, and {where} has {num_gpus} GPUs")
+    if gpus > 1:
+        raise ConfigError(f"gpus_per_trial = {gpus:g}: a worker uses one GPU; for more of them add --workers-per-trial")
+    if (fit := workers_that_fit(sweep, num_cpus, num_gpus) * num_nodes) < workers:
+        raise ConfigError(
+            f"workers_per_trial = {workers} of {cpus} cores{f' and {gpus:g} GPUs' if gpus else ''} each, and "
+            f"{f'{num_nodes} times ' if num_nodes > 1 else ''}{where} has room for {fit}"
+        )
+
+
+def workers_that_fit(sweep: SweepJob, num_cpus: int, num_gpus: int) -> int:
+    """How many workers of trials a node has room for."""
+    fit = num_cpus // sweep.cpus_per_trial
+    return min(fit, int(num_gpus / sweep.gpus_per_trial + 1e-6)) if sweep.gpus_per_trial else fit
 
 
 def _check_features(base: Recipe) -> None:

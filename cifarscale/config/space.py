@@ -112,7 +112,8 @@ def best_recipe(sweep: SweepJob, base: Recipe, overrides: Overrides) -> Recipe:
 
 def sweep_hash(sweep: SweepJob) -> str:
     """Eight hexadecimal digits of what the sweep searches, whatever its size and wherever it runs."""
-    free = ("num_trials", "max_concurrent", "cpus_per_trial", "gpus_per_trial", "retries", "time_budget_min")
+    places = ("max_concurrent", "workers_per_trial", "cpus_per_trial", "gpus_per_trial")
+    free = ("num_trials", *places, "retries", "time_budget_min")
     changes: dict[str, Any] = {key: SweepJob.model_fields[key].default for key in free}
     changes["set"] = {key: value for key, value in sweep.set.items() if not key.startswith("tracking.")}
     return recipe_hash(sweep.model_copy(update=changes))

@@ -100,10 +100,12 @@ class SweepJob(Job):
     """Trials to start; a grid ends earlier if it is smaller."""
     max_concurrent: NonNegativeInt = 0
     """Trials side by side; 0 for as many as the CPUs and GPUs allow."""
+    workers_per_trial: PositiveInt = 1
+    """Ranks that a trial is trained by, with the same figures as by one."""
     cpus_per_trial: PositiveInt = 1
-    """CPU cores of a trial."""
+    """CPU cores of a trial, or of each of its workers."""
     gpus_per_trial: NonNegativeFloat = 0.0
-    """GPUs of a trial; a fraction shares one, 0 computes on CPU cores."""
+    """GPUs of a trial, or of each of its workers; a fraction shares one, 0 computes on CPU cores."""
     retries: NonNegativeInt = 1
     """How often a trial whose process died is started again, from its newest checkpoint."""
     time_budget_min: NonNegativeFloat = 0.0

@@ -63,6 +63,7 @@ def test_a_sweep_has_one_task_a_node_with_all_that_is_there() -> None:
     assert isinstance(sweep, SweepJob)
     plan = make_plan(sweep, GPU, nodes=2, partition=PARTITION)
     assert (plan.gpus_per_node, plan.cpus_per_task, trials_at_once(sweep, plan)) == (4, 32, 8)
+    assert trials_at_once(sweep.model_copy(update={"workers_per_trial": 3}), plan) == 2
     few = sweep.model_copy(update={"max_concurrent": 3})
     assert trials_at_once(few, plan) == 3
 
@@ -73,7 +74,8 @@ def test_a_sweep_has_one_task_a_node_with_all_that_is_there() -> None:
         (CPU, ("cpus_per_trial=3",), "cpus_per_trial = 3, and a node of profile cpus has 2 cores"),
         (CPU, ("gpus_per_trial=1",), "gpus_per_trial = 1, and a node of profile cpus has 0 GPUs"),
         (GPU, (), "would leave the 4 GPUs a node of profile gpus idle"),
-        (GPU, ("gpus_per_trial=2",), "a trial is one process"),
+        (GPU, ("gpus_per_trial=2",), "a worker uses one GPU"),
+        (CPU, ("workers_per_trial=8",), "workers_per_trial = 8 of 1 cores each, and 2 times a node .* room for 4"),
     ],
 )
 def test_trials_that_do_not_fit_a_node_are_refused(profile: Profile, overrides: tuple[str, ...], words: str) -> None:
