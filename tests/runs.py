@@ -1,5 +1,6 @@
 """What a run folder holds, for tests to compare."""
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -88,3 +89,9 @@ def _assert_same(one: Any, other: Any, where: str) -> None:
             _assert_same(a, b, f"{where}.{i}")
     else:
         assert one == other, where
+
+
+def planted(folder: Path, program: str) -> dict[str, str]:
+    """The environment of a Python that runs the program first."""
+    (folder / "sitecustomize.py").write_text(program, encoding="utf-8")
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))}

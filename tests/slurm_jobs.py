@@ -74,9 +74,3 @@ def rank_pids(job: Job) -> dict[int, int]:
         if is_task and variables.get(b"SLURM_JOB_ID") == job.id.encode():
             found[int(variables[b"SLURM_PROCID"])] = int(path.name)
     return found
-
-
-def planted(folder: Path, program: str) -> dict[str, str]:
-    """The environment of a Python that runs the program first."""
-    (folder / "sitecustomize.py").write_text(program, encoding="utf-8")
-    return {"PYTHONPATH": os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))}

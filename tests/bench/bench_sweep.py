@@ -4,7 +4,7 @@ Both are whole commands, from starting Python to the last trial's result, Ray's 
 what a user would write: `ray.init()`, a function that trains and reports, `Tuner(…).fit()`. Both run the same trials,
 which are those that the sweep has drawn, as many side by side as there are cores, on the drawn set.
 
-    python tests/bench/bench_sweep.py [--num-trials 16] [--steps 2000] [--rounds 3]
+    python tests/bench/bench_sweep.py [--num-trials 16] [--steps 500] [--rounds 3]
 """
 
 import json
@@ -80,7 +80,7 @@ def seconds_of(command: list[str]) -> float:
 
 @click.command()
 @click.option("--num-trials", default=16, show_default=True)
-@click.option("--steps", default=2000, show_default=True, help="Of each trial.")
+@click.option("--steps", default=500, show_default=True, help="Of each trial.")
 @click.option("--rounds", default=3, show_default=True)
 def main(num_trials: int, steps: int, rounds: int) -> None:
     """Prints the trials an hour of both, with the spread over rounds, and their ratio."""

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import Run
-from slurm_jobs import ENDED, PATIENCE_S, Job, planted, rank_pids, slurm
+from runs import Run, planted
+from slurm_jobs import ENDED, PATIENCE_S, Job, rank_pids, slurm
 
 from cifarscale.config.load import load_recipe
 from cifarscale.run import Placement, run_job

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import Run
-from slurm_jobs import ENDED, PATIENCE_S, planted, slurm
+from runs import Run, planted
+from slurm_jobs import ENDED, PATIENCE_S, slurm
 
 from cifarscale.cluster.submitted import submissions
 
