@@ -15,10 +15,11 @@ from typing import Any, Self
 import torch
 
 from cifarscale import __version__
+from cifarscale.checkpoint import checkpoint_step, newest_checkpoint
 from cifarscale.config.cnn import CnnRecipe
 from cifarscale.config.dcgan import DcganRecipe
 from cifarscale.config.load import recipe_hash, with_values
-from cifarscale.config.recipe import Job, Recipe
+from cifarscale.config.recipe import Job, Recipe, stages_of
 from cifarscale.cores import Cores, available_cores
 from cifarscale.data.dataset import Dataset
 from cifarscale.data.manifest import Manifest
@@ -123,7 +124,8 @@ def run_job(
         was found wrong before the first step.
     """
     ranks = ranks_from_environment()
-    batch_size_per_rank(recipe, ranks.world_size)
+    for stage in stages_of(recipe):
+        batch_size_per_rank(stage.recipe, ranks.world_size)
     folder = RunFolder(run_dir)
     device = pick_device(placement.device, ranks.local_rank)
     stopping = nullcontext(stop) if stop else stop_on_signals()
@@ -180,15 +182,23 @@ def _train(
     stopping: AbstractContextManager[StopRequest],
 ) -> dict[str, Any]:
     """Trains to the end, and writes the result."""
-    reader = data.reader(recipe, group, num_workers)
     if recipe.training.slices:
         torch.backends.cudnn.deterministic = True  # on a GPU a slice must give the same bits each time, too
     cores = Cores(apart=device.type == "cpu" and recipe.training.slices > 0 and not recipe.training.compile)
-    task = build_task(recipe, folder, data, group, cores, device)
-    with TrainingProgress(recipe.name, recipe.training.max_steps, task.shown) as progress, stopping as stop:
+    newest = group.from_first(newest_checkpoint(folder.checkpoints))
+    trained = checkpoint_step(newest) if newest else 0
+    *others, final = stages_of(recipe)
+    stages = [*(stage for stage in others if stage.until > trained), final]
+    shown = (DcganTask if isinstance(recipe, DcganRecipe) else CnnTask).shown
+    with TrainingProgress(recipe.name, recipe.training.max_steps, shown) as progress, stopping as stop:
         observer = _Observer(sinks, progress)
-        engine = Engine(recipe, task, reader, group, cores, device, folder.checkpoints, observer, stop)
-        engine.train()
+        for stage in stages:
+            task = build_task(stage.recipe, folder, data, group, cores, device)
+            reader = data.reader(stage.recipe, group, num_workers)
+            engine = Engine(
+                stage, recipe_hash(recipe), task, reader, group, cores, device, folder.checkpoints, observer, stop
+            )
+            engine.train()
     result = {
         "name": recipe.name,
         "task": recipe.task,

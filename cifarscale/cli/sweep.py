@@ -149,7 +149,7 @@ def _table(trials: "Sequence[Trial]", metric: str, in_full: bool = True) -> "Tab
     from rich.markup import escape
     from rich.table import Column, Table
 
-    from cifarscale.cluster.trials import shown_overrides
+    from cifarscale.cluster.trials import shown_changes
 
     columns = [
         Column("trial", justify="right"),
@@ -161,7 +161,7 @@ def _table(trials: "Sequence[Trial]", metric: str, in_full: bool = True) -> "Tab
     table = Table(*columns, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for trial in trials:
         value = "–" if trial.value is None else f"{trial.value:.4f}"
-        changed = escape(shown_overrides(trial.overrides))
+        changed = escape(shown_changes(trial))
         table.add_row(str(trial.number), trial.state, f"{trial.step:,}", value, changed)
     return table
 

@@ -9,9 +9,10 @@ from typing import Any
 import ray
 from ray import tune
 
-from cifarscale.cluster.trials import COMPLETE, FAILED, INTERRUPTED, value_of
+from cifarscale.cluster.trials import COMPLETE, FAILED, INTERRUPTED, WAITING, history, value_of
 from cifarscale.config.load import load_recipe
 from cifarscale.errors import CifarscaleError, Interrupted
+from cifarscale.run_folder import RunFolder
 from cifarscale.training.signals import STOP, StopRequest
 
 STATE, REASON = "cifarscale_state", "cifarscale_reason"
@@ -77,20 +78,23 @@ def run_rank(config: dict[str, Any], report: Report) -> dict[str, Any]:
     recipe = load_recipe(str(run_dir / "recipe.toml"))
     max_steps = recipe.training.max_steps
     try:
-        with _stopping_with_the_sweep() as stop:
+        with _stopping_with_the_sweep(config["until"]) as stop:
             placement = Placement.from_plain(config["placement"])
             result = run_job(recipe, run_dir, placement, Reporter(report, metric, max_steps), stop)
     except Interrupted:
-        return {STATE: INTERRUPTED}
+        until = config["until"]
+        values = dict(history(RunFolder(run_dir), metric))
+        return {"step": until, metric: values[until], STATE: WAITING} if until in values else {STATE: INTERRUPTED}
     except CifarscaleError as error:  # said in our own words, it would happen again: no retry
         return {STATE: FAILED, REASON: str(error)}
     return {"step": max_steps, metric: value_of(result, metric), STATE: COMPLETE}
 
 
 @contextmanager
-def _stopping_with_the_sweep() -> Iterator[StopRequest]:
-    """A request to stop that comes when the driver asks for it."""
+def _stopping_with_the_sweep(after_step: int | None) -> Iterator[StopRequest]:
+    """A request to stop after a step, and when the driver asks for it."""
     request, over = StopRequest(), threading.Event()
+    request.after_step = after_step
     actor = ray.get_actor(STOP_ACTOR)
 
     def look() -> None:

@@ -24,6 +24,7 @@ from cifarscale.cluster.trials import (
     INTERRUPTED,
     RUNNING,
     STOPPED,
+    WAITING,
     SweepFolder,
     Trial,
     history,
@@ -173,6 +174,7 @@ class _Book:
             "trial": trial.number,
             "run_dir": run_dir,
             "metric": self.sweep.metric,
+            "until": trial.until,
             "placement": self._placement,
             "workers": self.sweep.workers_per_trial,
             "cpus_per_worker": self.sweep.cpus_per_trial,
@@ -197,7 +199,8 @@ class _Searcher(Searcher):
         self._book = book
 
     def suggest(self, trial_id: str) -> Any:
-        return self._book.next_config() or Searcher.FINISHED
+        waits = self._book.search.waits and not self._book.ended.reason
+        return self._book.next_config() or (None if waits else Searcher.FINISHED)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         pass  # _Callback tells the search
@@ -234,7 +237,7 @@ class _Callback(tune.Callback):
         if ours.state == RUNNING:
             ended = self._book.ended.reason
             self._book.set(ours, INTERRUPTED if ended else STOPPED, ended)
-        if ours.is_done:
+        if ours.is_done or ours.state == WAITING:
             self._book.search.ended(ours)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

@@ -2,20 +2,26 @@
 
 from typing import Any, Protocol
 
-from cifarscale.cluster.trials import FAILED, REPEATED, SweepFolder, Trial
-from cifarscale.config.load import recipe_hash
+from cifarscale.cluster.population import Population
+from cifarscale.cluster.trials import SweepFolder, Trial, add_trial
 from cifarscale.config.recipe import Recipe
-from cifarscale.config.space import Overrides, assigned, grid, sample, trial_recipe, values_of
-from cifarscale.config.sweep import OptunaConfig, SweepJob
+from cifarscale.config.space import Overrides, assigned, grid, sample, values_of
+from cifarscale.config.sweep import OptunaConfig, PbtConfig, SweepJob
 from cifarscale.data.manifest import Manifest
 from cifarscale.errors import ConfigError
 
 
 class Search(Protocol):
-    """Says what to try next."""
+    """Says what to try next.
+
+    Attributes:
+        waits: whether there may be another trial when one that runs has ended.
+    """
+
+    waits: bool
 
     def next(self) -> Trial | None:
-        """A trial to run, None if there is none any more."""
+        """A trial to run, None if there is none now."""
 
     def ended(self, trial: Trial) -> None:
         """Is told how a trial ended."""
@@ -23,6 +29,8 @@ class Search(Protocol):
 
 class Planned:
     """Trials that are known before the first one runs: of a random search, or of a grid."""
+
+    waits = False
 
     def __init__(self, sweep: SweepJob, base: Recipe, folder: SweepFolder, manifest: Manifest) -> None:
         points = grid(sweep.space, base)[: sweep.num_trials] if sweep.searcher.name == "grid" else None
@@ -41,6 +49,8 @@ class Planned:
 
 class Proposed:
     """Trials that Optuna proposes one by one, knowing how those before ended."""
+
+    waits = False
 
     def __init__(self, sweep: SweepJob, base: Recipe, folder: SweepFolder, manifest: Manifest) -> None:
         try:
@@ -111,22 +121,6 @@ class Proposed:
 
 def make_search(sweep: SweepJob, base: Recipe, folder: SweepFolder, manifest: Manifest) -> Search:
     """The search that a sweep names, with its trials that are done already. Raises: ConfigError without Optuna."""
+    if isinstance(sweep.scheduler, PbtConfig):
+        return Population(sweep, base, folder, manifest)
     return (Proposed if sweep.searcher.name == "optuna" else Planned)(sweep, base, folder, manifest)
-
-
-def add_trial(overrides: Overrides, sweep: SweepJob, base: Recipe, folder: SweepFolder, manifest: Manifest) -> Trial:
-    """Adds a trial to the table and makes its run folder; one that is not valid or not new is marked as that."""
-    trial = Trial(len(folder.trials), overrides)
-    try:
-        recipe = trial_recipe(sweep, base, overrides)
-    except ConfigError as error:
-        trial.state, trial.reason = FAILED, str(error)
-    else:
-        trial.folder = f"{recipe.name}-{recipe_hash(recipe)}"
-        before = next((each for each in folder.trials if each.folder == trial.folder), None)
-        if before is not None:
-            trial.state, trial.reason = REPEATED, f"the same recipe as trial {before.number}"
-        else:
-            folder.run(trial).prepare(recipe, manifest)
-    folder.trials.append(trial)
-    return trial

@@ -14,9 +14,10 @@ from cifarscale.cluster.search import make_search
 from cifarscale.cluster.trials import FAILED, SweepFolder, Trial, default_sweep_dir, ranked
 from cifarscale.config.dcgan import DcganRecipe
 from cifarscale.config.load import recipe_toml
+from cifarscale.config.population import check_population
 from cifarscale.config.recipe import Recipe
 from cifarscale.config.space import best_recipe, check_sweep
-from cifarscale.config.sweep import SweepJob
+from cifarscale.config.sweep import PbtConfig, SweepJob
 from cifarscale.data.build import locate_shards
 from cifarscale.data.manifest import Manifest
 from cifarscale.errors import ConfigError, Interrupted, RunError
@@ -104,7 +105,7 @@ class PreparedSweep:
         """Writes best.toml, of the trials that have run by now."""
         best = next(iter(ranked(self.folder.trials, self.sweep.mode)), None)
         if best is not None:
-            recipe = best_recipe(self.sweep, self.base, best.overrides)
+            recipe = best_recipe(self.sweep, self.base, best.recipe_values)
             write_text_atomically(self.folder.best, recipe_toml(recipe))
         return best
 
@@ -136,7 +137,7 @@ class PreparedSweep:
             "state": best.state,
             "step": best.step,
             "value": best.value,
-            "overrides": best.overrides,
+            "overrides": best.recipe_values,
         }
 
 
@@ -149,6 +150,8 @@ def prepare_sweep(sweep: SweepJob, run_dir: Path | None, data: str | None) -> Pr
     Raises: ConfigError, DataError or RunError for what is wrong.
     """
     base = check_sweep(sweep)
+    if isinstance(sweep.scheduler, PbtConfig):
+        check_population(sweep, base)
     _check_features(base)
     shards = locate_shards(data or base.data.dataset).resolve()
     base = resolve(base, shards)

@@ -8,9 +8,10 @@ from typing import Any
 
 from cifarscale.config.load import load_job, load_recipe, recipe_hash, recipe_toml
 from cifarscale.config.recipe import Recipe
-from cifarscale.config.space import Overrides, sweep_hash
+from cifarscale.config.space import Overrides, sweep_hash, trial_recipe
 from cifarscale.config.sweep import SweepJob
-from cifarscale.errors import RunError
+from cifarscale.data.manifest import Manifest
+from cifarscale.errors import ConfigError, RunError
 from cifarscale.files import write_json_atomically, write_text_atomically
 from cifarscale.lease import living_holder
 from cifarscale.run_folder import RUNS_ROOT, RunFolder
@@ -31,6 +32,9 @@ class Trial:
         step, value: of its last evaluation; of the end if it is complete.
         starts: how often it was started.
         died: whether it failed since its process died, so that it may run again.
+        member, until: of a population: its place there, and the step at which it is compared with the others.
+        origin, since: of a population: the trial whose checkpoint it began from, and that one's step.
+        schedule: of a population: the values by the steps from which they hold, as in a recipe's `later`.
     """
 
     number: int
@@ -42,6 +46,19 @@ class Trial:
     starts: int = 0
     reason: str = ""
     died: bool = False
+    member: int | None = None
+    until: int | None = None
+    origin: int | None = None
+    since: int = 0
+    schedule: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def recipe_values(self) -> Overrides:
+        """What makes a recipe of the base; `overrides` are the values that hold last."""
+        if not self.schedule:
+            return self.overrides
+        first, *later = self.schedule
+        return {**first["set"], "later": later}
 
     @property
     def is_done(self) -> bool:
@@ -162,6 +179,31 @@ class SweepFolder:
         RunFolder(self.path).result_file.unlink(missing_ok=True)
 
 
+def add_trial(
+    overrides: Overrides,
+    sweep: SweepJob,
+    base: Recipe,
+    folder: SweepFolder,
+    manifest: Manifest,
+    schedule: Sequence[dict[str, Any]] = (),
+) -> Trial:
+    """Adds a trial to the table and makes its run folder; one that is not valid or not new is marked as that."""
+    trial = Trial(len(folder.trials), overrides, schedule=list(schedule))
+    try:
+        recipe = trial_recipe(sweep, base, trial.recipe_values)
+    except ConfigError as error:
+        trial.state, trial.reason = FAILED, str(error)
+    else:
+        trial.folder = f"{recipe.name}-{recipe_hash(recipe)}"
+        before = next((each for each in folder.trials if each.folder == trial.folder), None)
+        if before is not None:
+            trial.state, trial.reason = REPEATED, f"the same recipe as trial {before.number}"
+        else:
+            folder.run(trial).prepare(recipe, manifest)
+    folder.trials.append(trial)
+    return trial
+
+
 def default_sweep_dir(sweep: SweepJob) -> Path:
     """`runs/NAME-HASH`; more trials or other places to run them do not make it another."""
     return RUNS_ROOT / f"{sweep.name}-{sweep_hash(sweep)}"
@@ -193,8 +235,15 @@ def ranked(trials: Iterable[Trial], mode: str) -> list[Trial]:
 def trial_line(trial: Trial, metric: str) -> str:
     """A trial's state in one line."""
     value = "" if trial.value is None else f"  {metric} {trial.value:.4f}"
-    more = trial.reason or (shown_overrides(trial.overrides) if not trial.step else "")
+    is_new = trial.step == trial.since
+    more = trial.reason or (shown_changes(trial) if is_new else "")
     return f"trial {trial.number}  {trial.state}  step {trial.step:,}{value}  {more}".rstrip()
+
+
+def shown_changes(trial: Trial) -> str:
+    """What a trial changes, and where it comes from."""
+    origin = "" if trial.origin is None else f"from trial {trial.origin} at step {trial.since:,}: "
+    return origin + shown_overrides(trial.overrides)
 
 
 def shown_overrides(overrides: Overrides) -> str:

@@ -3,12 +3,39 @@
 Numbers that switch something off are 0, so that a resolved recipe can be written as TOML with every key in it.
 """
 
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from cifarscale.config.validation import explain
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
+MAY_CHANGE = (
+    "training.learning_rate",
+    "training.gradient_clip_norm",
+    "optimizer.weight_decay",
+    "optimizer.momentum",
+    "optimizer.betas",
+    "augmentation.",
+    "label_smoothing",
+    "objective.r1",
+    "objective.r2",
+)
+"""Keys, and the beginnings of keys, that may change in the middle of a run: no state depends on them."""
 NormalisationKind = Literal["none", "batch", "sync_batch", "group"]
 """`batch` takes the statistics of each slice; `sync_batch` those of the global batch, with training.slices = 0."""
 
@@ -151,6 +178,20 @@ class Job(Section):
     """One line for people."""
 
 
+class Change(Section):
+    """Keys that have other values from a step on."""
+
+    step: PositiveInt
+    """Steps that are trained before the change."""
+    set: dict[str, Any]
+    """The keys, dotted, with their values; only those that say how to go on, such as `training.learning_rate`."""
+
+    @field_validator("set", mode="before")
+    @classmethod
+    def _dotted_set(cls, value: Any) -> Any:
+        return dict(dotted(value)) if isinstance(value, Mapping) else value
+
+
 class Recipe(Job):
     """What all trainings share."""
 
@@ -162,6 +203,8 @@ class Recipe(Job):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
+    later: list[Change] = Field(default=[])
+    """Keys that change in the middle of the run, in the order of their steps; what population-based training finds."""
 
     @model_validator(mode="after")
     def _warmup_fits_the_run(self) -> Self:
@@ -172,6 +215,74 @@ class Recipe(Job):
             )
         return self
 
+    @model_validator(mode="after")
+    def _changes_come_in_order_before_the_end(self) -> Self:
+        steps = [0, *(change.step for change in self.later), self.training.max_steps]
+        for before, step in itertools.pairwise(steps):
+            if step <= before:
+                raise ValueError(
+                    f"later: step = {before} is not before {step}: changes stand in the order of their steps, and "
+                    f"before training.max_steps = {self.training.max_steps}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _changes_are_valid(self) -> Self:
+        stages_of(self)
+        return self
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a run in which no key changes.
+
+    Attributes:
+        recipe: with the values of this part.
+        until: the last step of the part.
+    """
+
+    recipe: Recipe
+    until: int
+
+
+def stages_of(recipe: Recipe) -> list[Stage]:
+    """The parts of a run, in their order; a single one where nothing changes. Raises: ValueError for a bad change."""
+    values = resolved(recipe)
+    changes = values.pop("later", [])
+    ends = [*(change["step"] for change in changes), recipe.training.max_steps]
+    stages = [Stage(recipe.model_copy(update={"later": []}), ends[0])]
+    for change, until in zip(changes, ends[1:], strict=True):
+        for key, value in change["set"].items():
+            if not key.startswith(MAY_CHANGE):
+                raise ValueError(
+                    f"later: {key} cannot change at step {change['step']}, in the middle of a run; "
+                    f"valid are {may_change()}"
+                )
+            *sections, last = key.split(".")
+            table = values
+            for section in sections:
+                table = table.setdefault(section, {})
+            table[last] = value
+        try:
+            stages.append(Stage(type(recipe).model_validate(values), until))
+        except ValidationError as error:
+            raise ValueError(f"later: at step {change['step']}: {explain(error, type(recipe))}") from None
+    return stages
+
+
+def may_change() -> str:
+    """MAY_CHANGE for people."""
+    return ", ".join(f"{key}*" if key.endswith(".") else key for key in MAY_CHANGE)
+
+
+def dotted(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The (dotted key, value) pairs of nested tables."""
+    for key, value in table.items():
+        if isinstance(value, Mapping) and value:
+            yield from dotted(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
 
 def check_sync_batch(key: str, kind: NormalisationKind, training: TrainingConfig) -> None:
     """Raises: ValueError for a normalisation over ranks where slices are computed by themselves."""
@@ -180,7 +291,12 @@ def check_sync_batch(key: str, kind: NormalisationKind, training: TrainingConfig
 
 
 def resolved(recipe: Job) -> dict[str, Any]:
-    """The job as plain values with every default written out, ready for TOML or JSON."""
+    """The job as plain values with every default written out, ready for TOML or JSON.
+
+    But for `later` where nothing changes: it came after recipes whose hash names a folder.
+    """
     values: dict[str, Any] = recipe.model_dump(mode="json")
+    if not values.get("later", True):
+        del values["later"]
     scalars = {key: value for key, value in values.items() if not isinstance(value, dict)}
     return scalars | {key: value for key, value in values.items() if isinstance(value, dict)}

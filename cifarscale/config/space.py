@@ -9,7 +9,7 @@ from cifarscale.config.cnn import CnnRecipe
 from cifarscale.config.dcgan import DcganRecipe
 from cifarscale.config.load import find_recipe, load_recipe, parse_job, recipe_hash, with_values
 from cifarscale.config.recipe import Recipe, resolved
-from cifarscale.config.sweep import Distribution, SweepJob, in_order
+from cifarscale.config.sweep import AshaConfig, Distribution, PbtConfig, SweepJob, in_order
 from cifarscale.config.validation import nearest
 from cifarscale.errors import ConfigError
 
@@ -113,7 +113,9 @@ def best_recipe(sweep: SweepJob, base: Recipe, overrides: Overrides) -> Recipe:
 def sweep_hash(sweep: SweepJob) -> str:
     """Eight hexadecimal digits of what the sweep searches, whatever its size and wherever it runs."""
     places = ("max_concurrent", "workers_per_trial", "cpus_per_trial", "gpus_per_trial")
-    free = ("num_trials", *places, "retries", "time_budget_min")
+    free = [*places, "retries", "time_budget_min"]
+    if not isinstance(sweep.scheduler, PbtConfig):  # the size of a population decides what becomes of it
+        free.append("num_trials")
     changes: dict[str, Any] = {key: SweepJob.model_fields[key].default for key in free}
     changes["set"] = {key: value for key, value in sweep.set.items() if not key.startswith("tracking.")}
     return recipe_hash(sweep.model_copy(update=changes))
@@ -188,10 +190,11 @@ def assigned(space: Mapping[str, Distribution], base: Recipe, value: Callable[[s
 
 
 def _current(key: str, found: Overrides, space: Mapping[str, Distribution], base: Recipe) -> Any:
-    return found[key] if key in found else _lookup(resolved(base), key)
+    return found[key] if key in found else lookup(resolved(base), key)
 
 
-def _lookup(values: Any, key: str) -> Any:
+def lookup(values: Any, key: str) -> Any:
+    """The value at a dotted key of nested tables, None where there is none."""
     for part in key.split("."):
         values = values.get(part) if isinstance(values, Mapping) else None
     return values
@@ -202,7 +205,7 @@ def _check_conditions(sweep: SweepJob, base: Recipe) -> None:
         for other, wanted in distribution.when.items():
             where = f"space.{key}: when {other} = {wanted!r}"
             if other not in sweep.space:
-                current = _lookup(resolved(base), other)
+                current = lookup(resolved(base), other)
                 if current != wanted:
                     raise ConfigError(
                         f"{where} never holds: {other} is not in the space, and is {current!r} in the base"
@@ -225,13 +228,14 @@ def _check_metric(sweep: SweepJob, base: Recipe) -> None:
     better = "max" if rises else "min"
     if sweep.mode != better:
         raise ConfigError(f"mode = {sweep.mode!r}: of {sweep.metric} {better!r} is better")
-    if sweep.scheduler.name == "asha":
+    if sweep.scheduler.name != "none":
         if sweep.metric not in evaluated or not base.evaluation.every:
             raise ConfigError(
-                f"scheduler.name = 'asha' compares trials while they run, and metric = {sweep.metric!r} is not "
-                f"reported then; valid: {', '.join(evaluated) or 'none'}, with evaluation.every above 0"
+                f"scheduler.name = {sweep.scheduler.name!r} compares trials while they run, and "
+                f"metric = {sweep.metric!r} is not reported then; valid: "
+                f"{', '.join(evaluated) or 'none'}, with evaluation.every above 0"
             )
-        if sweep.scheduler.grace_steps >= base.training.max_steps:
+        if isinstance(sweep.scheduler, AshaConfig) and sweep.scheduler.grace_steps >= base.training.max_steps:
             raise ConfigError(
                 f"scheduler.grace_steps = {sweep.scheduler.grace_steps} must be below training.max_steps = "
                 f"{base.training.max_steps} of the base, or no trial is ever stopped"

@@ -64,6 +64,19 @@ class AshaConfig(Section):
     """One in so many trials goes on at each rung; the next rung is so many times as far."""
 
 
+class PbtConfig(Section):
+    """Population-based training (Jaderberg et al. 2017, arXiv 1711.09846): num_trials members train side by side, and
+    every so often the worse go on from checkpoints of the better, with changed values."""
+
+    name: Literal["pbt"] = "pbt"
+    interval_steps: PositiveInt = 1000
+    """Steps that all members train before they are compared; a multiple of evaluation.every."""
+    quantile: Annotated[float, Field(gt=0, le=0.5)] = 0.25
+    """Share of the members that is replaced, each by one of as many at the top."""
+    resample_probability: Annotated[float, Field(ge=0, le=1)] = 0.25
+    """How likely a key's value is drawn anew, rather than changed a little."""
+
+
 class RandomConfig(Section):
     """Trial i is a function of the sweep's seed and i alone."""
 
@@ -112,7 +125,7 @@ class SweepJob(Job):
     """Minutes after which no trial goes on; 0 is no limit."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """What is drawn follows from it. The trials' own seed is the base's."""
-    scheduler: Annotated[NoSchedulerConfig | AshaConfig, Field(discriminator="name")] = NoSchedulerConfig()
+    scheduler: Annotated[NoSchedulerConfig | AshaConfig | PbtConfig, Field(discriminator="name")] = NoSchedulerConfig()
     searcher: Annotated[RandomConfig | GridConfig | OptunaConfig, Field(discriminator="name")] = RandomConfig()
     space: dict[str, Distribution] = Field(default={})
     """What each searched key is drawn from."""

@@ -26,7 +26,7 @@ class MetricsLog:
         """Drops the lines of later steps, which a resumed run writes again, and a last line that was cut short."""
         if self._path.exists():
             kept = [line for line in read_metrics(self._path) if line["step"] <= step]
-            write_text_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+            write_metrics(self._path, kept)
 
     def finish(self, result: dict[str, Any] | None, error: BaseException | None) -> None:
         """Nothing is held back that would have to be written."""
@@ -48,6 +48,11 @@ class MetricsTail:
         whole = content[: content.rfind(b"\n") + 1]
         self._read += len(whole)
         return [json.loads(line) for line in whole.splitlines()]
+
+
+def write_metrics(path: Path, lines: list[dict[str, Any]]) -> None:
+    """Puts these lines in the place of a metrics file."""
+    write_text_atomically(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

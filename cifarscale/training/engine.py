@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from cifarscale.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
-from cifarscale.config.load import recipe_hash
-from cifarscale.config.recipe import Recipe
+from cifarscale.config.recipe import Stage
 from cifarscale.cores import Cores
 from cifarscale.data.batches import Batch, Reader
 from cifarscale.distributed import Group
@@ -49,7 +48,8 @@ class Engine:
 
     def __init__(
         self,
-        recipe: Recipe,
+        stage: Stage,
+        run: str,
         task: Task,
         reader: Reader,
         group: Group,
@@ -59,6 +59,13 @@ class Engine:
         observer: Observer,
         stop: StopRequest,
     ) -> None:
+        """
+        Args:
+            stage: the part of the run to train; whatever was trained of the run before is in the newest checkpoint.
+            run: the hash of the whole recipe.
+        """
+        recipe = stage.recipe
+        self._stage, self._run = stage, run
         self._recipe, self._task, self._reader, self._group, self._device = recipe, task, reader, group, device
         self._checkpoints, self._observer, self._stop = checkpoints, observer, stop
         training = recipe.training
@@ -97,13 +104,14 @@ class Engine:
         return self._task.networks | {name: average.network for name, average in self._averages.items()}
 
     def train(self) -> None:
-        """Trains up to the recipe's last step.
+        """Trains up to the stage's last step.
 
         Raises:
             NonFiniteLossError: a loss was not finite; the checkpoints before it stand.
             Interrupted: a stop was requested; the state is saved.
         """
         training = self._recipe.training
+        last = min(self._stage.until, self._stop.after_step or self._stage.until)
         path = self._group.from_first(newest_checkpoint(self._checkpoints))
         if path:
             self._restore(path)
@@ -118,11 +126,13 @@ class Engine:
         while True:
             if self._due(self._recipe.evaluation.every) and self._evaluated_at != self._step:
                 self._evaluate()
-            if self._step > saved_at and (self._due(training.checkpoint_every) or self._step == training.max_steps):
+            if self._step > saved_at and (self._due(training.checkpoint_every) or self._step >= last):
                 self._save()
                 saved_at = self._step
-            if self._step == training.max_steps:
+            if self._step == self._stage.until:
                 return
+            if self._step >= last:
+                raise Interrupted(f"after step {self._step:,}, where it was asked to stop; the state is saved")
             stopping = self._group.max_later(self._stop.requested)
             started = time.perf_counter()
             batch = next(batches)
@@ -244,7 +254,7 @@ class Engine:
         if not self._group.ranks.is_first:
             return
         state = {
-            "recipe": recipe_hash(self._recipe),
+            "recipe": self._run,
             "step": self._step,
             "networks": {name: network.state_dict() for name, network in self._task.networks.items()},
             "averages": {name: average.network.state_dict() for name, average in self._averages.items()},
@@ -260,14 +270,17 @@ class Engine:
 
     def _restore(self, path: Path) -> None:
         state = load_checkpoint(path, self._device)
-        if state["recipe"] != recipe_hash(self._recipe):
+        if state["recipe"] != self._run:
             raise CheckpointError(f"{path} belongs to another recipe ({state['recipe']}); name another --run-dir")
         for name, network in self._task.networks.items():
             network.load_state_dict(state["networks"][name])
         for name, average in self._averages.items():
             average.network.load_state_dict(state["averages"][name])
         for name, optimizer in self._optimizers.items():
+            options = [{**group, "params": None} for group in optimizer.param_groups]
             optimizer.load_state_dict(state["optimizers"][name])
+            for group, mine in zip(optimizer.param_groups, options, strict=True):
+                group.update(mine, params=group["params"])  # the stage's own, not those of the stage before
         self._scaler.load_state_dict(state["scaler"])
         self._step = state["step"]
         self._window.fetched = state["window"]

@@ -16,7 +16,13 @@ _MEANING = {signal.SIGTERM: STOP, signal.SIGINT: STOP, signal.SIGUSR2: CONTINUE_
 
 
 class StopRequest:
-    """What this process was asked for: 0 for nothing, else STOP or CONTINUE_LATER, which is the stronger one."""
+    """What this process was asked for: 0 for nothing, else STOP or CONTINUE_LATER, which is the stronger one.
+
+    Attributes:
+        after_step: where to save and end whatever else is asked; None is nowhere.
+    """
+
+    after_step: int | None = None
 
     def __init__(self) -> None:
         self.requested = 0

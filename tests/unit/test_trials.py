@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from cifarscale.cluster.search import add_trial
 from cifarscale.cluster.trials import (
     COMPLETE,
     FAILED,
@@ -13,6 +12,7 @@ from cifarscale.cluster.trials import (
     STOPPED,
     SweepFolder,
     Trial,
+    add_trial,
     ranked,
     shown_overrides,
     value_of,
