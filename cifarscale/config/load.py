@@ -106,6 +106,8 @@ def recipe_toml(job: Job) -> str:
 def recipe_hash(job: Job) -> str:
     """Eight hexadecimal digits of what the job computes: all of it, resolved, but its name and who is told of it."""
     values = {key: value for key, value in resolved(job).items() if key not in _NOT_COMPUTED}
+    if values.get("later") == []:
+        del values["later"]  # as before there was this key: the hash names folders
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 

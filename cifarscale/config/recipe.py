@@ -291,12 +291,7 @@ def check_sync_batch(key: str, kind: NormalisationKind, training: TrainingConfig
 
 
 def resolved(recipe: Job) -> dict[str, Any]:
-    """The job as plain values with every default written out, ready for TOML or JSON.
-
-    But for `later` where nothing changes: it came after recipes whose hash names a folder.
-    """
+    """The job as plain values with every default written out, ready for TOML or JSON."""
     values: dict[str, Any] = recipe.model_dump(mode="json")
-    if not values.get("later", True):
-        del values["later"]
     scalars = {key: value for key, value in values.items() if not isinstance(value, dict)}
     return scalars | {key: value for key, value in values.items() if isinstance(value, dict)}

@@ -1,0 +1,124 @@
+"""Runs whose keys change on the way: what changes when, and that such a run is a function of its recipe, too."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import Run
+
+from cifarscale.cluster.population import continue_from
+from cifarscale.config.load import load_recipe, parse_job, recipe_hash, recipe_toml, resolved
+from cifarscale.config.recipe import stages_of
+from cifarscale.errors import ConfigError, Interrupted
+from cifarscale.run import Placement, run_job
+from cifarscale.run_folder import RunFolder
+from cifarscale.training.signals import StopRequest
+
+pytestmark = pytest.mark.distributed
+
+CHANGED = {"training.learning_rate": 0.02, "optimizer.weight_decay": 0.5}
+"""Of the tiny recipe of 20 steps, whose rate is 0.001."""
+AT = 7
+"""Where no checkpoint, log line or evaluation is due but for the change."""
+
+
+def changing(*changes: tuple[int, dict[str, Any]]) -> str:
+    """An override that changes keys on the way."""
+    tables = (
+        f"{{step={step}, set={{{', '.join(f'{key}={value}' for key, value in values.items())}}}}}"
+        for step, values in changes
+    )
+    return f"later=[{', '.join(tables)}]"
+
+
+@pytest.fixture(scope="module")
+def plain(train_here: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train_here(tmp_path_factory.mktemp("plain") / "run")
+
+
+@pytest.fixture(scope="module")
+def changed(train_here: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train_here(tmp_path_factory.mktemp("changed") / "run", changing((AT, CHANGED)))
+
+
+@pytest.mark.parametrize(
+    ("later", "said"),
+    [
+        (changing((5, {"model.width": 8})), "model.width cannot change at step 5"),
+        (changing((5, {"training.learning_rat": 8})), "training.learning_rat cannot change at step 5"),
+        (changing((5, {"training.learning_rate": -1})), "at step 5: training.learning_rate = -1"),
+        (changing((5, {"augmentation.fli": 1})), "at step 5: unknown key 'augmentation.fli'"),
+        (changing((5, {}), (5, {})), "step = 5 is not before 5"),
+        (changing((20, {})), "before training.max_steps = 20"),
+        (changing((0, {})), "greater than 0"),
+    ],
+)
+def test_what_cannot_change_is_said_in_one_line(later: str, said: str, tiny: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(str(tiny), (later,))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_that_changes_nothing_has_the_hash_that_it_had_without_the_key() -> None:
+    assert recipe_hash(load_recipe("cnn")) == "a2ad5dc7"
+
+
+def test_changes_add_up_and_load_again_as_they_are(tiny: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(str(tiny), (changing((5, CHANGED), (9, {"label_smoothing": 0.1})),))
+    path = tmp_path / "tiny.toml"
+    path.write_text(recipe_toml(recipe))
+    assert load_recipe(str(path)) == recipe
+    assert recipe_hash(recipe) != recipe_hash(load_recipe(str(tiny)))
+    stages = stages_of(recipe)
+    assert [stage.until for stage in stages] == [5, 9, 20]
+    assert [stage.recipe.training.learning_rate for stage in stages] == [0.001, 0.02, 0.02]
+    assert [stage.recipe.optimizer.weight_decay for stage in stages] == [0, 0.5, 0.5]
+    nested = {**resolved(load_recipe(str(tiny))), "later": [{"step": 5, "set": {"training": {"learning_rate": 1.0}}}]}
+    assert stages_of(parse_job(nested, "nested"))[1].recipe.training.learning_rate == 1  # type: ignore[arg-type]
+
+
+def test_before_the_change_nothing_differs_and_after_it_all_does(plain: Run, changed: Run) -> None:
+    before = [line for line in plain.metrics() if line["step"] <= AT]
+    assert before == changed.metrics()[: len(before)]
+    rates = [line["learning_rate"] for line in changed.metrics() if "learning_rate" in line]
+    assert rates == [0.001] * AT + [0.02] * (20 - AT)
+    groups = changed.state()["optimizers"]["classifier"]["param_groups"]
+    assert groups[0]["weight_decay"] == 0.5
+    assert plain.result() != changed.result()
+
+
+@pytest.mark.parametrize("step", [3, AT, 12])
+def test_interrupted_anywhere_it_ends_the_same(
+    step: int, changed: Run, tiny: Path, shards: Path, tmp_path: Path
+) -> None:
+    recipe, stop = load_recipe(str(changed.path / "recipe.toml")), StopRequest()
+    stop.after_step = step
+    with pytest.raises(Interrupted, match=f"after step {step}, where it was asked to stop"):
+        run_job(recipe, tmp_path / "run", Placement(shards, "cpu"), None, stop)
+    assert Run(tmp_path / "run").state()["step"] == step
+    run_job(recipe, tmp_path / "run", Placement(shards, "cpu"))
+    Run(tmp_path / "run").assert_same_as(changed)
+
+
+def test_two_ranks_do_the_same(changed: Run, cifarscale: Callable[..., Any], shards: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    ended = cifarscale("train", changed.path / "recipe.toml", "--data", shards, "--run-dir", folder, "--nproc", 2)
+    assert ended.returncode == 0, ended.stderr
+    Run(folder).assert_same_as(changed)
+
+
+def test_a_run_that_takes_over_what_another_has_computed_ends_the_same(
+    plain: Run, changed: Run, shards: Path, tmp_path: Path
+) -> None:
+    origin, stop = RunFolder(tmp_path / "origin"), StopRequest()
+    stop.after_step = AT
+    with pytest.raises(Interrupted):
+        run_job(load_recipe(str(plain.path / "recipe.toml")), origin.path, Placement(shards, "cpu"), None, stop)
+    recipe, run = load_recipe(str(changed.path / "recipe.toml")), RunFolder(tmp_path / "run")
+    run.prepare(recipe)
+    continue_from(origin, run)
+    assert Run(run.path).last_step() == AT
+    run_job(recipe, run.path, Placement(shards, "cpu"))
+    Run(run.path).assert_same_as(changed)
