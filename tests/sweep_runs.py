@@ -43,6 +43,12 @@ class Sweep:
         self._recipe = folder / "tiny.toml"
         self._started: list[subprocess.Popen[str]] = []
 
+    def beside(self, name: str) -> "Sweep":
+        """The same sweep in another folder."""
+        other = Sweep(self.path.parent, self._shards)
+        other.path, other._recipe, other._started = self.path.with_name(name), self._recipe, self._started
+        return other
+
     def write(self, space: str = LEARNING_RATES, max_steps: int = 30, searcher: str = "random") -> None:
         self._recipe.write_text(RECIPE.format(space=space, max_steps=max_steps, searcher=searcher))
 

@@ -190,4 +190,6 @@ def _show_result(folder: "SweepFolder", result: dict[str, Any]) -> None:
     for path in sorted(folder.plots.glob("*.png")):
         click.echo(f"plot    {short_path(path)}")
     click.echo(f"best    {short_path(folder.best)} (trial {result['best']['trial']})")
+    if result["best"]["overrides"].get("later"):
+        click.echo("        it changes keys in the middle of the run, as that trial and those before it did")
     click.echo(f"next    cifarscale train {short_path(folder.best)}")

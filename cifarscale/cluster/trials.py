@@ -242,8 +242,12 @@ def trial_line(trial: Trial, metric: str) -> str:
 
 def shown_changes(trial: Trial) -> str:
     """What a trial changes, and where it comes from."""
-    origin = "" if trial.origin is None else f"from trial {trial.origin} at step {trial.since:,}: "
-    return origin + shown_overrides(trial.overrides)
+    return ": ".join(filter(None, (origin_of(trial), shown_overrides(trial.overrides))))
+
+
+def origin_of(trial: Trial) -> str:
+    """Where a trial of a population comes from; empty for one that began by itself."""
+    return "" if trial.origin is None else f"from trial {trial.origin} at step {trial.since:,}"
 
 
 def shown_overrides(overrides: Overrides) -> str:

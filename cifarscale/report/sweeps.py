@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cifarscale.cluster.sweep_plots import metric_name, sweep_curves, sweep_parallel
-from cifarscale.cluster.trials import SweepFolder, ranked
+from cifarscale.cluster.trials import SweepFolder, origin_of, ranked
 from cifarscale.config.load import load_recipe
 from cifarscale.config.recipe import resolved
 from cifarscale.config.sweep import SweepJob
@@ -23,7 +23,7 @@ def trials_table(folder: SweepFolder, sweep: SweepJob) -> Table:
         cells = [
             Cell(str(trial.number), trial.number, is_number=True),
             Cell(str(place) if value is not None else "–", place, is_number=True),
-            Cell(trial.state if not trial.reason else f"{trial.state}: {trial.reason}", trial.state),
+            Cell(": ".join(filter(None, (trial.state, trial.reason or origin_of(trial)))), trial.state),
             Cell(f"{trial.step:,}", trial.step, is_number=True),
             Cell(metric_text(sweep, value), "" if value is None else value, is_number=True),
         ]
@@ -46,7 +46,10 @@ def split_note(sweep: SweepJob) -> str:
 
 def sweep_facts(folder: SweepFolder, sweep: SweepJob, result: Mapping[str, Any] | None) -> list[Fact]:
     order = ranked(folder.trials, sweep.mode)
-    facts = [Fact("trials", f"{len(folder.trials)} of {sweep.num_trials}")]
+    begun = sum(trial.origin is None for trial in folder.trials)
+    facts = [Fact("trials", f"{begun} of {sweep.num_trials}")]
+    if more := len(folder.trials) - begun:
+        facts.append(Fact("from another's checkpoint", str(more)))
     if order:
         note = f"trial {order[0].number}, {split_of(sweep)}"
         facts.insert(0, Fact(f"best {metric_name(sweep.metric)}", metric_text(sweep, order[0].value), note))

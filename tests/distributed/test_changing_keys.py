@@ -61,10 +61,6 @@ def test_what_cannot_change_is_said_in_one_line(later: str, said: str, tiny: Pat
     assert "\n" not in str(caught.value)
 
 
-def test_a_recipe_that_changes_nothing_has_the_hash_that_it_had_without_the_key() -> None:
-    assert recipe_hash(load_recipe("cnn")) == "a2ad5dc7"
-
-
 def test_changes_add_up_and_load_again_as_they_are(tiny: Path, tmp_path: Path) -> None:
     recipe = load_recipe(str(tiny), (changing((5, CHANGED), (9, {"label_smoothing": 0.1})),))
     path = tmp_path / "tiny.toml"

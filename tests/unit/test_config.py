@@ -138,6 +138,7 @@ OTHER_VALUES: dict[str, Any] = {
     "augmentation.cutout": 8,
     "augmentation.mixup": 0.2,
     "augmentation.cutmix": 1.0,
+    "later": [{"step": 5, "set": {"training.learning_rate": 0.1}}],
 }
 
 TRACKING: dict[str, Any] = {
