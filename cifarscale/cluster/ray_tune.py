@@ -17,6 +17,7 @@ from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cifarscale.cluster.ray_cluster import RayAddress
+from cifarscale.cluster.ray_failure import failure_of
 from cifarscale.cluster.ray_trial import REASON, STATE, STOP_ACTOR, StopActor, run_trial
 from cifarscale.cluster.search import Search
 from cifarscale.cluster.trials import (
@@ -246,20 +247,8 @@ class _Callback(tune.Callback):
             self._book.set(ours, INTERRUPTED, self._book.ended.reason)
             return
         ours.died = True
-        self._book.set(ours, FAILED, f"{_cause(trial)} (started {ours.starts} times)")
+        self._book.set(ours, FAILED, f"{failure_of(trial)} (started {ours.starts} times)")
         self._book.search.ended(ours)
-
-
-def _cause(trial: Any) -> str:
-    """What ended a trial's process, in one line."""
-    error = trial.get_error()
-    if error is None:
-        return "its process ended"
-    if isinstance(error, ray.exceptions.RayActorError):
-        return "its process died: it was killed, or ran out of memory"
-    cause = getattr(error, "cause", None) or error
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return f"{type(cause).__name__}: {lines[-1] if lines else ''}"
 
 
 def _scheduler(sweep: SweepJob, base: Recipe, folder: SweepFolder) -> TrialScheduler:

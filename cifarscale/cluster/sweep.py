@@ -16,7 +16,7 @@ from cifarscale.config.dcgan import DcganRecipe
 from cifarscale.config.load import recipe_toml
 from cifarscale.config.population import check_population
 from cifarscale.config.recipe import Recipe
-from cifarscale.config.space import best_recipe, check_sweep
+from cifarscale.config.space import best_recipe, check_sweep, corners, trial_recipe
 from cifarscale.config.sweep import PbtConfig, SweepJob
 from cifarscale.data.build import locate_shards
 from cifarscale.data.manifest import Manifest
@@ -155,7 +155,8 @@ def prepare_sweep(sweep: SweepJob, run_dir: Path | None, data: str | None) -> Pr
     _check_features(base)
     shards = locate_shards(data or base.data.dataset).resolve()
     base = resolve(base, shards)
-    batch_size_per_rank(base, sweep.workers_per_trial)
+    for overrides in corners(sweep.space, base):
+        batch_size_per_rank(trial_recipe(sweep, base, overrides), sweep.workers_per_trial)
     validation, samples = base.data.num_validation, Manifest.load(shards).split("train").num_samples
     if validation >= samples:
         raise ConfigError(f"data.num_validation = {validation} leaves nothing of {samples} samples to train on")

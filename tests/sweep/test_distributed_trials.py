@@ -1,0 +1,89 @@
+"""Trials of several ranks that do not fit, and trials whose processes die again and again."""
+
+from pathlib import Path
+
+import pytest
+from runs import PATIENCE_S, planted
+from sweep_runs import Sweep
+
+from cifarscale.cluster.ray_failure import cause_in
+from cifarscale.cluster.sweep import check_resources, prepare_sweep
+from cifarscale.config.load import load_job
+from cifarscale.config.sweep import SweepJob
+from cifarscale.errors import ConfigError
+
+pytestmark = pytest.mark.sweep
+
+KILLED = """
+import os, signal
+if "CIFARSCALE_RAY_FOLDER" in os.environ:
+    from cifarscale.training.engine import Engine
+    train_step = Engine._train_step
+    def greedy(self, *arguments):
+        train_step(self, *arguments)
+        if self._recipe.training.learning_rate == 2e-3 and self._step == 15:
+            os.kill(os.getpid(), signal.SIGKILL)  # as the kernel and Ray do with a process that takes too much memory
+    Engine._train_step = greedy
+"""
+DIED = "its process died: it was killed, or ran out of memory"
+
+
+def test_a_trial_whose_process_dies_each_time_is_marked_and_the_others_go_on(sweep: Sweep, tmp_path: Path) -> None:
+    sweep.write('"training.learning_rate" = { choice = [2e-3, 1e-3] }', searcher="grid")
+    process = sweep.start(environment=planted(tmp_path, KILLED))
+    output, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, output
+    assert sweep.states() == ["failed", "complete"]
+    starts = 1 if workers == 2 else 2
+    assert (
+        sweep.trials()[0]["reason"] == f"its process died: it was killed, or ran out of memory (started {starts} times)"
+    )
+    assert "trial 0 failed: " in output
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("workers_per_trial=3", "cannot be split evenly over 3 ranks; valid numbers of ranks: 1, 2, 4"),
+        ("space.training.slices={choice=[2,8]}", "training.slices = 2 cannot be split evenly over 4 ranks"),
+        ("cpus_per_trial=3", "workers_per_trial = 4 of 3 cores each, and this machine has room for 2"),
+        ("gpus_per_trial=1", "workers_per_trial = 4 of 1 cores and 1 GPUs each, and this machine has room for 2"),
+    ],
+)
+def test_workers_that_do_not_fit_are_refused_in_one_line(override: str, said: str, shards: Path) -> None:
+    sweep = load_job("sweep-cnn", ["set.data.num_validation=100", "workers_per_trial=4", override])
+    assert isinstance(sweep, SweepJob)
+
+    def check() -> None:
+        check_resources(sweep, num_cpus=6, num_gpus=2, num_nodes=1, where="this machine")
+        prepare_sweep(sweep, None, str(shards))
+
+    with pytest.raises(ConfigError) as caught:
+        check()
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("Failure # 1 (at)\nray::x\n  File\nValueError: one\n", "ValueError: one"),
+        ("Failure # 1 (at)\nValueError: one\nFailure # 2 (at)\n  File\nMemoryError\n", "MemoryError"),
+        (
+            "Failure # 1 (at)\ntorch.OutOfMemoryError: CUDA out of memory.\n",
+            "torch.OutOfMemoryError: CUDA out of memory.",
+        ),
+        (
+            "Failure # 1 (at)\nThe actor died unexpectedly before …\n",
+            "its process died: it was killed, or ran out of memory",
+        ),
+        (
+            "Failure # 1 (at)\nThe actor is dead because its worker process has died. … due to the node running low on "
+            "memory.\n",
+            "Ray ended its process, since the node ran low on memory",
+        ),
+        ("", "its process ended"),
+    ],
+)
+def test_what_ray_writes_of_a_failure_becomes_one_line(text: str, cause: str) -> None:
+    assert cause_in(text) == cause
