@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Tests wait a lot, and some start four processes.
+WORKERS ?= $(shell n=$$(nproc); echo $$((n < 3 ? n : 3)))
 
 .DEFAULT_GOAL := help
 
@@ -17,7 +19,7 @@ demo: install ## Train a CNN and a DCGAN, sweep, and report, on built-in data: n
 	$(BIN)/cifarscale report runs/demo-* runs/gan-demo-* runs/sweep-demo-* --out runs/report.html
 
 test: install lint types ## Install, lint, check types, and run all tests.
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile
 
 lint: install ## Check style.
 	$(BIN)/ruff check .
@@ -27,7 +29,7 @@ types: install ## Check types.
 	$(BIN)/mypy
 
 cluster-test: install slurm-packages ## Run tests/slurm on a SLURM of two nodes on this machine; as root it installs Debian's packages.
-	$(BIN)/pytest -n 2 --dist loadfile tests/slurm
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile tests/slurm
 
 slurm-packages: ## As root: install those of Debian's packages of SLURM that are missing.
 	@missing=$$($(PYTHON) slurm/testcluster/testcluster packages) || exit 1; \
@@ -46,6 +48,8 @@ bench: install ## Measure our engine against a plain loop; CIFARSCALE_REAL_DATA 
 	$(BIN)/python tests/bench/bench_training.py
 	$(BIN)/python tests/bench/bench_encoding.py
 	$(BIN)/python tests/bench/bench_fid.py
+	$(BIN)/python tests/bench/bench_sweep.py
+	$(BIN)/python tests/bench/bench_tracking.py
 	$(BIN)/python tests/bench/bench_tracking.py
 
 install: $(VENV)/.installed ## Make the virtual environment.

@@ -1,16 +1,19 @@
-"""Trials of several ranks that do not fit, and trials whose processes die again and again."""
+"""Trials of several ranks, and trials that run out of memory or die again and again."""
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
-from runs import PATIENCE_S, planted
-from sweep_runs import Sweep
+from runs import PATIENCE_S, Run, planted
+from sweep_runs import Sweep, process_of
 
 from cifarscale.cluster.ray_failure import cause_in
 from cifarscale.cluster.sweep import check_resources, prepare_sweep
-from cifarscale.config.load import load_job
+from cifarscale.config.load import load_job, load_recipe
 from cifarscale.config.sweep import SweepJob
 from cifarscale.errors import ConfigError
+from cifarscale.run import Placement, run_job
 
 pytestmark = pytest.mark.sweep
 
@@ -28,16 +31,60 @@ if "CIFARSCALE_RAY_FOLDER" in os.environ:
 DIED = "its process died: it was killed, or ran out of memory"
 
 
+OUT_OF_MEMORY = """
+import os
+if "CIFARSCALE_RAY_FOLDER" in os.environ:
+    from cifarscale.training.engine import Engine
+    train_step = Engine._train_step
+    def greedy(self, *arguments):
+        train_step(self, *arguments)
+        if self._recipe.training.learning_rate == 2e-3 and self._step == 15:
+            raise MemoryError("Unable to allocate 8.00 EiB")
+    Engine._train_step = greedy
+"""
+
+
+def alone(run: Run, shards: Path, folder: Path) -> Run:
+    """The same recipe, trained by this process."""
+    run_job(load_recipe(str(run.path / "recipe.toml")), folder, Placement(shards, "cpu"))
+    return Run(folder)
+
+
+def test_a_trial_of_two_workers_computes_what_one_process_does_also_after_one_was_killed(
+    sweep: Sweep, shards: Path, tmp_path: Path
+) -> None:
+    sweep.write(max_steps=200)
+    process = sweep.start("--num-trials", "2", "--max-concurrent", "1", "--workers-per-trial", "2")
+    os.kill(process_of(sweep), signal.SIGKILL)
+    output, _ = process.communicate(timeout=2 * PATIENCE_S)
+    assert process.returncode == 0, output
+    assert sweep.states() == ["complete"] * 2
+    assert [trial["starts"] for trial in sweep.trials()] == [2, 1]
+    for number in range(2):
+        run = Run(sweep.result(number).parent)
+        assert run.result()["world_size"] == 2
+        run.assert_same_as(alone(run, shards, tmp_path / f"alone-{number}"))
+
+
+def test_a_trial_that_runs_out_of_memory_is_tried_again_and_then_marked_with_its_reason(
+    sweep: Sweep, tmp_path: Path
+) -> None:
+    sweep.write('"training.learning_rate" = { choice = [2e-3, 1e-3, 1e-2] }', searcher="grid")
+    process = sweep.start(environment=planted(tmp_path, OUT_OF_MEMORY))
+    output, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, output
+    assert sweep.states() == ["failed", "complete", "complete"]
+    assert sweep.trials()[0]["reason"] == "MemoryError: Unable to allocate 8.00 EiB (started 2 times)"
+    assert "trial 0 failed: MemoryError" in output
+
+
 def test_a_trial_whose_process_dies_each_time_is_marked_and_the_others_go_on(sweep: Sweep, tmp_path: Path) -> None:
     sweep.write('"training.learning_rate" = { choice = [2e-3, 1e-3] }', searcher="grid")
     process = sweep.start(environment=planted(tmp_path, KILLED))
     output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, output
     assert sweep.states() == ["failed", "complete"]
-    starts = 1 if workers == 2 else 2
-    assert (
-        sweep.trials()[0]["reason"] == f"its process died: it was killed, or ran out of memory (started {starts} times)"
-    )
+    assert sweep.trials()[0]["reason"] == f"{DIED} (started 2 times)"
     assert "trial 0 failed: " in output
 
 
@@ -75,7 +122,7 @@ def test_workers_that_do_not_fit_are_refused_in_one_line(override: str, said: st
         ),
         (
             "Failure # 1 (at)\nThe actor died unexpectedly before …\n",
-            "its process died: it was killed, or ran out of memory",
+            DIED,
         ),
         (
             "Failure # 1 (at)\nThe actor is dead because its worker process has died. … due to the node running low on "

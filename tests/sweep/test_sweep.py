@@ -106,14 +106,14 @@ def test_a_sweep_that_is_asked_to_stop_says_how_to_go_on(sweep: Sweep) -> None:
 
 
 def test_a_sweep_whose_time_is_up_is_complete_until_it_gets_more(sweep: Sweep) -> None:
-    sweep.write(max_steps=1000)
-    output = sweep.run("--set", "time_budget_min=0.2")
-    assert "the sweep ended early: time_budget_min = 0.2 is used up" in output
+    sweep.write(max_steps=3000)
+    output = sweep.run("--set", "time_budget_min=0.4")
+    assert "the sweep ended early: time_budget_min = 0.4 is used up" in output
     assert "best    " in output
     assert set(sweep.states()) & {"interrupted", "waiting"}
     steps = [trial["step"] for trial in sweep.trials()]
-    assert "ended early" in sweep.run("--set", "time_budget_min=0.2")  # shown, not run
-    sweep.run("--resume", "--set", "time_budget_min=0.4")
+    assert "ended early" in sweep.run("--set", "time_budget_min=0.4")  # shown, not run
+    sweep.run("--resume", "--set", "time_budget_min=0.6")
     assert sum(trial["step"] for trial in sweep.trials()) > sum(steps)
 
 
