@@ -3,6 +3,9 @@
 Short trainings of the three kinds in turn, in one process, each round in another order, so that what else the machine
 does meets all alike. Steps a second leave out start-up, that of W&B too, which takes about a second of one core once.
 
+On a machine that does other work these are not exact to a percent. So the time is taken as well that the training
+itself spends on lines, and that W&B's thread computes, which shares the interpreter with it; both as part of the steps.
+
     python tests/bench/bench_tracking.py [--recipe cnn] [--steps 600] [--rounds 10] [--log-every 50] [--data synthetic]
 """
 
@@ -12,6 +15,7 @@ import platform
 import statistics
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -19,7 +23,15 @@ import click
 KINDS = {"neither": "no log", "jsonl": "metrics.jsonl", "wandb": "and W&B offline"}
 
 
-def steps_per_second(kind: str, recipe: str, steps: int, log_every: int, data: str, device: str) -> float:
+@dataclass
+class Spent:
+    """Seconds: of the training in its log's lines, and of W&B's thread on a core."""
+
+    in_lines: float = 0.0
+    in_thread: float = 0.0
+
+
+def steps_per_second(kind: str, recipe: str, steps: int, log_every: int, data: str, device: str, spent: Spent) -> float:
     """Of one training."""
     import pytest
 
@@ -27,6 +39,7 @@ def steps_per_second(kind: str, recipe: str, steps: int, log_every: int, data: s
     from cifarscale.data.build import locate_shards
     from cifarscale.run import Placement, resolve, run_job
     from cifarscale.tracking.metrics import MetricsLog
+    from cifarscale.tracking.sink import Sinks
     from cifarscale.tracking.wandb_folder import WandbFolder
     from cifarscale.tracking.wandb_sink import WandbSink
 
@@ -34,7 +47,17 @@ def steps_per_second(kind: str, recipe: str, steps: int, log_every: int, data: s
     tracking = f"tracking.wandb={'offline' if kind == 'wandb' else 'off'}"
     changes = (f"training.max_steps={steps}", f"training.log_every={log_every}", "evaluation.every=0", tracking)
     resolved = resolve(load_recipe(recipe, changes), shards)
-    start = WandbSink.started
+    start, follow, log = WandbSink.started, WandbSink._follow, Sinks.log
+
+    def timed_log(self: Sinks, step: int, values: dict[str, float]) -> None:
+        begun = time.perf_counter()
+        log(self, step, values)
+        spent.in_lines += time.perf_counter() - begun
+
+    def timed_follow(self: WandbSink) -> None:
+        begun = time.thread_time()
+        follow(self)
+        spent.in_thread += time.thread_time() - begun
 
     def start_and_wait(self: WandbSink, step: int) -> None:
         start(self, step)
@@ -44,6 +67,8 @@ def steps_per_second(kind: str, recipe: str, steps: int, log_every: int, data: s
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patched:
         run_dir = Path(folder) / "run"
         patched.setattr(WandbSink, "started", start_and_wait)
+        patched.setattr(WandbSink, "_follow", timed_follow)
+        patched.setattr(Sinks, "log", timed_log)
         if kind == "neither":
             patched.setattr(MetricsLog, "log", lambda *_: None)
         rate = run_job(resolved, run_dir, Placement(shards, device))["images_per_second"]
@@ -69,14 +94,21 @@ def main(recipe: str, steps: int, rounds: int, log_every: int, data: str, device
     click.echo(f"{platform.processor() or platform.machine()}, {cores} cores, torch {torch.__version__}, {device}")
     click.echo(f"{recipe}, {rounds} rounds of {steps:,} steps, a line every {log_every} (mean ± standard error)")
     rates: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    steps_per_second("wandb", recipe, log_every, log_every, data, device)  # loads what is loaded once
+    spent = {kind: Spent() for kind in KINDS}
+    steps_per_second("wandb", recipe, log_every, log_every, data, device, Spent())  # loads what is loaded once
     for i in range(rounds):
         for kind in (*list(KINDS)[i % 3 :], *list(KINDS)[: i % 3]):
-            rates[kind].append(steps_per_second(kind, recipe, steps, log_every, data, device))
+            rates[kind].append(steps_per_second(kind, recipe, steps, log_every, data, device, spent[kind]))
     for kind, values in rates.items():
         costs = [100 * (without / rate - 1) for without, rate in zip(rates["neither"], values, strict=True)]
         cost = "" if kind == "neither" else f"   {statistics.mean(costs):+5.2f} ± {error(costs):.2f} %"
         click.echo(f"{KINDS[kind]:<16}{statistics.mean(values):7.1f} ± {error(values):4.1f} steps/s{cost}")
+    for kind, times in spent.items():
+        percent = 100 / sum(steps / rate for rate in rates[kind])
+        click.echo(
+            f"{KINDS[kind]:<16}the training spends {times.in_lines * percent:.3f} % of its steps on lines, "
+            f"W&B's thread computes for {times.in_thread * percent:.3f} %"
+        )
 
 
 def error(values: list[float]) -> float:
