@@ -106,7 +106,7 @@ def run_trials(
 def _connected(address: RayAddress) -> Iterator[Any]:
     """This process as the driver of a Ray, and the actor by which it asks trials to stop."""
     for name in ("ray", "ray.tune", "ray.train"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what becomes of trials is said by us
     ours = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
     ray.init(address=address.address, log_to_driver=False, logging_level=logging.ERROR, namespace="cifarscale")
     for signum, handler in ours.items():
