@@ -64,20 +64,30 @@ def sandbox(folder: Path, shards: Path) -> dict[str, str]:
     return {**os.environ, "PATH": path, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
 
 
+def demo() -> list[str]:
+    """The commands of `make demo`."""
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (target,) = re.findall(r"^demo:.*\n((?:\t.*\n)+)", text, re.MULTILINE)
+    return [line.strip().removeprefix("$(BIN)/") for line in target.splitlines()]
+
+
 def run_page(page: str, folder: Path, environment: dict[str, str]) -> None:
-    """Runs a page's blocks in their order; a command that fails is shown with all that was printed before it."""
+    """Runs a page's blocks in their order."""
     for block in commands(page):
-        lines = [line for line in block if is_run(line)]
-        script = "set -euxo pipefail\n" + "\n".join(lines)
-        done = subprocess.run(
-            ["bash", "-c", script],
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=PATIENCE_S,
-            check=False,
-        )
-        assert done.returncode == 0, f"{page}: {done.stdout[-3000:]}"
+        run_block([line for line in block if is_run(line)], folder, environment)
+
+
+def run_block(lines: list[str], folder: Path, environment: dict[str, str]) -> None:
+    """Runs commands; one that fails is shown with all that was printed before it."""
+    done = subprocess.run(
+        ["bash", "-c", "set -euxo pipefail\n" + "\n".join(lines)],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]

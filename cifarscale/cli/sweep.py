@@ -175,9 +175,10 @@ def _show_result(folder: "SweepFolder", result: dict[str, Any]) -> None:
     order = ranked(folder.trials, result["mode"])
     if order:
         table = _table(order, result["metric"])
-        split = "the validation split" if result["metric"].startswith("validation") else "training's own measurement"
+        is_validation = result["metric"].startswith("validation")
+        split = "on the validation split" if is_validation else "the distance to the images that the recipe names"
         table.title = f"{result['name']}: {len(folder.trials)} trials by {result['metric']}, the best first"
-        table.caption = f"{result['metric']} is on {split}; no trial was chosen by the test set"
+        table.caption = f"{result['metric']} is {split}; no trial was chosen by the test set"
         console.print(table)
     for trial in folder.trials:
         if trial.state in (FAILED, REPEATED):

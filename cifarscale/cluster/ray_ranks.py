@@ -1,7 +1,8 @@
 """A trial of several ranks: each a worker of Ray's, in the trial's own placement group. Importing this loads Ray.
 
-Ray Train would set up a process group of its own; ours meets as everywhere, at a port that rank 0 writes into the run
-folder, so that K workers compute what K ranks do elsewhere.
+They are plain actors, which end with the trial: Ray Train's controller and its joint reports have no part to play,
+since our ranks meet as everywhere, at a port that rank 0 writes into the run folder. So K workers compute what K ranks
+do elsewhere.
 """
 
 import os

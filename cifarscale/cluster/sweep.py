@@ -177,6 +177,10 @@ def check_resources(sweep: SweepJob, num_cpus: int, num_gpus: int, num_nodes: in
         raise ConfigError(f"gpus_per_trial = {gpus:g}, and {where} has {num_gpus} GPUs")
     if gpus > 1:
         raise ConfigError(f"gpus_per_trial = {gpus:g}: a worker uses one GPU; for more of them add --workers-per-trial")
+    if workers > 1 and 0 < gpus < 1:
+        raise ConfigError(
+            f"gpus_per_trial = {gpus:g}: two workers of a trial cannot share a GPU; take 1, or workers_per_trial = 1"
+        )
     if (fit := workers_that_fit(sweep, num_cpus, num_gpus) * num_nodes) < workers:
         raise ConfigError(
             f"workers_per_trial = {workers} of {cpus} cores{f' and {gpus:g} GPUs' if gpus else ''} each, and "

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 import pytest
-from docs_runner import NOT_RUN, PAGES, ROOT, commands, run_page, sandbox
+from docs_runner import NOT_RUN, PAGES, ROOT, commands, demo, run_block, run_page, sandbox
 
 from cifarscale.cli.main import main
 
@@ -19,6 +19,11 @@ SOURCE = "\n".join(path.read_text(encoding="utf-8") for path in FILES)
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in ON_A_CLUSTER and commands(page)])
 def test_every_command_of_a_page_runs(page: str, tmp_path: Path, shards: Path) -> None:
     run_page(page, tmp_path / "here", sandbox(tmp_path / "here", shards))
+
+
+def test_the_demo_ends_with_a_report(tmp_path: Path, shards: Path) -> None:
+    run_block(demo(), tmp_path / "here", sandbox(tmp_path / "here", shards))
+    assert "sweep-demo" in (tmp_path / "here/runs/report.html").read_text(encoding="utf-8")
 
 
 def test_what_is_not_run_is_there() -> None:

@@ -75,6 +75,7 @@ def test_a_sweep_has_one_task_a_node_with_all_that_is_there() -> None:
         (CPU, ("gpus_per_trial=1",), "gpus_per_trial = 1, and a node of profile cpus has 0 GPUs"),
         (GPU, (), "would leave the 4 GPUs a node of profile gpus idle"),
         (GPU, ("gpus_per_trial=2",), "a worker uses one GPU"),
+        (GPU, ("gpus_per_trial=0.5", "workers_per_trial=2"), "two workers of a trial cannot share a GPU"),
         (CPU, ("workers_per_trial=8",), "workers_per_trial = 8 of 1 cores each, and 2 times a node .* room for 4"),
     ],
 )
