@@ -1,22 +1,30 @@
-"""The commands of the pages that want a cluster, run on one."""
+"""The commands of the pages that want a SLURM run on one, of two nodes on this machine, which they bring up."""
 
-import subprocess
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from docs_runner import commands, run_page, sandbox
-from slurm_jobs import slurm
+from documents import ON_SLURM, PAGES, Page, furnish, run_commands
+
+from cifarscale.data.source import Source
 
 pytestmark = pytest.mark.slurm
 
 
-@pytest.mark.parametrize("page", ["README.md", "slurm/README.md", "docs/sweeps.md"])
-def test_every_command_of_a_page_runs(page: str, cluster: Any, tmp_path: Path, shards: Path) -> None:
-    assert commands(page)
-    environment = sandbox(tmp_path / "here", shards) | cluster.environment
-    try:
-        run_page(page, tmp_path / "here", environment)
-    finally:
-        for job in slurm(cluster, "squeue", "-h", "-o", "%A").split():
-            subprocess.run(["scancel", job], env=environment, check=False)
+@pytest.fixture
+def folder(script: Callable[..., Any]) -> Iterator[Path]:
+    """A folder with a short path, as the sockets of a test cluster need it; no cluster is left running in it."""
+    folder = Path(tempfile.mkdtemp(prefix="docs-", dir="/tmp"))
+    yield folder
+    done = script("down", "--folder", folder / ".testcluster")
+    assert done.returncode == 0, done.stderr
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.commands(ON_SLURM)], ids=lambda page: page.name)
+def test_the_commands_of_a_page_run_on_slurm(page: Page, source: Source, folder: Path) -> None:
+    furnish(folder, source)
+    run_commands(page.commands(ON_SLURM), folder)
