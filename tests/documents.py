@@ -107,10 +107,12 @@ class Page:
                 yield str(target)
 
 
+README = Page(ROOT / "README.md")
 PAGES = [
-    Page(ROOT / name)
-    for name in ("README.md", "jobs/README.md", "shards/README.md", "slurm/README.md", "slurm/testcluster/README.md")
-] + [Page(path) for path in sorted((ROOT / "docs").glob("*.md"))]
+    README,
+    *(Page(ROOT / folder / "README.md") for folder in ("jobs", "shards", "slurm", "slurm/testcluster")),
+    *(Page(path) for path in sorted((ROOT / "docs").glob("*.md"))),
+]
 
 
 def furnish(folder: Path, source: Source) -> None:

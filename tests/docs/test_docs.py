@@ -1,4 +1,4 @@
-"""The pages are true: their commands run, their links lead somewhere, and the errors that they quote exist."""
+"""The pages are true: their links lead somewhere, and the options and errors that they name exist."""
 
 import ast
 import re
@@ -8,11 +8,10 @@ from pathlib import Path
 
 import click
 import pytest
-from documents import HERE, NOT_RUN, ON_SLURM, PAGES, ROOT, Page, furnish, run_commands
+from documents import HERE, NOT_RUN, ON_SLURM, PAGES, ROOT, Page
 
 import cifarscale
 from cifarscale.cli.main import main
-from cifarscale.data.source import Source
 
 OTHERS_OPTIONS = {
     "--gres": "sbatch",
@@ -31,14 +30,6 @@ OTHERS_OPTIONS = {
 }
 """Options of other programs that pages name, and whose they are."""
 by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-
-
-@pytest.mark.parametrize("page", [page for page in PAGES if page.commands(HERE)], ids=lambda page: page.name)
-def test_the_commands_of_a_page_run_in_order(page: Page, source: Source, tmp_path: Path) -> None:
-    if "--wandb" in page.text:
-        pytest.importorskip("wandb")
-    furnish(tmp_path, source)
-    run_commands(page.commands(HERE), tmp_path)
 
 
 @by_page

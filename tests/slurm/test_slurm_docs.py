@@ -24,6 +24,7 @@ def folder(script: Callable[..., Any]) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", [page for page in PAGES if page.commands(ON_SLURM)], ids=lambda page: page.name)
 def test_the_commands_of_a_page_run_on_slurm(page: Page, source: Source, folder: Path) -> None:
     furnish(folder, source)

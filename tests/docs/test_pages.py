@@ -1,0 +1,19 @@
+"""The commands of each other page run, in order, in a folder of their own."""
+
+from pathlib import Path
+
+import pytest
+from documents import HERE, PAGES, README, Page, furnish, run_commands
+
+from cifarscale.data.source import Source
+
+WITH_COMMANDS = [page for page in PAGES if page != README and page.commands(HERE)]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: page.name)
+def test_its_commands_run_in_order(page: Page, source: Source, tmp_path: Path) -> None:
+    if any("wandb" in command or "dashboard" in command for command in page.commands(HERE)):
+        pytest.importorskip("wandb")
+    furnish(tmp_path, source)
+    run_commands(page.commands(HERE), tmp_path)
