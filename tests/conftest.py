@@ -1,6 +1,7 @@
 """What several test files need: one small drawn set, as it is in memory and as shards."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,13 @@ NUM_TRAIN, NUM_TEST, NUM_SHARDS = 507, 200, 16
 def _one_thread() -> None:
     """Small tensors gain nothing from more, and workers of pytest-xdist would fight over the cores."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c_reaches_what_tests_start() -> None:
+    """A shell's background jobs ignore it, and so would whatever they start."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -57,7 +57,7 @@ def test_a_sync_that_was_cut_short_is_done_again(
     with pytest.raises(subprocess.TimeoutExpired):
         process.communicate(timeout=6)
     process.send_signal(signal.SIGINT)
-    process.communicate()
+    process.communicate(timeout=120)
     server.illness = ""
     assert cifarscale("sync", runs[0]).stdout == f"{runs[0]}  uploaded\n"
     (uploaded,) = server.runs.values()
