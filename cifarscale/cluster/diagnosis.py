@@ -232,7 +232,7 @@ def _wandb(reports: Sequence[Report], expected: Expected) -> Finding:
         return warning(
             "W&B",
             f"{_short(_nodes(report for report in reports if report.wandb == 'unreachable'))}: not reachable",
-            'runs can be logged offline: environment.WANDB_MODE = "offline" in the profile, and wandb sync later',
+            "runs tracked online write files then; upload them later from here: cifarscale sync",
         )
     return ok("W&B", "offline" if _worst(report.wandb for report in reports) == "here" else "reachable")
 
