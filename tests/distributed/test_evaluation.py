@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,7 +24,7 @@ from cifarscale.distributed import Group
 from cifarscale.errors import DistributedError, NonFiniteLossError
 from cifarscale.evaluation.accuracy import Accuracy, check_ledger, evaluate_classifier
 from cifarscale.inference import evaluate_run
-from cifarscale.rendezvous import Ranks
+from cifarscale.rendezvous import ADDRESS_VARIABLE, FILE_VARIABLE, Ranks
 from cifarscale.run import Placement
 from cifarscale.trained import load_classifier
 from cifarscale.training.cnn import training_normalisation
@@ -77,7 +76,7 @@ def evaluations(trained: dict[str, Any], shards: Path, tmp_path_factory: pytest.
         found[reader, split, 1] = evaluate_run(Path(folder), split, Placement(shards, "cpu"))
     for world_size in WORLD_SIZES:
         output = tmp_path_factory.mktemp("evaluations")
-        mp.spawn(_rank, (world_size, str(shards), jobs, _free_ports(len(jobs)), str(output)), nprocs=world_size)
+        mp.spawn(_rank, (world_size, str(shards), jobs, str(output)), nprocs=world_size)
         for reader, split, _ in jobs:
             texts = {path.read_text() for path in output.glob(f"{reader}-{split}-*.json")}
             assert len(texts) == 1, "the ranks of one job disagree"
@@ -85,24 +84,12 @@ def evaluations(trained: dict[str, Any], shards: Path, tmp_path_factory: pytest.
     return found
 
 
-def _rank(
-    rank: int, world_size: int, shards: str, jobs: list[tuple[str, str, str]], ports: list[int], output: str
-) -> None:
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1"}
-    for port, (reader, split, folder) in zip(ports, jobs, strict=True):
-        os.environ["MASTER_PORT"] = str(port)
+def _rank(rank: int, world_size: int, shards: str, jobs: list[tuple[str, str, str]], output: str) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), ADDRESS_VARIABLE: "127.0.0.1"}
+    for reader, split, folder in jobs:
+        os.environ[FILE_VARIABLE] = str(Path(output, f"{reader}-{split}.rendezvous"))
         result = evaluate_run(Path(folder), split, Placement(Path(shards), "cpu"))
         Path(output, f"{reader}-{split}-{rank}.json").write_text(json.dumps(result))
-
-
-def _free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [int(probe.getsockname()[1]) for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 # Any number of ranks

@@ -9,7 +9,6 @@ import random
 import re
 import shutil
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -32,6 +31,7 @@ from cifarscale.errors import (
     NonFiniteLossError,
     RunError,
 )
+from cifarscale.rendezvous import ADDRESS_VARIABLE, FILE_VARIABLE
 from cifarscale.run import Placement, batch_size_per_rank, default_run_dir, resolve, run_job
 
 pytestmark = [
@@ -85,24 +85,16 @@ def runs(
     for name, overrides in variants.items():
         train_here(folders[name, 1], *overrides)
     for world_size in WORLD_SIZES[1:]:
-        jobs = [
-            (str(tiny), overrides, str(folders[name, world_size]), _free_port()) for name, overrides in variants.items()
-        ]
+        jobs = [(str(tiny), overrides, str(folders[name, world_size])) for name, overrides in variants.items()]
         mp.spawn(_rank, (world_size, str(shards), jobs), nprocs=world_size)
     return {key: opened(folder) for key, folder in folders.items()}
 
 
-def _rank(rank: int, world_size: int, shards: str, jobs: list[tuple[str, tuple[str, ...], str, int]]) -> None:
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1"}
-    for recipe, overrides, folder, port in jobs:
-        os.environ["MASTER_PORT"] = str(port)
+def _rank(rank: int, world_size: int, shards: str, jobs: list[tuple[str, tuple[str, ...], str]]) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), ADDRESS_VARIABLE: "127.0.0.1"}
+    for recipe, overrides, folder in jobs:
+        os.environ[FILE_VARIABLE] = f"{folder}.rendezvous"
         run_job(resolve(load_recipe(recipe, overrides), Path(shards)), Path(folder), Placement(Path(shards), "cpu"))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 # Any number of ranks
