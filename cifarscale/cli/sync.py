@@ -1,5 +1,6 @@
 """`cifarscale sync`."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -26,6 +27,7 @@ def sync(runs: tuple[Path, ...]) -> None:
             f"nothing to upload: W&B was on for no run in {where}. Run: cifarscale train RECIPE --wandb offline"
         )
     require_server()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the upload under way ends, too
     failed = 0
     for run in found:
         try:

@@ -4,12 +4,12 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from processes import children, of_process, wait_until_gone
 from runs import PATIENCE_S, Run
 
 from cifarscale.config.load import load_recipe
@@ -53,14 +53,14 @@ class Started:
         ranks = self.ranks()
         self.process.kill()
         self.process.wait(PATIENCE_S)
-        _wait_until_gone(ranks.values())
+        wait_until_gone(ranks.values())
 
     def ranks(self) -> dict[int, int]:
         """Process ids of the ranks that were started by this command and live, by rank."""
         found = {}
-        for pid in _children(self.process.pid):
-            rank = re.search(rb"(?:^|\0)RANK=(\d+)\0", _read(f"/proc/{pid}/environ"))
-            if rank and b"cluster.worker" in _read(f"/proc/{pid}/cmdline"):
+        for pid in children(self.process.pid):
+            rank = re.search(rb"(?:^|\0)RANK=(\d+)\0", of_process(f"/proc/{pid}/environ"))
+            if rank and b"cluster.worker" in of_process(f"/proc/{pid}/cmdline"):
                 found[int(rank[1])] = pid
         return found
 
@@ -121,30 +121,3 @@ def train_here(tiny: Path, shards: Path) -> Callable[..., Run]:
 def opened() -> type[Run]:
     """Opens a run folder."""
     return Run
-
-
-@pytest.fixture(scope="session")
-def wait_until_gone() -> Callable[[Iterable[int]], None]:
-    """Returns when none of the processes of these ids runs."""
-    return _wait_until_gone
-
-
-def _wait_until_gone(pids: Iterable[int]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    for pid in pids:
-        while (stat := _read(f"/proc/{pid}/stat")) and stat.rpartition(b")")[2].split()[0] not in (b"Z", b"X"):
-            assert time.monotonic() < deadline, f"process {pid} goes on"
-            time.sleep(0.01)
-
-
-def _children(pid: int) -> list[int]:
-    tasks = Path(f"/proc/{pid}/task")
-    found = [_read(str(task / "children")) for task in tasks.iterdir()] if tasks.is_dir() else []
-    return [int(child) for children in found for child in children.split()]
-
-
-def _read(path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError:
-        return b""

@@ -19,6 +19,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from processes import wait_until_gone
 
 from cifarscale.config.load import load_recipe
 from cifarscale.data.manifest import Manifest
@@ -209,7 +210,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(
 
 
 def test_a_run_goes_on_after_a_rank_was_killed_and_after_its_launcher_was(
-    start_long: Function, run: Any, uninterrupted: Any, wait_until_gone: Function
+    start_long: Function, run: Any, uninterrupted: Any
 ) -> None:
     (step,), rank = random_steps((12, 80)), random.randrange(2)
     started = start_long("--nproc", 2)
@@ -256,9 +257,7 @@ def test_a_run_that_is_asked_to_stop_saves_that_step_and_goes_on_from_there(
 
 
 @pytest.mark.parametrize("nproc", [1, 2])
-def test_the_second_ctrl_c_leaves_at_once(
-    nproc: int, start_long: Function, run: Any, wait_until_gone: Function
-) -> None:
+def test_the_second_ctrl_c_leaves_at_once(nproc: int, start_long: Function, run: Any) -> None:
     """In the middle of a step: a step of one rank takes seconds, and one of two waits for ever, for a rank at rest."""
     size = ["--set", "training.global_batch_size=1024", "--set", "model.width=64"] if nproc == 1 else []
     started = start_long("--nproc", nproc, *size)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import descendants, wait_until_gone
 from wandb_server import KEY, WandbServer
 
 from cifarscale.lease import lease
@@ -49,15 +50,19 @@ def test_all_runs_and_trials_are_uploaded_once(runs: list[Path], server: WandbSe
     assert not any(uploaded.history for uploaded in server.runs.values())
 
 
-def test_a_sync_that_was_cut_short_is_done_again(
-    runs: list[Path], server: WandbServer, start: Function, cifarscale: Function
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_sync_that_was_cut_short_leaves_nothing_running_and_is_done_again(
+    signum: signal.Signals, runs: list[Path], server: WandbServer, start: Function, cifarscale: Function
 ) -> None:
     server.illness = "takes no uploads"
     process = start("sync", runs[0])
     with pytest.raises(subprocess.TimeoutExpired):
         process.communicate(timeout=6)
-    process.send_signal(signal.SIGINT)
+    uploading = descendants(process.pid)
+    assert uploading
+    process.send_signal(signum)
     process.communicate(timeout=120)
+    wait_until_gone(uploading)
     server.illness = ""
     assert cifarscale("sync", runs[0]).stdout == f"{runs[0]}  uploaded\n"
     (uploaded,) = server.runs.values()
