@@ -10,7 +10,7 @@ import torch
 
 from cifarscale.checkpoint import load_checkpoint, newest_checkpoint
 from cifarscale.run_folder import RunFolder
-from cifarscale.tracking.metrics import TIMES, read_metrics
+from cifarscale.tracking.metrics import differs, read_metrics
 
 PATIENCE_S = 120
 """After which a test that waits gives up: for processes that hang, not a measure of anything."""
@@ -35,7 +35,7 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of the log, without times."""
         lines = read_metrics(self.path / "metrics.jsonl")
-        return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+        return [{key: value for key, value in line.items() if not differs(key)} for line in lines]
 
     def result(self) -> dict[str, Any]:
         result = RunFolder(self.path).result()

@@ -16,7 +16,7 @@ from cifarscale.cluster.submitted import submissions
 from cifarscale.config.recipe import Recipe
 from cifarscale.errors import RunError
 from cifarscale.run_folder import RunFolder
-from cifarscale.tracking.metrics import read_metrics
+from cifarscale.tracking.metrics import RATE_OF_RANK, read_metrics
 
 MARGIN = 1.25
 """What a request has beyond what was used."""
@@ -24,6 +24,8 @@ ENOUGH_S = 120
 """Of computing, before anything is suggested: SLURM measures memory every half a minute, and a start is no sample."""
 MUCH_WAITING = 0.05
 """Part of the training in which it waits for data, above which that is worth a change."""
+SLOW = 0.8
+"""Of the other ranks' pace, below which one is named."""
 WASTEFUL = 0.6
 """Part of what was asked for, below which less is suggested."""
 
@@ -231,6 +233,19 @@ def rows(found: Goodput) -> list[tuple[str, str]]:
     return [*shown, ("total", f"{duration(found.total)}, in {_count(found.starts, 'start')}")]
 
 
+def slow_rank(lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """The rank that the others wait for, if its own pace in the newest line of the log is well below theirs."""
+    line: Mapping[str, Any] = next((line for line in reversed(lines) if "images_per_second" in line), {})
+    rates = {int(key.removeprefix(RATE_OF_RANK)): rate for key, rate in line.items() if key.startswith(RATE_OF_RANK)}
+    if len(rates) < 2:
+        return []
+    slowest = min(rates, key=rates.__getitem__)
+    others = median(rate for rank, rate in rates.items() if rank != slowest)
+    if rates[slowest] >= SLOW * others:
+        return []
+    return [("slowest rank", f"rank {slowest}, at {rates[slowest] / others:.0%} of the others' pace; all wait for it")]
+
+
 def goodput_rows(run_dir: Path) -> list[tuple[str, str]]:
     """Where the hours of a run went, and what a better request would be: names and values to show.
 
@@ -250,7 +265,8 @@ def goodput_rows(run_dir: Path) -> list[tuple[str, str]]:
     pace = median(rates[-20:]) / recipe.training.global_batch_size if rates else None
     step = max((line["step"] for line in lines), default=0)
     complete = folder.result() is not None
-    return rows(found) + better_request(found, usage(attempts), step, recipe.training.max_steps, pace, complete)
+    shown = rows(found) + slow_rank(lines)
+    return shown + better_request(found, usage(attempts), step, recipe.training.max_steps, pace, complete)
 
 
 def _stamp(moment: Any) -> float | None:

@@ -24,7 +24,7 @@ from cifarscale.config.profile import Profile, with_options
 from cifarscale.config.recipe import Recipe
 from cifarscale.errors import ClusterError
 from cifarscale.run_folder import RunFolder
-from cifarscale.tracking.metrics import TIMES, read_metrics
+from cifarscale.tracking.metrics import differs, read_metrics
 
 TOLERANCE = 1e-4
 """Relative difference of the losses that rounding may make where the recipe does not promise every bit."""
@@ -139,7 +139,7 @@ def _losses(run: Path) -> dict[tuple[int, str], float]:
         (line["step"], key): value
         for line in lines
         for key, value in line.items()
-        if key not in (*TIMES, "step") and isinstance(value, float)
+        if key != "step" and not differs(key) and isinstance(value, float)
     }
 
 

@@ -24,6 +24,7 @@ _DISTANCES = {"fid": "FID", "frechet_distance": "Fréchet distance"}
 _RATE = "images_per_second"
 _ALL = "all ranks"
 _MEANS = "The mean since the process was started, of training steps alone."
+_BY_RANK = "A rank's own: its images by the time that it did not wait for others. The slowest sets the pace of all."
 
 
 def restarts(lines: Sequence[Line], starts: Sequence[str]) -> list[int]:
@@ -58,7 +59,8 @@ def run_drawings(name: str, lines: Sequence[Line], task: str, starts: Sequence[i
             alone = len(drawn) == 1 and drawn[0].label != _ALL
             plot = curves(drawn, f"{unit}, {drawn[0].label}" if alone else unit, is_share)
             spoken = _spoken(title, drawn, is_share)
-            caption = f"{_MEANS if title == 'Throughput' else ''} {again}".strip()
+            about = [_MEANS] * (title == "Throughput") + [_BY_RANK] * (len(keys) > 1 and _RATE in keys) + [again]
+            caption = " ".join(filter(None, about))
             found.append(drawing(plot, f"{name}-{title.split()[0].lower()}", title, spoken, caption))
     return found
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from cifarscale.tracking.metrics import RATE_OF_RANK
+
 VIEW = "cifarscale"
 CONFIG = "config."
 """Stands before the keys of recipes; what is without it is reported by runs."""
@@ -13,13 +15,13 @@ class Panel:
     """A panel of the dashboard.
 
     Attributes:
-        kind: `curves` over steps; `images` by step; `table`; `numbers`, the newest; `parallel` coordinates of runs;
-            `importance` of recipes' keys for the one metric.
+        kind: `curves` over steps; `family`, curves of all figures whose names begin so; `images` by step; `table`;
+            `numbers`, the newest; `parallel` coordinates of runs; `importance` of recipes' keys for the one metric.
         metrics: what runs report, in metrics.jsonl or at their end, or keys of recipes.
     """
 
     title: str
-    kind: Literal["curves", "images", "table", "numbers", "parallel", "importance"]
+    kind: Literal["curves", "family", "images", "table", "numbers", "parallel", "importance"]
     metrics: tuple[str, ...]
 
 
@@ -58,6 +60,7 @@ SECTIONS: dict[str, tuple[Panel, ...]] = {
     ),
     "Throughput": (
         Panel("Images a second", "curves", ("images_per_second",)),
+        Panel("Images a second of each rank's own work", "family", (RATE_OF_RANK,)),
         Panel("Seconds of training", "curves", ("seconds",)),
         Panel("Seconds spent waiting for data", "curves", ("data_seconds",)),
         Panel("GPU memory, GB", "curves", ("gpu_memory_gb",)),
@@ -92,6 +95,8 @@ def _panel(panel: Panel) -> Any:
     match panel.kind:
         case "curves":
             return wr.LinePlot(title=panel.title, x="Step", y=metrics)
+        case "family":
+            return wr.LinePlot(title=panel.title, x="Step", metric_regex=f"{metrics[0]}.*")
         case "images":
             return wr.MediaBrowser(title=panel.title, media_keys=metrics, mode="gallery", gallery_axis="step")
         case "table":

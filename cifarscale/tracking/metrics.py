@@ -6,8 +6,14 @@ from typing import Any
 
 from cifarscale.files import write_text_atomically, writing_to
 
-TIMES = ("time", "seconds", "data_seconds", "images_per_second", "gpu_memory_gb")
-"""What differs between two runs that compute the same."""
+_TIMES = ("time", "seconds", "data_seconds", "images_per_second", "gpu_memory_gb")
+RATE_OF_RANK = "images_per_second_rank_"
+"""Stands before a rank's number."""
+
+
+def differs(key: str) -> bool:
+    """Whether this figure differs between two runs that compute the same: a time, a rate, what a GPU held."""
+    return key in _TIMES or key.startswith(RATE_OF_RANK)
 
 
 class MetricsLog:

@@ -3,8 +3,7 @@
 import contextlib
 import logging
 import math
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,12 +20,11 @@ from cifarscale.training.optimisation import MovingAverage, build_optimizer, cli
 from cifarscale.training.signals import CONTINUE_LATER, StopRequest
 from cifarscale.training.slices import Slices
 from cifarscale.training.task import Outputs, Task
+from cifarscale.training.timing import Timing
 from cifarscale.training.window import Window
 
 log = logging.getLogger(__name__)
 
-UNTIMED_STEPS = 10
-"""First steps of a process that throughput leaves out: memory is still being set up."""
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -83,20 +81,7 @@ class Engine:
         self._window = Window(group, self._slices.total)
         self._step = 0
         self._evaluated_at = 0
-        self._seconds = 0.0
-        self._waited = 0.0
-        self._timed_images = 0
-        self._timed_seconds = 0.0
-
-    @property
-    def images_per_second(self) -> float:
-        """Throughput of the whole job in training alone, without warm-up, evaluation and checkpoints."""
-        return self._timed_images / self._timed_seconds if self._timed_seconds else 0.0
-
-    @property
-    def seconds(self) -> float:
-        """Time spent in training steps, over all restarts whose work counts."""
-        return self._seconds
+        self.timing = Timing(group, device, training.global_batch_size)
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -122,7 +107,6 @@ class Engine:
         updates = {name: self._slices.update(name, self._loss) for name in self._task.updates}
         batches = self._reader.batches(self._step)
         saved_at = self._step
-        first_timed = self._step + UNTIMED_STEPS
         while True:
             if self._due(self._recipe.evaluation.every) and self._evaluated_at != self._step:
                 self._evaluate()
@@ -134,17 +118,10 @@ class Engine:
             if self._step >= last:
                 raise Interrupted(f"after step {self._step:,}, where it was asked to stop; the state is saved")
             stopping = self._group.max_later(self._stop.requested)
-            started = time.perf_counter()
-            batch = next(batches)
-            self._waited += time.perf_counter() - started
-            self._train_step(updates, batch)
-            if self._step % training.log_every == 0:
-                self._log(started)
-            seconds = time.perf_counter() - started
-            self._seconds += seconds
-            if self._step > first_timed:
-                self._timed_seconds += seconds
-                self._timed_images += training.global_batch_size
+            with self.timing.step():
+                self._train_step(updates, batches)
+                if self._step % training.log_every == 0:
+                    self._log()
             if stop := stopping.result():
                 if self._step > saved_at:
                     self._save()
@@ -155,18 +132,22 @@ class Engine:
                     to_continue=stop == CONTINUE_LATER,
                 )
 
-    def _train_step(self, updates: dict[str, nn.Module], batch: Batch) -> None:
+    def _train_step(self, updates: dict[str, nn.Module], batches: Iterator[Batch]) -> None:
         """One update of each network, on the batch of step `self._step`, which then counts as done."""
         training = self._recipe.training
         factor = learning_rate_factor(self._recipe.schedule, self._step, training.max_steps)
-        prepared = self._task.prepare(batch.to(self._device), self._step)
-        parts = [prepared.part(i, self._slices.local) for i in range(self._slices.local)]
+        with self.timing.own():
+            with self.timing.waiting():
+                batch = next(batches)
+            prepared = self._task.prepare(batch.to(self._device), self._step)
+            parts = [prepared.part(i, self._slices.local) for i in range(self._slices.local)]
         logged: list[dict[str, torch.Tensor]] = [{} for _ in range(self._slices.local)]
         self._slices.begin_step()
         for name, update in updates.items():
             optimizer = self._optimizers[name]
             optimizer.zero_grad()
-            gradients, outputs = update(parts, self._step)
+            with self.timing.own():
+                gradients, outputs = update(parts, self._step)
             gradients.backward()
             for figures, part, (loss, *others) in zip(logged, parts, outputs, strict=True):
                 figures.update(self._task.figures(name, part, tuple(others)), loss=figures.get("loss", 0) + loss)
@@ -191,20 +172,19 @@ class Engine:
             loss, outputs = self._task.loss(update, networks, part, step)
         return self._scaler.scale(loss), (loss, *outputs)
 
-    def _log(self, started: float) -> None:
+    def _log(self) -> None:
         """Writes the means of the steps since the last line."""
         self._check_losses()
         values = self._window.means()
         self._window.clear()
         training = self._recipe.training
         factor = learning_rate_factor(self._recipe.schedule, self._step - 1, training.max_steps)
+        timing = self.timing.figures()
         if self._group.ranks.is_first:
             about = {
                 "images": self._step * training.global_batch_size,
-                "seconds": round(self._seconds + time.perf_counter() - started, 3),
-                "data_seconds": round(self._waited, 3),
                 "learning_rate": training.learning_rate * factor,
-                "images_per_second": round(self.images_per_second, 1),
+                **timing,
             }
             if self._device.type == "cuda":
                 about["gpu_memory_gb"] = round(torch.cuda.max_memory_allocated(self._device) / 1e9, 3)
@@ -262,8 +242,8 @@ class Engine:
             "scaler": self._scaler.state_dict(),
             "window": self._window.fetched,
             "evaluated_at": self._evaluated_at,
-            "seconds": self._seconds,
-            "data_seconds": self._waited,
+            "seconds": self.timing.seconds,
+            "data_seconds": self.timing.data_seconds,
             "world_size": self._group.ranks.world_size,
         }
         save_checkpoint(self._checkpoints, self._step, state, self._recipe.training.keep_checkpoints)
@@ -285,8 +265,8 @@ class Engine:
         self._step = state["step"]
         self._window.fetched = state["window"]
         self._evaluated_at = state["evaluated_at"]
-        self._seconds = state["seconds"]
-        self._waited = state.get("data_seconds", 0.0)
+        self.timing.seconds = state["seconds"]
+        self.timing.data_seconds = state.get("data_seconds", 0.0)
         if self._group.ranks.is_first:
             log.info("resuming after step %s from %s", f"{self._step:,}", path.name)
             if state["world_size"] != self._group.ranks.world_size and not self._recipe.training.slices:

@@ -9,10 +9,12 @@ from click.testing import CliRunner
 
 from cifarscale.cli.main import main
 from cifarscale.tracking.dashboard import CONFIG, SECTIONS, sections
+from cifarscale.tracking.metrics import RATE_OF_RANK
 
 Function = Callable[..., Any]
-ELSEWHERE = {"gpu_memory_gb", "fid", "frechet_distance"}
-"""Reported on a GPU, and with `distance.features`, which asks for a trained classifier: not by a tiny run here."""
+ELSEWHERE = {"gpu_memory_gb", "fid", "frechet_distance", RATE_OF_RANK}
+"""Reported on a GPU, with `distance.features`, which asks for a trained classifier, and by several ranks: not by a tiny
+run here."""
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +45,18 @@ def dotted(values: dict[str, Any], prefix: str = "") -> set[str]:
 
 
 def test_every_panel_shows_what_runs_report(reported: set[str]) -> None:
-    shown = {metric for panels in SECTIONS.values() for panel in panels for metric in panel.metrics}
+    panels = [panel for section in SECTIONS.values() for panel in section]
+    shown = {metric for panel in panels for metric in panel.metrics}
     assert shown - ELSEWHERE <= reported
+    assert {panel.metrics for panel in panels if panel.kind == "family"} == {(RATE_OF_RANK,)}
 
 
 def test_what_no_tiny_run_reports_stands_in_the_code_that_reports_it() -> None:
     package = Path(__file__).parents[2] / "cifarscale"
-    code = "".join((package / file).read_text() for file in ("training/engine.py", "config/space.py"))
-    assert all(f'"{name}"' in code for name in ELSEWHERE)
+    code = "".join(
+        (package / file).read_text() for file in ("training/engine.py", "training/timing.py", "config/space.py")
+    )
+    assert all(f'"{name}' in code for name in ELSEWHERE)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the library's own

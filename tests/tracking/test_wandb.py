@@ -17,7 +17,7 @@ from cifarscale.config.profile import load_profile
 from cifarscale.config.recipe import resolved
 from cifarscale.errors import ConfigError, Interrupted
 from cifarscale.tracking import wandb_sink
-from cifarscale.tracking.metrics import read_metrics
+from cifarscale.tracking.metrics import RATE_OF_RANK, read_metrics
 
 Function = Callable[..., Any]
 OFFLINE, ONLINE = "tracking.wandb=offline", "tracking.wandb=online"
@@ -118,6 +118,7 @@ def test_four_ranks_write_what_one_writes(
     four, one = recorded(tmp_path / "four"), recorded(classifier.path)
     assert four.steps == one.steps
     assert [row.get("loss") for row in four.rows] == [row.get("loss") for row in one.rows]
+    assert {f"{RATE_OF_RANK}{rank}" for rank in range(4)} <= four.rows[-2].keys()
     assert "wandb:" not in ended.stdout + ended.stderr
     (line,) = [line for line in ended.stderr.splitlines() if "W&B" in line]
     assert f"cifarscale sync {tmp_path / 'four'}" in line

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cifarscale.cluster import slurm
-from cifarscale.cluster.goodput import Goodput, Usage, better_request, goodput, goodput_rows, rows, usage
+from cifarscale.cluster.goodput import Goodput, Usage, better_request, goodput, goodput_rows, rows, slow_rank, usage
 from cifarscale.cluster.slurm import Attempt
 from cifarscale.config.load import load_job, recipe_toml
 from cifarscale.errors import RunError
@@ -201,6 +201,24 @@ def test_usage_is_that_of_the_newest_start_that_was_long_enough() -> None:
     assert found == Usage(4.0, 16.0, 3.0, 4.0, 14_400)
     assert usage([short]) is None
     assert usage([]) is None
+
+
+@pytest.mark.parametrize(
+    ("rates", "told"),
+    [
+        ([100.0, 98.0, 40.0, 102.0], [("slowest rank", "rank 2, at 40% of the others' pace; all wait for it")]),
+        ([50.0, 100.0], [("slowest rank", "rank 0, at 50% of the others' pace; all wait for it")]),
+        ([100.0, 85.0], []),
+        ([100.0], []),
+        ([], []),
+    ],
+)
+def test_a_rank_that_all_others_wait_for_is_named(rates: list[float], told: list[tuple[str, str]]) -> None:
+    line = {"images_per_second": 1.0} | {f"images_per_second_rank_{rank}": rate for rank, rate in enumerate(rates)}
+    assert (
+        slow_rank([{"images_per_second_rank_0": 1.0, "images_per_second_rank_1": 9.0}, line, {"test_top1": 0.5}])
+        == told
+    )
 
 
 def test_a_run_that_was_never_submitted_has_no_goodput(tmp_path: Path) -> None:
