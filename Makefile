@@ -19,7 +19,7 @@ demo: install ## Train a CNN and a DCGAN, sweep, and report, on built-in data: n
 	$(BIN)/cifarscale report runs/demo-* runs/gan-demo-* runs/sweep-demo-* --out runs/report.html
 
 test: install lint types ## Install, lint, check types, and run all tests.
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: install ## Check style.
 	$(BIN)/ruff check .
@@ -29,7 +29,7 @@ types: install ## Check types.
 	$(BIN)/mypy
 
 cluster-test: install slurm-packages ## Run tests/slurm on a SLURM of two nodes on this machine; as root it installs Debian's packages.
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile tests/slurm
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests/slurm
 
 slurm-packages: ## As root: install those of Debian's packages of SLURM that are missing.
 	@missing=$$($(PYTHON) slurm/testcluster/testcluster packages) || exit 1; \

@@ -47,10 +47,14 @@ class Job:
         return path.read_text() if path.exists() else ""
 
     def rows(self) -> list[dict[str, str]]:
-        """What the accounting says of the newest start: the job and its steps."""
-        rows: list[dict[str, str]] = self.cluster.sacct(self.id)
-        first = max(i for i, row in enumerate(rows) if row["JobID"] == self.id)
-        return rows[first:]
+        """The newest start of a job that has ended, and its steps, once the accounting knows of the end."""
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            rows: list[dict[str, str]] = self.cluster.sacct(self.id)
+            newest = rows[max(i for i, row in enumerate(rows) if row["JobID"] == self.id) :]
+            if "RUNNING" not in {row["State"] for row in newest} or time.monotonic() > deadline:
+                return newest
+            time.sleep(0.2)
 
 
 def slurm(cluster: Any, *arguments: str) -> str:
