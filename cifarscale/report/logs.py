@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from cifarscale.report.parts import Drawing, drawing, percent
+from cifarscale.tracking.metrics import RATE_OF_RANK
 from cifarscale.tracking.plots import Curve, curves
 
 Line = Mapping[str, Any]
@@ -22,9 +23,13 @@ _LOSSES = {
 _ACCURACIES = {"accuracy": "training, augmented", "validation_top1": "validation", "test_top1": "test"}
 _DISTANCES = {"fid": "FID", "frechet_distance": "Fréchet distance"}
 _RATE = "images_per_second"
-_ALL = "all ranks"
-_MEANS = "The mean since the process was started, of training steps alone."
-_BY_RANK = "A rank's own: its images by the time that it did not wait for others. The slowest sets the pace of all."
+_RANKS = 8
+"""Drawn at most; of more, the slowest and the fastest."""
+_ABOUT = {
+    "Throughput": "The mean since the process was started, of training steps alone.",
+    "Throughput by rank": "A rank's images by the time of its own work, in which it waits for no other. All go at the "
+    "pace of the slowest.",
+}
 
 
 def restarts(lines: Sequence[Line], starts: Sequence[str]) -> list[int]:
@@ -49,19 +54,18 @@ def run_drawings(name: str, lines: Sequence[Line], task: str, starts: Sequence[i
         ("Loss", losses, "loss", False),
         ("Accuracy", _ACCURACIES, "top-1", True),
         ("Distance to real images", _DISTANCES, "distance", False),
-        ("Throughput", _rates(lines), "images a second", False),
+        ("Throughput", {_RATE: "all ranks"}, "images a second", False),
+        ("Throughput by rank", _ranks(lines), "images a second", False),
     ]
     again = f"Dotted lines: started again after {', '.join(f'step {step:,}' for step in starts)}." if starts else ""
     found: list[Drawing] = []
     for title, keys, unit, is_share in kinds:
         drawn = [_curve(lines, key, label, starts) for key, label in keys.items() if any(key in line for line in lines)]
         if drawn:
-            alone = len(drawn) == 1 and drawn[0].label != _ALL
-            plot = curves(drawn, f"{unit}, {drawn[0].label}" if alone else unit, is_share)
+            plot = curves(drawn, f"{unit}, {drawn[0].label}" if len(drawn) == 1 else unit, is_share)
             spoken = _spoken(title, drawn, is_share)
-            about = [_MEANS] * (title == "Throughput") + [_BY_RANK] * (len(keys) > 1 and _RATE in keys) + [again]
-            caption = " ".join(filter(None, about))
-            found.append(drawing(plot, f"{name}-{title.split()[0].lower()}", title, spoken, caption))
+            caption = " ".join(filter(None, (_ABOUT.get(title), again)))
+            found.append(drawing(plot, f"{name}-{title.lower().replace(' ', '-')}", title, spoken, caption))
     return found
 
 
@@ -88,10 +92,13 @@ def compared_drawings(runs: Mapping[str, Sequence[Line]], task: str) -> list[Dra
     return found
 
 
-def _rates(lines: Sequence[Line]) -> dict[str, str]:
-    """Of the whole job, and of each rank where that was recorded."""
-    keys = dict.fromkeys(key for line in lines for key in line if key.startswith(_RATE))
-    return {key: key.removeprefix(_RATE).strip("_").replace("_", " ") or _ALL for key in keys}
+def _ranks(lines: Sequence[Line]) -> dict[str, str]:
+    """The throughput of each rank, where that was recorded."""
+    newest = {key: value for line in lines for key, value in line.items() if key.startswith(RATE_OF_RANK)}
+    keys = list(newest)
+    if len(keys) > _RANKS:
+        keys = [min(keys, key=newest.__getitem__), max(keys, key=newest.__getitem__)]
+    return {key: f"rank {key.removeprefix(RATE_OF_RANK)}" for key in keys}
 
 
 def _curve(lines: Sequence[Line], key: str, label: str, starts: Sequence[int] = ()) -> Curve:

@@ -250,7 +250,8 @@ def _legend(figure: Figure, axes: Axes) -> None:
     once = dict(zip(labels, handles, strict=True))
     if len(once) > 1:
         columns = max(1, min(len(once), _LETTERS // (max(map(len, once)) + 8)))
-        figure.legend(once.values(), once.keys(), loc="outside upper left", ncols=columns, fontsize=9)
+        by_row = [name for column in range(columns) for name in list(once)[column::columns]]  # it fills columns
+        figure.legend([once[name] for name in by_row], by_row, loc="outside upper left", ncols=columns, fontsize=9)
 
 
 def _percent(share: float) -> str:

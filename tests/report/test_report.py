@@ -78,8 +78,15 @@ def test_a_restart_stands_at_the_last_line_before_it() -> None:
 
 def test_throughput_is_drawn_by_rank_where_that_was_logged() -> None:
     line = {"images_per_second": 100.0, "images_per_second_rank_0": 60.0, "images_per_second_rank_1": 40.0}
-    (drawn,) = run_drawings("run", [{"step": 50, **line}, {"step": 100, **line}], "cnn", [])
-    assert all(label in drawn.svg for label in ("all ranks", "rank 0", "rank 1"))
+    whole, by_rank = run_drawings("run", [{"step": 50, **line}, {"step": 100, **line}], "cnn", [])
+    assert "rank 1" not in whole.svg
+    assert all(label in by_rank.svg for label in ("rank 0", "rank 1"))
+
+
+def test_of_many_ranks_the_slowest_and_the_fastest_are_drawn() -> None:
+    line = {f"images_per_second_rank_{rank}": 100.0 - rank for rank in range(16)}
+    (by_rank,) = run_drawings("run", [{"step": 50, **line}], "cnn", [])
+    assert re.findall(r"rank \d+: ", by_rank.spoken) == ["rank 15: ", "rank 0: "]
 
 
 def test_a_job_that_trains_nothing_has_a_page(tmp_path: Path) -> None:
