@@ -11,7 +11,8 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from cifarscale.errors import ConfigError
-from cifarscale.rendezvous import Ranks, meet
+from cifarscale.ranks import Ranks
+from cifarscale.rendezvous import meet
 
 COLLECTIVE_TIMEOUT_S = 600
 """How long a rank waits in a collective for one that hangs; one that is gone is noticed at once."""

@@ -19,8 +19,9 @@ from cifarscale.errors import DataError
 from cifarscale.evaluation.accuracy import evaluate_classifier
 from cifarscale.files import write_json_atomically
 from cifarscale.measure import images_of, open_reference
-from cifarscale.rendezvous import ranks_from_environment
-from cifarscale.run import Placement, device_name
+from cifarscale.prepare import Placement
+from cifarscale.ranks import ranks_from_environment
+from cifarscale.run import device_name
 from cifarscale.run_folder import RunFolder
 from cifarscale.trained import TrainedClassifier, load_classifier, load_generator
 from cifarscale.training.cnn import training_normalisation

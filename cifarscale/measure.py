@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from cifarscale.config.distance import DistanceConfig, FidJob
+from cifarscale.config.distance import DistanceConfig
 from cifarscale.cores import Cores
-from cifarscale.data.build import locate_shards
 from cifarscale.data.images import ImageSet, images_of_folder, images_of_split
 from cifarscale.data.manifest import Manifest
 from cifarscale.distributed import Group
@@ -17,7 +16,7 @@ from cifarscale.errors import EvaluationError
 from cifarscale.evaluation.distance import Collected, Measure
 from cifarscale.evaluation.features import FeatureNetwork, Precision, classifier_features, inception
 from cifarscale.evaluation.frechet import require_samples
-from cifarscale.run_folder import RunFolder
+from cifarscale.prepare import is_split
 from cifarscale.trained import load_classifier
 from cifarscale.training.cnn import training_normalisation
 
@@ -140,22 +139,6 @@ def _features(config: DistanceConfig, precision: Precision, group: Group, device
     trained = load_classifier(run, device)
     normalise = training_normalisation(trained.manifest, device)
     return classifier_features(trained.network, normalise, f"cnn:{run.name}", device, precision)
-
-
-def shards_to_measure(job: FidJob, data: str | None) -> Path | None:
-    """The folder of shards that a job reads real images from; None if it names no split.
-
-    Args:
-        data: a data set or a folder of shards; None for the job's own, else that of the run that is measured.
-    """
-    folder = RunFolder(Path(job.images))
-    dataset = data or job.dataset or (folder.load_recipe().data.dataset if folder.recipe.exists() else "cifar100")
-    return locate_shards(dataset) if is_split(job.images) or is_split(job.distance.against) else None
-
-
-def is_split(name: str) -> bool:
-    """Whether this is to be a split of a data set, rather than a folder or a file of statistics."""
-    return not name.endswith(".npz") and not Path(name).is_dir()
 
 
 def images_of(name: str, shards: Path | None, device: torch.device) -> tuple[ImageSet, tuple[str, ...]]:

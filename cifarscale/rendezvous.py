@@ -10,7 +10,6 @@ import os
 import socket
 import struct
 import time
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -23,37 +22,12 @@ from torch.distributed.rendezvous import rendezvous
 
 from cifarscale.errors import ConfigError, DistributedError
 from cifarscale.files import is_listed, write_json_atomically
+from cifarscale.ranks import ADDRESS_VARIABLE, FILE_VARIABLE, NODES_VARIABLE, Ranks
 
 TIMEOUT_S = 300
 """How long ranks wait for each other at the start. A node that reads Python from a busy file server takes a while."""
-FILE_VARIABLE = "CIFARSCALE_RENDEZVOUS"
-"""Names the file that rank 0 writes its address to."""
-ADDRESS_VARIABLE = "CIFARSCALE_ADDRESS"
-"""Address of rank 0's node, as the other nodes reach it."""
-NODES_VARIABLE = "CIFARSCALE_NODES"
-"""The nodes' names by rank, with commas between them."""
 _POLL_S = 0.1
 _SIOCGIFADDR = 0x8915
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """This process among those of its job. `local_rank` counts within the node."""
-
-    rank: int = 0
-    world_size: int = 1
-    local_rank: int = 0
-
-    @property
-    def is_first(self) -> bool:
-        return self.rank == 0
-
-
-def ranks_from_environment() -> Ranks:
-    """What a launcher (ours, or torchrun) says in RANK, WORLD_SIZE and LOCAL_RANK; one process alone if nothing."""
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    rank = int(os.environ.get("RANK", "0"))
-    return Ranks(rank, world_size, int(os.environ.get("LOCAL_RANK", rank)))
 
 
 def meet(ranks: Ranks, timeout_s: float = TIMEOUT_S) -> Store:

@@ -7,10 +7,9 @@ import subprocess
 import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 
@@ -18,19 +17,19 @@ from cifarscale import __version__
 from cifarscale.checkpoint import checkpoint_step, newest_checkpoint
 from cifarscale.config.cnn import CnnRecipe
 from cifarscale.config.dcgan import DcganRecipe
-from cifarscale.config.load import recipe_hash, with_values
-from cifarscale.config.recipe import Job, Recipe, stages_of
+from cifarscale.config.load import recipe_hash
+from cifarscale.config.recipe import Recipe, stages_of
 from cifarscale.cores import Cores, available_cores
 from cifarscale.data.dataset import Dataset
-from cifarscale.data.manifest import Manifest
 from cifarscale.distributed import Group, pick_device, process_group
-from cifarscale.errors import ConfigError
 from cifarscale.files import write_json_atomically, write_text_atomically
 from cifarscale.lease import lease
 from cifarscale.measure import open_reference
 from cifarscale.models.registry import count_parameters
-from cifarscale.rendezvous import Ranks, ranks_from_environment
-from cifarscale.run_folder import RUNS_ROOT, RunFolder
+from cifarscale.prepare import Placement, batch_size_per_rank
+from cifarscale.ranks import Ranks, ranks_from_environment
+from cifarscale.run_folder import RunFolder
+from cifarscale.signals import StopRequest, stop_on_signals
 from cifarscale.tracking.metrics import MetricsLog
 from cifarscale.tracking.progress import TrainingProgress
 from cifarscale.tracking.sink import Sink, Sinks
@@ -39,72 +38,7 @@ from cifarscale.tracking.wandb_sink import sinks_of
 from cifarscale.training.cnn import CnnTask
 from cifarscale.training.dcgan import DcganTask
 from cifarscale.training.engine import Engine
-from cifarscale.training.signals import StopRequest, stop_on_signals
 from cifarscale.training.task import Task
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where and how a job runs; none of it changes what the job computes.
-
-    Attributes:
-        shards: the folder of shards on this machine.
-        device: `cpu`, `cuda` or `auto`.
-        num_workers: reading processes a rank, for the streaming reader.
-        patience_s: how long to wait for another job that still writes the run folder, before it is refused.
-    """
-
-    shards: Path
-    device: str = "auto"
-    num_workers: int = 0
-    patience_s: float = 0
-
-    def as_plain(self) -> dict[str, Any]:
-        """As JSON takes it, to cross to another process."""
-        return asdict(self) | {"shards": str(self.shards)}
-
-    @classmethod
-    def from_plain(cls, values: dict[str, Any]) -> Self:
-        return cls(**values | {"shards": Path(values["shards"])})
-
-
-def resolve(recipe: Recipe, shards: Path) -> Recipe:
-    """The recipe tied to the shards that it runs on: the identity of a run is that of its data, too."""
-    manifest = Manifest.load(shards)
-    changes = {"data__dataset": manifest.dataset}
-    if not recipe.data.fingerprint:
-        changes["data__fingerprint"] = manifest.fingerprint
-    return with_values(recipe, **changes)
-
-
-def default_run_dir(job: Job) -> Path:
-    """`runs/NAME-HASH`: the same job finds its run again, a changed one starts another."""
-    return RUNS_ROOT / f"{job.name}-{recipe_hash(job)}"
-
-
-def batch_size_per_rank(recipe: Recipe, world_size: int) -> int:
-    """Samples that each rank computes in a step.
-
-    Raises: ConfigError if the global batch cannot be split evenly, with the nearest number of ranks that can.
-    """
-    batch, slices = recipe.training.global_batch_size, recipe.training.slices
-    pairs = 2 if isinstance(recipe, CnnRecipe) and recipe.augmentation.mixes else 1
-    splits = slices or batch // pairs
-    valid = [n for n in range(1, splits + 1) if splits % n == 0 and batch % (n * pairs) == 0]
-    if world_size not in valid:
-        what = f"training.slices = {slices}" if slices else f"training.global_batch_size = {batch}"
-        more = f"; more ranks need a larger training.slices (a divisor of the batch, {batch}), or 0" if slices else ""
-        raise ConfigError(
-            f"{what} cannot be split evenly over {world_size} ranks; valid numbers of ranks: "
-            f"{', '.join(map(str, valid[:12]))}{' …' if len(valid) > 12 else ''}{more}"
-        )
-    return batch // world_size
-
-
-def check_num_workers(recipe: Recipe, num_workers: int) -> None:
-    """Raises: ConfigError for reading processes that the recipe's reader has no use for."""
-    if num_workers and recipe.data.reader != "streaming":
-        raise ConfigError(f"--num-workers {num_workers} has no effect with data.reader = {recipe.data.reader!r}")
 
 
 def run_job(

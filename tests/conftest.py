@@ -2,10 +2,12 @@
 
 import os
 import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from preloaded import Popen, forking
 
 from cifarscale.data.shards import write_shards
 from cifarscale.data.source import Source
@@ -19,6 +21,19 @@ NUM_TRAIN, NUM_TEST, NUM_SHARDS = 507, 200, 16
 def _one_thread() -> None:
     """Small tensors gain nothing from more, and workers of pytest-xdist would fight over the cores."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def preloaded() -> Iterator[Callable[[], str]]:
+    """Has `python -m cifarscale …` begin by a fork of a process that has imported torch; tests of the start undo it."""
+    with forking() as path:
+        yield path
+
+
+@pytest.fixture
+def as_users_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has commands start as users start them, each in a new Python."""
+    monkeypatch.setattr(Popen, "fork", None)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,10 +1,31 @@
 """Processes that tests have started, looked up in /proc."""
 
+import multiprocessing
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from typing import Any
 
 from runs import PATIENCE_S
+
+
+def forkserver() -> ForkServerContext:
+    """Processes that begin by a fork of one with a single thread, which has imported torch."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["cifarscale.run", "torch._dynamo", "torch.nn.parallel.distributed", "pytest"])
+    return context
+
+
+def run_ranks(function: Callable[..., None], world_size: int, *arguments: Any) -> None:
+    """Calls `function(rank, *arguments)` in as many processes. Raises: AssertionError if one fails."""
+    context = forkserver()
+    ranks = [context.Process(target=function, args=(rank, *arguments)) for rank in range(world_size)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(PATIENCE_S)
+    assert [process.exitcode for process in ranks] == [0] * world_size
 
 
 def children(pid: int) -> list[int]:

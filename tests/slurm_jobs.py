@@ -6,9 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from runs import Run
-
 from cifarscale.cluster.submitted import submissions
+from runs import Run
 
 PATIENCE_S = 240
 """After which something hangs: not a measure of anything."""

@@ -18,19 +18,21 @@ from cifarscale.cli.options import device_option, nproc_option, run_argument
 @click.option("--classes", is_flag=True, help="Show every class, not only the superclasses.")
 def evaluate(run: Path, split: str, data: str | None, nproc: int, device: str, classes: bool) -> None:
     """Evaluate the classifier of RUN, a run folder, on a split: exact for any number of processes."""
-    from cifarscale.cluster.call import evaluation
-    from cifarscale.cluster.local import run_locally
     from cifarscale.data.build import locate_shards
-    from cifarscale.inference import evaluate_run
-    from cifarscale.run import Placement
+    from cifarscale.prepare import Placement
     from cifarscale.run_folder import RunFolder
 
     recipe = RunFolder(run).load_recipe()
     placement = Placement(locate_shards(data or recipe.data.dataset), device)
     path = run / f"evaluation-{split}.json"
     if nproc == 1:
+        from cifarscale.inference import evaluate_run
+
         evaluate_run(run, split, placement, path)
     else:
+        from cifarscale.cluster.call import evaluation
+        from cifarscale.cluster.local import run_locally
+
         run_locally(evaluation(run, split, placement, path), nproc, run / "logs")
     _show(json.loads(path.read_text(encoding="utf-8")), "classes" if classes else "superclasses")
     click.echo(f"all figures  {path}")

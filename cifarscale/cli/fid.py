@@ -50,11 +50,8 @@ def fid(
     FID with Inception's features; where its weights cannot be had, the Fréchet distance with the features of a
     classifier that was trained here (--features cnn:RUN). With them the kernel distance, and precision and recall.
     """
-    from cifarscale.cluster.call import measurement
-    from cifarscale.cluster.local import run_locally
     from cifarscale.config.load import load_fid, with_values
-    from cifarscale.inference import measure_images
-    from cifarscale.measure import shards_to_measure
+    from cifarscale.prepare import shards_to_measure
     from cifarscale.run_folder import RunFolder
 
     job = with_values(load_fid(overrides), images=images, **_changes(options))
@@ -64,8 +61,13 @@ def fid(
     with tempfile.TemporaryDirectory() as scratch:
         out = out or (folder.path if is_run else Path(scratch)) / f"{_file_name(job)}.json"
         if nproc == 1:
+            from cifarscale.inference import measure_images
+
             measure_images(job, shards, device, out, save_statistics)
         else:
+            from cifarscale.cluster.call import measurement
+            from cifarscale.cluster.local import run_locally
+
             logs = folder.path / "logs" if is_run else Path(scratch)
             run_locally(measurement(job, shards, device, out, save_statistics), nproc, logs)
         _show(json.loads(out.read_text(encoding="utf-8")))

@@ -65,7 +65,7 @@ def sweep(
         raise ConfigError(f"{recipe} is a job of task {job.task!r}, and this needs task = 'sweep', as in sweep-cnn")
     from cifarscale.cluster.sweep import check_resources, prepare_sweep, this_machine
     from cifarscale.run_folder import folder_of
-    from cifarscale.training.signals import stop_on_signals
+    from cifarscale.signals import stop_on_signals
 
     machine = this_machine()
     check_resources(job, machine.num_cpus, machine.num_gpus, 1, "this machine")

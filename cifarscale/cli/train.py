@@ -9,7 +9,7 @@ from cifarscale.cli.options import device_option, nproc_option, tracked, wandb_o
 
 if TYPE_CHECKING:
     from cifarscale.config.recipe import Recipe
-    from cifarscale.run import Placement
+    from cifarscale.prepare import Placement
 
 
 @click.command(short_help="Train a recipe on this machine.")
@@ -40,7 +40,7 @@ def train(
     """
     from cifarscale.config.load import load_recipe
     from cifarscale.data.build import locate_shards
-    from cifarscale.run import Placement, batch_size_per_rank, check_num_workers, default_run_dir, resolve
+    from cifarscale.prepare import Placement, batch_size_per_rank, check_num_workers, default_run_dir, resolve
     from cifarscale.run_folder import RunFolder, folder_of
 
     loaded = load_recipe(recipe, (*overrides, *tracked(wandb)))
@@ -61,13 +61,15 @@ def train(
 
 
 def _train(recipe: "Recipe", run_dir: Path, placement: "Placement", nproc: int) -> None:
-    from cifarscale.cluster.call import training
-    from cifarscale.cluster.local import run_locally
-    from cifarscale.run import run_job
-
+    """In this process, or by ranks that are forked from one that imports torch; this one then needs no torch."""
     if nproc == 1:
+        from cifarscale.run import run_job
+
         run_job(recipe, run_dir, placement)
     else:
+        from cifarscale.cluster.call import training
+        from cifarscale.cluster.local import run_locally
+
         run_locally(training(recipe, run_dir, placement), nproc, run_dir / "logs")
 
 

@@ -12,7 +12,7 @@ from cifarscale.config.recipe import Recipe
 from cifarscale.config.sweep import SweepJob
 
 if TYPE_CHECKING:
-    from cifarscale.run import Placement
+    from cifarscale.prepare import Placement
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from cifarscale.config.profile import Profile, minutes
 from cifarscale.config.recipe import Job, Recipe
 from cifarscale.config.sweep import SweepJob
 from cifarscale.errors import ClusterError, ConfigError
-from cifarscale.run import batch_size_per_rank
+from cifarscale.prepare import batch_size_per_rank
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from cifarscale.distributed import Group, process_group
 from cifarscale.errors import CifarscaleError, DataError
 from cifarscale.evaluation.features import official_weights
 from cifarscale.files import write_json_atomically
-from cifarscale.rendezvous import NODES_VARIABLE, Ranks, meet, ranks_from_environment
+from cifarscale.ranks import NODES_VARIABLE, Ranks, ranks_from_environment
+from cifarscale.rendezvous import meet
 
 Stage = Literal["looked", "met", "done"]
 Reach = Literal["here", "reachable", "unreachable", "unasked"]

@@ -25,7 +25,7 @@ from cifarscale.cluster.failures import LOGS_VARIABLE
 from cifarscale.cluster.ray_keeper import MARK
 from cifarscale.errors import ClusterError, Interrupted
 from cifarscale.files import is_listed, write_json_atomically
-from cifarscale.rendezvous import ADDRESS_VARIABLE, FILE_VARIABLE, NODES_VARIABLE, Ranks
+from cifarscale.ranks import ADDRESS_VARIABLE, FILE_VARIABLE, NODES_VARIABLE, Ranks
 
 log = logging.getLogger(__name__)
 

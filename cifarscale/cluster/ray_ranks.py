@@ -16,7 +16,7 @@ import ray
 
 from cifarscale.cluster.ray_trial import STATE, Report, run_rank
 from cifarscale.cluster.trials import FAILED
-from cifarscale.rendezvous import ADDRESS_VARIABLE, FILE_VARIABLE
+from cifarscale.ranks import ADDRESS_VARIABLE, FILE_VARIABLE
 
 _LOOK_EVERY_S = 0.5
 

@@ -13,7 +13,7 @@ from cifarscale.cluster.trials import COMPLETE, FAILED, INTERRUPTED, WAITING, hi
 from cifarscale.config.load import load_recipe
 from cifarscale.errors import CifarscaleError, Interrupted
 from cifarscale.run_folder import RunFolder
-from cifarscale.training.signals import STOP, StopRequest
+from cifarscale.signals import STOP, StopRequest
 
 STATE, REASON = "cifarscale_state", "cifarscale_reason"
 """Keys under which a trial tells what became of it."""
@@ -72,7 +72,8 @@ def run_rank(config: dict[str, Any], report: Report) -> dict[str, Any]:
         report: takes the figures of evaluations, on rank 0.
     Returns: what is to be reported last: how it ended, and its figure.
     """
-    from cifarscale.run import Placement, run_job
+    from cifarscale.prepare import Placement
+    from cifarscale.run import run_job
 
     metric, run_dir = config["metric"], Path(config["run_dir"])
     recipe = load_recipe(str(run_dir / "recipe.toml"))

@@ -32,7 +32,7 @@ from cifarscale.cluster.trials import (
 )
 from cifarscale.config.recipe import Recipe
 from cifarscale.config.sweep import AshaConfig, SweepJob
-from cifarscale.training.signals import StopRequest
+from cifarscale.signals import StopRequest
 
 SAVING_S = 20
 """How long trials that are asked to stop may take to save; who needs more goes on from an earlier checkpoint."""

@@ -17,7 +17,8 @@ from cifarscale.cluster.call import Call
 from cifarscale.cluster.failures import LOGS_VARIABLE, report_failure
 from cifarscale.cluster.submitted import attempt_folder
 from cifarscale.errors import CifarscaleError, Interrupted
-from cifarscale.rendezvous import ADDRESS_VARIABLE, FILE_VARIABLE, NODES_VARIABLE, interface_address
+from cifarscale.ranks import ADDRESS_VARIABLE, FILE_VARIABLE, NODES_VARIABLE
+from cifarscale.rendezvous import interface_address
 
 log = logging.getLogger(__name__)
 

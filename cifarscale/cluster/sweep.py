@@ -24,9 +24,9 @@ from cifarscale.errors import ConfigError, Interrupted, RunError
 from cifarscale.evaluation.features import inception
 from cifarscale.files import write_json_atomically, write_text_atomically
 from cifarscale.lease import lease
-from cifarscale.run import Placement, batch_size_per_rank, resolve
+from cifarscale.prepare import Placement, batch_size_per_rank, resolve
 from cifarscale.run_folder import RunFolder
-from cifarscale.training.signals import CONTINUE_LATER, StopRequest
+from cifarscale.signals import CONTINUE_LATER, StopRequest
 
 if TYPE_CHECKING:
     from cifarscale.cluster.ray_tune import Watcher

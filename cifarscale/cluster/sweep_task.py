@@ -10,8 +10,8 @@ from cifarscale.cluster.ray_cluster import ray_over_nodes, serve_node
 from cifarscale.cluster.sweep import Nodes, prepare_sweep
 from cifarscale.cluster.trials import Trial, trial_line
 from cifarscale.config.sweep import SweepJob
-from cifarscale.rendezvous import FILE_VARIABLE, ranks_from_environment
-from cifarscale.training.signals import stop_on_signals
+from cifarscale.ranks import FILE_VARIABLE, ranks_from_environment
+from cifarscale.signals import stop_on_signals
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,7 @@ from cifarscale.config.sweep import SweepJob
 from cifarscale.data.build import locate_shards
 from cifarscale.data.manifest import Manifest
 from cifarscale.errors import ConfigError
-from cifarscale.measure import is_split, shards_to_measure
-from cifarscale.run import Placement, check_num_workers, default_run_dir, resolve
+from cifarscale.prepare import Placement, check_num_workers, default_run_dir, is_split, resolve, shards_to_measure
 from cifarscale.run_folder import RunFolder
 from cifarscale.tracking.metrics import read_metrics
 

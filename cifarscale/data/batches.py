@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 
-from cifarscale.rendezvous import Ranks
+from cifarscale.ranks import Ranks
 
 
 @dataclass(frozen=True)

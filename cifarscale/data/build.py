@@ -5,11 +5,9 @@ from pathlib import Path
 
 from rich.progress import Progress
 
-from cifarscale.data.cifar100 import cifar100_source
 from cifarscale.data.manifest import MANIFEST_NAME, Manifest
 from cifarscale.data.shards import find_damage, write_shards
 from cifarscale.data.source import Source
-from cifarscale.data.synthetic import synthetic_source
 from cifarscale.errors import DataError
 from cifarscale.files import writing_to
 from cifarscale.lease import lease
@@ -121,6 +119,11 @@ def _existing(dataset: str, folder: Path, num_shards: int) -> Manifest:
 
 
 def _load(dataset: str, source: Path | None, cache: Path) -> Source:
+    """Reads or draws a known set; a launcher that only locates shards imports neither way."""
     if dataset == "cifar100":
+        from cifarscale.data.cifar100 import cifar100_source
+
         return cifar100_source(source, cache)
+    from cifarscale.data.synthetic import synthetic_source
+
     return synthetic_source()

@@ -28,7 +28,7 @@ from cifarscale.data.resident import ResidentSplit
 from cifarscale.data.shards import read_shard
 from cifarscale.errors import ConfigError, DataError
 from cifarscale.randomness import permutation
-from cifarscale.rendezvous import Ranks
+from cifarscale.ranks import Ranks
 
 _Sample = dict[str, Any]
 _decode = Decoder([imagehandler("rgb8", extensions=["ppm"])])

@@ -14,7 +14,7 @@ from cifarscale.data.dataset import Dataset
 from cifarscale.distributed import Group
 from cifarscale.errors import CifarscaleError
 from cifarscale.evaluation.accuracy import evaluate_classifier
-from cifarscale.rendezvous import Ranks
+from cifarscale.ranks import Ranks
 from cifarscale.report.parts import Picture, percent, picture
 from cifarscale.report.shards import shards_of
 from cifarscale.trained import TrainedClassifier, load_classifier

@@ -16,8 +16,8 @@ from cifarscale.cores import Cores
 from cifarscale.data.batches import Batch, Reader
 from cifarscale.distributed import Group
 from cifarscale.errors import CheckpointError, Interrupted, NonFiniteLossError
+from cifarscale.signals import CONTINUE_LATER, StopRequest
 from cifarscale.training.optimisation import MovingAverage, build_optimizer, clip_gradient, learning_rate_factor
-from cifarscale.training.signals import CONTINUE_LATER, StopRequest
 from cifarscale.training.slices import Slices
 from cifarscale.training.task import Outputs, Task
 from cifarscale.training.timing import Timing

@@ -37,7 +37,7 @@ from cifarscale.data.synthetic import synthetic_source
 from cifarscale.distributed import Group
 from cifarscale.evaluation.distance import Measure
 from cifarscale.evaluation.features import FeatureNetwork, inception
-from cifarscale.rendezvous import Ranks
+from cifarscale.ranks import Ranks
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from inception_weights import random_inception_weights

@@ -45,8 +45,9 @@ from ray import tune
 
 def train(config):
     from cifarscale.config.load import load_recipe
-    from cifarscale.run import Placement, run_job
-    from cifarscale.training.signals import StopRequest
+    from cifarscale.prepare import Placement
+    from cifarscale.run import run_job
+    from cifarscale.signals import StopRequest
     class Reporter:
         def started(self, step): pass
         def finish(self, result, error): pass

@@ -37,7 +37,8 @@ def steps_per_second(kind: str, recipe: str, steps: int, log_every: int, data: s
 
     from cifarscale.config.load import load_recipe
     from cifarscale.data.build import locate_shards
-    from cifarscale.run import Placement, resolve, run_job
+    from cifarscale.prepare import Placement, resolve
+    from cifarscale.run import run_job
     from cifarscale.tracking.metrics import MetricsLog
     from cifarscale.tracking.sink import Sinks
     from cifarscale.tracking.wandb_folder import WandbFolder

@@ -65,7 +65,8 @@ def plain_loop(source: Path, batch_size: int, seconds: float, device: str) -> fl
 def our_engine(shards: Path, batch_size: int, seconds: float, device: str) -> float:
     """Images a second of `cifarscale train cnn` with the same settings, its log and checkpoint included."""
     from cifarscale.config.load import load_recipe
-    from cifarscale.run import Placement, resolve, run_job
+    from cifarscale.prepare import Placement, resolve
+    from cifarscale.run import run_job
 
     steps = max(100, int(seconds * 12_000 / batch_size))
     changes = (

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from processes import children, of_process, wait_until_gone
-from runs import PATIENCE_S, Run
+from processes import descendants, of_process, wait_until_gone
 
 from cifarscale.config.load import load_recipe
-from cifarscale.run import Placement, resolve, run_job
+from cifarscale.prepare import Placement, resolve
+from cifarscale.run import run_job
+from runs import PATIENCE_S, Run
 
 TINY = """
 task = "cnn"
@@ -58,10 +59,10 @@ class Started:
     def ranks(self) -> dict[int, int]:
         """Process ids of the ranks that were started by this command and live, by rank."""
         found = {}
-        for pid in children(self.process.pid):
-            rank = re.search(rb"(?:^|\0)RANK=(\d+)\0", of_process(f"/proc/{pid}/environ"))
-            if rank and b"cluster.worker" in of_process(f"/proc/{pid}/cmdline"):
-                found[int(rank[1])] = pid
+        for pid in descendants(self.process.pid):
+            name = re.fullmatch(rb"rank-(\d+)\n", of_process(f"/proc/{pid}/comm"))
+            if name:
+                found[int(name[1])] = pid
         return found
 
 

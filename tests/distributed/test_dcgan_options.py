@@ -23,8 +23,9 @@ from cifarscale.data.manifest import Manifest, published_manifest
 from cifarscale.data.source import Source
 from cifarscale.distributed import Group
 from cifarscale.inference import generate
-from cifarscale.rendezvous import Ranks
-from cifarscale.run import Placement, resolve, run_job
+from cifarscale.prepare import Placement, resolve
+from cifarscale.ranks import Ranks
+from cifarscale.run import run_job
 from cifarscale.training.dcgan import DcganTask, GanBatch, build_networks
 from cifarscale.training.differentiable_augmentation import NUM_DRAWS, augment
 from cifarscale.training.objectives import gradient_penalty

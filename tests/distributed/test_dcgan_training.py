@@ -17,7 +17,7 @@ from cifarscale.data.batches import Batch
 from cifarscale.data.manifest import published_manifest
 from cifarscale.distributed import Group
 from cifarscale.inference import generate
-from cifarscale.rendezvous import Ranks
+from cifarscale.ranks import Ranks
 from cifarscale.training.dcgan import DcganTask
 
 pytestmark = pytest.mark.distributed

@@ -12,7 +12,7 @@ import pytest
 from cifarscale.cluster.diagnosis import Expected, diagnose
 from cifarscale.cluster.failures import LOGS_VARIABLE
 from cifarscale.cluster.probe import TOKEN_NAME, load_reports
-from cifarscale.rendezvous import ADDRESS_VARIABLE, FILE_VARIABLE, NODES_VARIABLE
+from cifarscale.ranks import ADDRESS_VARIABLE, FILE_VARIABLE, NODES_VARIABLE
 
 pytestmark = pytest.mark.distributed
 

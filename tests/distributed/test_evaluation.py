@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import run_ranks
 from torch import nn
 from torch.nn import functional as F
 
@@ -24,8 +24,8 @@ from cifarscale.distributed import Group
 from cifarscale.errors import DistributedError, NonFiniteLossError
 from cifarscale.evaluation.accuracy import Accuracy, check_ledger, evaluate_classifier
 from cifarscale.inference import evaluate_run
-from cifarscale.rendezvous import ADDRESS_VARIABLE, FILE_VARIABLE, Ranks
-from cifarscale.run import Placement
+from cifarscale.prepare import Placement
+from cifarscale.ranks import ADDRESS_VARIABLE, FILE_VARIABLE, Ranks
 from cifarscale.trained import load_classifier
 from cifarscale.training.cnn import training_normalisation
 
@@ -76,7 +76,7 @@ def evaluations(trained: dict[str, Any], shards: Path, tmp_path_factory: pytest.
         found[reader, split, 1] = evaluate_run(Path(folder), split, Placement(shards, "cpu"))
     for world_size in WORLD_SIZES:
         output = tmp_path_factory.mktemp("evaluations")
-        mp.spawn(_rank, (world_size, str(shards), jobs, str(output)), nprocs=world_size)
+        run_ranks(_rank, world_size, world_size, str(shards), jobs, str(output))
         for reader, split, _ in jobs:
             texts = {path.read_text() for path in output.glob(f"{reader}-{split}-*.json")}
             assert len(texts) == 1, "the ranks of one job disagree"

@@ -30,8 +30,9 @@ from cifarscale.evaluation.distance import Measure
 from cifarscale.evaluation.features import FeatureNetwork
 from cifarscale.inference import generate
 from cifarscale.measure import Reference, open_reference
-from cifarscale.rendezvous import Ranks
-from cifarscale.run import Placement, resolve, run_job
+from cifarscale.prepare import Placement, resolve
+from cifarscale.ranks import Ranks
+from cifarscale.run import run_job
 
 pytestmark = pytest.mark.distributed
 Function = Callable[..., Any]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import run_ranks
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
@@ -27,7 +27,7 @@ SLICES = {2: [(4, 4), (1, 7), (0, 8)], 3: [(3, 3, 3), (5, 1, 3), (4, 0, 5)]}
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_slices_give_what_the_whole_batch_gives(world_size: int, tmp_path: Path) -> None:
     """All properties in one start of the processes, which takes most of the time."""
-    mp.spawn(_rank, (world_size, str(tmp_path / "store")), nprocs=world_size)
+    run_ranks(_rank, world_size, world_size, str(tmp_path / "store"))
 
 
 def _rank(rank: int, world_size: int, store: str) -> None:

@@ -1,7 +1,6 @@
 """Ranks in real processes find each other, and one that waits in vain says for whom."""
 
 import json
-import multiprocessing as mp
 import os
 import socket
 from collections.abc import Callable
@@ -9,16 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import forkserver
 
 from cifarscale.errors import ConfigError, DistributedError
-from cifarscale.rendezvous import (
-    ADDRESS_VARIABLE,
-    FILE_VARIABLE,
-    NODES_VARIABLE,
-    Ranks,
-    interface_address,
-    meet,
-)
+from cifarscale.ranks import ADDRESS_VARIABLE, FILE_VARIABLE, NODES_VARIABLE, Ranks
+from cifarscale.rendezvous import interface_address, meet
 
 pytestmark = pytest.mark.distributed
 
@@ -41,7 +35,7 @@ def gather(tmp_path: Path) -> Callable[..., dict[int, str]]:
     """What becomes of the ranks that come, out of `world_size`."""
 
     def gather(ranks: list[int], world_size: int, timeout_s: float = 60, name: str = "meeting") -> dict[int, str]:
-        context = mp.get_context("spawn")
+        context = forkserver()
         answers = context.Queue()
         nodes = ",".join(f"node{rank // 2}" for rank in range(world_size))
         arguments = (world_size, str(tmp_path / name), nodes, timeout_s, answers)

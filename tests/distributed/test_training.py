@@ -18,8 +18,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
-from processes import wait_until_gone
+from processes import run_ranks, wait_until_gone
 
 from cifarscale.config.load import load_recipe
 from cifarscale.data.manifest import Manifest
@@ -32,8 +31,9 @@ from cifarscale.errors import (
     NonFiniteLossError,
     RunError,
 )
-from cifarscale.rendezvous import ADDRESS_VARIABLE, FILE_VARIABLE
-from cifarscale.run import Placement, batch_size_per_rank, default_run_dir, resolve, run_job
+from cifarscale.prepare import Placement, batch_size_per_rank, default_run_dir, resolve
+from cifarscale.ranks import ADDRESS_VARIABLE, FILE_VARIABLE
+from cifarscale.run import run_job
 
 pytestmark = [
     pytest.mark.distributed,
@@ -87,7 +87,7 @@ def runs(
         train_here(folders[name, 1], *overrides)
     for world_size in WORLD_SIZES[1:]:
         jobs = [(str(tiny), overrides, str(folders[name, world_size])) for name, overrides in variants.items()]
-        mp.spawn(_rank, (world_size, str(shards), jobs), nprocs=world_size)
+        run_ranks(_rank, world_size, world_size, str(shards), jobs)
     return {key: opened(folder) for key, folder in folders.items()}
 
 
@@ -384,7 +384,7 @@ def test_no_evaluation_is_missing_or_doubled_when_a_run_stops_where_one_is_due(
     folder = tmp_path / "run"
     while not (folder / "result.json").exists():
         with monkeypatch.context() as patched:
-            patched.setattr("cifarscale.training.signals.StopRequest.__init__", _ask_at_once)
+            patched.setattr("cifarscale.signals.StopRequest.__init__", _ask_at_once)
             with pytest.raises(Interrupted):
                 train_here(folder)
         if opened(folder).last_step() == 20:

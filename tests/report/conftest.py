@@ -14,8 +14,9 @@ from cifarscale.config.load import load_recipe, parse_job
 from cifarscale.config.space import base_of, trial_recipe
 from cifarscale.config.sweep import SweepJob
 from cifarscale.data.manifest import Manifest
+from cifarscale.prepare import Placement, resolve
 from cifarscale.report.page import write_report
-from cifarscale.run import Placement, resolve, run_job
+from cifarscale.run import run_job
 from cifarscale.run_folder import RunFolder
 
 if TYPE_CHECKING:

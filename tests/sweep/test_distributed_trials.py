@@ -5,7 +5,6 @@ import signal
 from pathlib import Path
 
 import pytest
-from runs import PATIENCE_S, Run, planted
 from sweep_runs import Sweep, process_of
 
 from cifarscale.cluster.ray_failure import cause_in
@@ -13,7 +12,9 @@ from cifarscale.cluster.sweep import check_resources, prepare_sweep
 from cifarscale.config.load import load_job, load_recipe
 from cifarscale.config.sweep import SweepJob
 from cifarscale.errors import ConfigError
-from cifarscale.run import Placement, run_job
+from cifarscale.prepare import Placement
+from cifarscale.run import run_job
+from runs import PATIENCE_S, Run, planted
 
 pytestmark = pytest.mark.sweep
 

@@ -98,7 +98,7 @@ import sys
 from pathlib import Path
 from cifarscale.cluster.ray_cluster import ray_over_nodes, serve_node
 from cifarscale.errors import Interrupted
-from cifarscale.rendezvous import ranks_from_environment
+from cifarscale.ranks import ranks_from_environment
 ranks, meeting, timeout_s = ranks_from_environment(), Path(sys.argv[1]), float(sys.argv[2])
 if not ranks.is_first:
     serve_node(ranks, meeting, 1, timeout_s=timeout_s)

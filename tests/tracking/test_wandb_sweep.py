@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from runs import Run
 
 pytestmark = pytest.mark.sweep

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cifarscale.distributed import Group
-from cifarscale.rendezvous import Ranks
+from cifarscale.ranks import Ranks
 
 
 class ThreadGroup(Group):

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from cifarscale.data import build
 from cifarscale.data.build import build_shards, locate_shards
 from cifarscale.data.manifest import MANIFEST_NAME, Manifest
 from cifarscale.data.shards import find_damage, write_shards
@@ -47,7 +46,7 @@ main(sys.argv[1:])
 
 @pytest.fixture(autouse=True)
 def _small_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "synthetic_source", partial(synthetic_source, 200, 100))
+    monkeypatch.setattr("cifarscale.data.synthetic.synthetic_source", partial(synthetic_source, 200, 100))
 
 
 @pytest.fixture

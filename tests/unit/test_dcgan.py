@@ -18,7 +18,7 @@ from cifarscale.models.dcgan import Discriminator, Downsampling, Generator, Mini
 from cifarscale.models.gan_blocks import DownBlock, MinibatchDiscrimination, MinibatchStandardDeviation, UpBlock
 from cifarscale.models.normalisation import Normalisation
 from cifarscale.models.registry import count_macs, count_parameters, summaries
-from cifarscale.rendezvous import Ranks
+from cifarscale.ranks import Ranks
 from cifarscale.training.slices import Slices
 from cifarscale.training.task import Outputs
 

@@ -11,7 +11,7 @@ from cifarscale.cores import Cores
 from cifarscale.distributed import Group
 from cifarscale.errors import EvaluationError
 from cifarscale.evaluation.kernel import KernelDistance, kernel_distance, squared_discrepancy
-from cifarscale.rendezvous import Ranks
+from cifarscale.ranks import Ranks
 
 
 def normals(*shape: int, seed: int) -> torch.Tensor:

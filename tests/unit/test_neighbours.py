@@ -13,7 +13,7 @@ from cifarscale.distributed import Group
 from cifarscale.errors import EvaluationError
 from cifarscale.evaluation import neighbours
 from cifarscale.evaluation.neighbours import PrecisionRecall, precision_recall
-from cifarscale.rendezvous import Ranks
+from cifarscale.ranks import Ranks
 
 
 def normals(*shape: int, seed: int) -> torch.Tensor:

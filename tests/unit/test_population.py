@@ -14,7 +14,7 @@ from cifarscale.config.space import base_of, best_recipe, check_sweep, sweep_has
 from cifarscale.config.sweep import Distribution, PbtConfig, SweepJob
 from cifarscale.data.manifest import Manifest
 from cifarscale.errors import ConfigError
-from cifarscale.run import resolve
+from cifarscale.prepare import resolve
 
 PBT = """
 task = "sweep"

@@ -25,7 +25,7 @@ from cifarscale.data.streaming import StreamedSplit, StreamingReader
 from cifarscale.data.synthetic import synthetic_source
 from cifarscale.distributed import Group
 from cifarscale.errors import ConfigError, DataError
-from cifarscale.rendezvous import Ranks
+from cifarscale.ranks import Ranks
 
 CPU = torch.device("cpu")
 BATCH = 96

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from cifarscale.config.load import load_job, load_recipe
 from cifarscale.data.manifest import Manifest
-from cifarscale.run import resolve
+from cifarscale.prepare import resolve
 from cifarscale.run_folder import RunFolder, folder_of
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from cifarscale.cores import Cores
 from cifarscale.distributed import Group
 from cifarscale.models.cnn import SmallFiltersCNN
-from cifarscale.rendezvous import Ranks
+from cifarscale.ranks import Ranks
 from cifarscale.training.slices import Slices, tree_mean
 from cifarscale.training.task import Outputs
 

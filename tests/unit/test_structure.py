@@ -23,9 +23,22 @@ FLOORS = (
     ("trained",),
     ("training",),
     ("evaluation",),
+    ("prepare",),
     ("run_folder",),
     ("models", "data", "tracking"),
-    ("distributed", "rendezvous", "checkpoint", "config", "errors", "log", "files", "lease", "randomness", "cores"),
+    (
+        "distributed",
+        "rendezvous",
+        "ranks",
+        "checkpoint",
+        "config",
+        "errors",
+        "log",
+        "files",
+        "lease",
+        "randomness",
+        "cores",
+    ),
     ("__init__",),
 )
 """The rooms from top to bottom. A module imports from its own room, and from those on the floors below."""
@@ -173,6 +186,14 @@ def test_help_loads_nothing_heavy(statements: tuple[str, ...]) -> None:
 def test_training_needs_neither_ray_nor_matplotlib() -> None:
     loaded = loaded_by("import cifarscale.run, cifarscale.cluster.local, cifarscale.cluster.sweep")
     assert not loaded & {"ray", "matplotlib"}
+
+
+def test_a_launcher_of_ranks_needs_no_torch() -> None:
+    """It prepares a job, while the process that forks its ranks imports torch for all of them."""
+    loaded = loaded_by(
+        "import cifarscale.cli.main, cifarscale.prepare, cifarscale.cluster.call, cifarscale.cluster.local"
+    )
+    assert "torch" not in loaded
 
 
 @pytest.mark.parametrize("command", ["jobs", "profiles"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cifarscale.distributed import Group
-from cifarscale.rendezvous import Ranks
+from cifarscale.ranks import Ranks
 from cifarscale.tracking.metrics import RATE_OF_RANK, differs
 from cifarscale.training.timing import UNTIMED_STEPS, Timing
 

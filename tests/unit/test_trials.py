@@ -23,7 +23,7 @@ from cifarscale.config.space import base_of
 from cifarscale.config.sweep import SweepJob
 from cifarscale.data.manifest import Manifest
 from cifarscale.errors import RunError
-from cifarscale.run import resolve
+from cifarscale.prepare import resolve
 
 
 @pytest.fixture

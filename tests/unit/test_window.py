@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cifarscale.distributed import Group
-from cifarscale.rendezvous import Ranks
+from cifarscale.ranks import Ranks
 from cifarscale.training.window import Window
 
 SLICES = 4

@@ -1,4 +1,8 @@
-"""Being asked to stop: a signal only sets a flag, which the engine looks at between two steps."""
+"""Being asked to stop, by a signal.
+
+While a network is trained a signal only sets a flag, which the engine looks at between two steps (`stop_on_signals`).
+Before and after that there is nothing to save, and a rank ends at once (`leave_on_signals`).
+"""
 
 import os
 import signal
@@ -6,13 +10,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from cifarscale.errors import EXIT_LEFT_AT_ONCE
+from cifarscale.errors import EXIT_LEFT_AT_ONCE, Interrupted
 
 STOP = 1
 """Save and end: SIGTERM, or Ctrl-C."""
 CONTINUE_LATER = 2
 """Save and end, to go on in a new allocation: SIGUSR2, by which SLURM warns of a time limit or a preemption."""
 _MEANING = {signal.SIGTERM: STOP, signal.SIGINT: STOP, signal.SIGUSR2: CONTINUE_LATER}
+STOP_SIGNALS = frozenset(_MEANING)
+
+
+class StopSignal(KeyboardInterrupt):
+    """A signal that asked this process to stop where it has nothing to save.
+
+    Like Ctrl-C's exception no `except Exception` on its way swallows it, such as there are in the imports of torch.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signal.Signals(signum)
+
+    def as_error(self) -> Interrupted:
+        """What users are told, and how a launcher learns of it."""
+        return Interrupted(
+            f"by {self.signum.name} outside of training, with nothing to save. Run the same command again to go on",
+            to_continue=_MEANING[self.signum] == CONTINUE_LATER,
+        )
 
 
 class StopRequest:
@@ -31,6 +54,16 @@ class StopRequest:
         if self.requested and signum == signal.SIGINT:
             os._exit(EXIT_LEFT_AT_ONCE)
         self.requested = max(self.requested, _MEANING[signal.Signals(signum)])
+
+
+def leave_on_signals() -> None:
+    """Has signals raise StopSignal in the main thread from now on, but where `stop_on_signals` hears them."""
+    for signum in STOP_SIGNALS:
+        signal.signal(signum, _raise)
+
+
+def _raise(signum: int, frame: FrameType | None) -> None:
+    raise StopSignal(signum)
 
 
 @contextmanager
