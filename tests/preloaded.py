@@ -31,7 +31,7 @@ COMMANDS = {"cifarscale": "cifarscale.cli.main", "cifarscale.cluster.rank_launch
 SLOW_IMPORTS = (
     *("cifarscale.cluster.worker", "cifarscale.cluster.verify", "cifarscale.cluster.doctor"),
     *("cifarscale.evaluation.features", "cifarscale.report.page", "cifarscale.data.streaming", "rich.table"),
-    *("torch._dynamo", "torch.nn.parallel.distributed", "pytorch_fid.inception"),
+    "pytorch_fid.inception",
 )
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _HEAD = struct.Struct("!I")

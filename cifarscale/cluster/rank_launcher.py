@@ -6,7 +6,6 @@ ranks, and ends them when one has failed.
 """
 
 import ctypes
-import importlib
 import json
 import os
 import signal
@@ -27,8 +26,6 @@ THREADS_VARIABLE = "CIFARSCALE_THREADS_A_RANK"
 """Holds OMP_NUM_THREADS of each rank; the launcher itself has one thread, as a process that forks must."""
 GRACE_S = 20
 """How long the other ranks may take to end by themselves after one has failed."""
-SLOW_IMPORTS = ("cifarscale.cluster.worker", "torch._dynamo")
-"""What every rank needs; torch's optimizers import the second one when they are first made."""
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 
 
@@ -47,8 +44,8 @@ def main() -> int:
     launcher, world_size = os.getpid(), int(os.environ["WORLD_SIZE"])
     report = int(sys.argv[1])
     try:
-        for name in SLOW_IMPORTS:
-            importlib.import_module(name)
+        import cifarscale.cluster.worker  # noqa: F401 (and torch with it)
+
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # none is lost, or heard twice, between two forks
     except StopSignal as stopped:
         os.environ["RANK"] = "0"

@@ -112,7 +112,7 @@ class TrainingConfig(Section):
     """Equal parts of the global batch, a power of two. Each is computed by itself, on one core or one GPU, and their
     gradients are summed in a fixed order: the run is the same to the last bit on any number of ranks that divides it.
     Several slices a rank are also gradient accumulation: more of them need less memory. 0 is one a rank, summed by
-    all-reduce, the usual DistributedDataParallel: any number of ranks, equal to rounding only."""
+    all-reduce, as DistributedDataParallel does: any number of ranks, equal to rounding only."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """Peak learning rate."""
     gradient_clip_norm: NonNegativeFloat = 0.0

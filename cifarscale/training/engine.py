@@ -104,7 +104,6 @@ class Engine:
             self._observer.started(self._step)
         if training.compile:
             self._compile()
-        updates = {name: self._slices.update(name, self._loss) for name in self._task.updates}
         batches = self._reader.batches(self._step)
         saved_at = self._step
         while True:
@@ -119,7 +118,7 @@ class Engine:
                 raise Interrupted(f"after step {self._step:,}, where it was asked to stop; the state is saved")
             stopping = self._group.max_later(self._stop.requested)
             with self.timing.step():
-                self._train_step(updates, batches)
+                self._train_step(batches)
                 if self._step % training.log_every == 0:
                     self._log()
             if stop := stopping.result():
@@ -132,7 +131,7 @@ class Engine:
                     to_continue=stop == CONTINUE_LATER,
                 )
 
-    def _train_step(self, updates: dict[str, nn.Module], batches: Iterator[Batch]) -> None:
+    def _train_step(self, batches: Iterator[Batch]) -> None:
         """One update of each network, on the batch of step `self._step`, which then counts as done."""
         training = self._recipe.training
         factor = learning_rate_factor(self._recipe.schedule, self._step, training.max_steps)
@@ -143,12 +142,11 @@ class Engine:
             parts = [prepared.part(i, self._slices.local) for i in range(self._slices.local)]
         logged: list[dict[str, torch.Tensor]] = [{} for _ in range(self._slices.local)]
         self._slices.begin_step()
-        for name, update in updates.items():
+        for name in self._task.updates:
             optimizer = self._optimizers[name]
-            optimizer.zero_grad()
             with self.timing.own():
-                gradients, outputs = update(parts, self._step)
-            gradients.backward()
+                gradients, outputs = self._slices.gradients(name, self._loss, parts, self._step)
+            self._slices.exchange(name, gradients)
             for figures, part, (loss, *others) in zip(logged, parts, outputs, strict=True):
                 figures.update(self._task.figures(name, part, tuple(others)), loss=figures.get("loss", 0) + loss)
             for parameters in optimizer.param_groups:

@@ -1,10 +1,13 @@
 """Optimizers, learning-rate schedules and the moving average of the weights."""
 
 import copy
+import inspect
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from cifarscale.config.recipe import AdamWConfig, OptimizerConfig, ScheduleConfig
 
@@ -14,7 +17,7 @@ ONE_CYCLE_START = 1 / 25
 """The rate that a one-cycle run starts from, as a fraction of its peak."""
 
 
-def build_optimizer(module: nn.Module, config: OptimizerConfig, learning_rate: float) -> torch.optim.Optimizer:
+def build_optimizer(module: nn.Module, config: OptimizerConfig, learning_rate: float) -> Optimizer:
     """The optimizer of all parameters, with weight decay on those of two and more dimensions."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     groups = [
@@ -23,8 +26,22 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig, learning_rate: f
     ]
     groups = [group for group in groups if group["params"]]
     if isinstance(config, AdamWConfig):
-        return torch.optim.AdamW(groups, learning_rate, config.betas, config.epsilon, fused=True)
-    return torch.optim.SGD(groups, learning_rate, config.momentum, nesterov=config.nesterov, fused=True)
+        return _AdamW(groups, learning_rate, config.betas, config.epsilon, fused=True)
+    return _SGD(groups, learning_rate, config.momentum, nesterov=config.nesterov, fused=True)
+
+
+def _eager(optimizer: type[Optimizer]) -> Callable[..., Optimizer]:
+    """An optimizer of torch's that is never compiled.
+
+    torch wraps the methods of its own so that torch.compile leaves them out, and imports torch._dynamo for that at
+    their first call, which is a third of the time to the first step. Ours are only called from outside.
+    """
+    methods = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+    plain = {name: inspect.unwrap(getattr(optimizer, name)) for name in methods}
+    return type(optimizer.__name__, (optimizer,), plain | {"step": torch.no_grad()(inspect.unwrap(optimizer.step))})
+
+
+_AdamW, _SGD = _eager(torch.optim.AdamW), _eager(torch.optim.SGD)
 
 
 def learning_rate_factor(config: ScheduleConfig, step: int, max_steps: int) -> float:

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from cifarscale.cores import Cores
 from cifarscale.distributed import Group
@@ -55,19 +54,27 @@ class Slices:
         originals = (network.buffers() for network in networks.values())
         self._buffers = list(zip(chain(*originals), chain(*replicated), strict=True))
 
-    def update(self, name: str, loss: Loss) -> nn.Module:
-        """The update of one network as a module, in DistributedDataParallel if the job has several ranks.
+    def gradients(self, name: str, loss: Loss, parts: Sequence[Any], step: int) -> tuple[Tensors, list[Outputs]]:
+        """The gradients of one network's loss, means over the local slices, and the outputs of each slice.
 
-        Called with (the local slices, step) it returns a tensor whose `backward` sets the network's gradients, and the
-        outputs of each slice.
+        Args:
+            parts: the local slices of the batch.
         """
-        update = _Update(name, self, loss, list(self._networks[name].parameters()))
-        if self._group.ranks.world_size == 1:
-            return update
-        parallel = DistributedDataParallel(update, gradient_as_bucket_view=True)
-        if self._in_order:
-            parallel.register_comm_hook(None, _mean_by_tree)
-        return parallel
+        parameters = list(self._networks[name].parameters())
+
+        def compute(i: int) -> tuple[Outputs, tuple[torch.Tensor, ...]]:
+            value, outputs = loss(name, self.replicas[i], parts[i], step)
+            return tuple(output.detach() for output in outputs), torch.autograd.grad(value, parameters)
+
+        results = self.map(compute)
+        return tree_mean([gradients for _, gradients in results]), [outputs for outputs, _ in results]
+
+    def exchange(self, name: str, gradients: Tensors) -> None:
+        """Sets the gradients of a network's parameters to the means over all ranks."""
+        parameters = self._networks[name].parameters()
+        for parameter, gradient in zip(parameters, self._means_over_ranks(gradients), strict=True):
+            same_layout = gradient.stride() == parameter.stride()
+            parameter.grad = gradient if same_layout else torch.empty_like(parameter).copy_(gradient)
 
     def map(self, function: Callable[[int], Any]) -> list[Any]:
         """The function's results for the local slices 0 … local - 1."""
@@ -81,61 +88,29 @@ class Slices:
 
     def end_step(self) -> None:
         """Sets the networks' buffers to the means over all slices of what the step made of them."""
+        averaged = [(buffer, copies) for buffer, copies in self._buffers if buffer.is_floating_point()]
+        if averaged:
+            local = tree_mean(list(zip(*(copies for _, copies in averaged), strict=True)))
+            for (buffer, _), mean in zip(averaged, self._means_over_ranks(local), strict=True):
+                buffer.copy_(mean)
         for buffer, copies in self._buffers:
-            if buffer.is_floating_point():
-                buffer.copy_(self._mean_over_ranks(tree_mean([[copy] for copy in copies])[0]))
-            else:
+            if not buffer.is_floating_point():
                 buffer.copy_(copies[0])  # a count of steps
 
-    def _mean_over_ranks(self, local: torch.Tensor) -> torch.Tensor:
+    def _means_over_ranks(self, local: Tensors) -> Tensors:
+        """The means of all ranks' tensors, exchanged as one: with slices they are the same on any number of ranks."""
         world_size = self._group.ranks.world_size
         if world_size == 1:
             return local
-        terms = [torch.empty_like(local) for _ in range(world_size)]
-        dist.all_gather(terms, local)
-        return tree_mean([[term] for term in terms])[0] if self._in_order else torch.stack(terms).mean(0)
-
-
-class _Update(nn.Module):
-    """Computes the gradients of a network over the local slices; a module so that DistributedDataParallel takes it."""
-
-    def __init__(self, name: str, slices: Slices, loss: Loss, parameters: list[nn.Parameter]) -> None:
-        super().__init__()
-        self._name, self._slices, self._loss = name, slices, loss
-        self._trained = nn.ParameterList(parameters)
-
-    def forward(self, parts: Sequence[Any], step: int) -> tuple[torch.Tensor, list[Outputs]]:
-        parameters = list(self._trained)
-
-        def compute(i: int) -> tuple[Outputs, tuple[torch.Tensor, ...]]:
-            loss, outputs = self._loss(self._name, self._slices.replicas[i], parts[i], step)
-            gradients = torch.autograd.grad(loss, parameters)
-            return tuple(output.detach() for output in outputs), gradients
-
-        results = self._slices.map(compute)
-        gradients = tree_mean([result[1] for result in results])
-        return _WithGradients.apply(gradients, *parameters), [result[0] for result in results]
-
-
-class _WithGradients(torch.autograd.Function):
-    """A zero whose gradients are the ones given: they are computed already, slice by slice."""
-
-    @staticmethod
-    def forward(ctx: Any, gradients: Tensors, *parameters: torch.Tensor) -> torch.Tensor:
-        ctx.gradients = gradients
-        return parameters[0].new_zeros(())
-
-    @staticmethod
-    def backward(ctx: Any, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return None, *ctx.gradients
-
-
-def _mean_by_tree(_: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:  # type: ignore[name-defined]
-    """DistributedDataParallel's hook: gathers the ranks' gradients and averages them in the order of the tree."""
-    mine = bucket.buffer()
-    terms = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-    gathered = dist.all_gather(terms, mine, async_op=True)
-    return gathered.get_future().then(lambda _: tree_mean([[term] for term in terms])[0])
+        flat = torch.cat([tensor.reshape(-1) for tensor in local])
+        if self._in_order:
+            terms = [torch.empty_like(flat) for _ in range(world_size)]
+            dist.all_gather(terms, flat)
+            flat = tree_mean([[term] for term in terms])[0]
+        else:
+            dist.all_reduce(flat.div_(world_size))
+        pieces = torch.split(flat, [tensor.numel() for tensor in local])
+        return [piece.view(tensor.shape) for piece, tensor in zip(pieces, local, strict=True)]
 
 
 def _replica(network: nn.Module) -> nn.Module:

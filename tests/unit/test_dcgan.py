@@ -377,8 +377,8 @@ def test_replicas_of_a_spectral_network_share_its_weights_and_own_their_vectors(
 
     parts = [seeded_images(16)[i::4] for i in range(4)]
     slices.begin_step()
-    zero, _ = slices.update("discriminator", loss)(parts, 0)
-    zero.backward()
+    gradients, _ = slices.gradients("discriminator", loss, parts, 0)
+    slices.exchange("discriminator", gradients)
     slices.end_step()
     for _ in range(2):
         reference(parts[0])

@@ -57,10 +57,9 @@ def one_process(module: nn.Module, num_slices: int, num_cores: int = 1) -> Slice
 def step(module: nn.Module, num_slices: int, num_cores: int = 1) -> list[Outputs]:
     """Sets the module's gradients to those of the batch, computed in slices. Returns: the slices' outputs."""
     slices = one_process(module, num_slices, num_cores)
-    update = slices.update("net", loss)
     slices.begin_step()
-    zero, outputs = update(cut(num_slices), 0)
-    zero.backward()
+    gradients, outputs = slices.gradients("net", loss, cut(num_slices), 0)
+    slices.exchange("net", gradients)
     slices.end_step()
     return outputs
 
@@ -138,13 +137,12 @@ def test_buffers_after_a_step_are_the_means_over_the_slices() -> None:
 def test_each_step_starts_every_replica_from_the_same_buffers() -> None:
     module = network(normalisation="batch")
     slices = one_process(module, 4)
-    update = slices.update("net", loss)
     for _ in range(2):
         slices.begin_step()
         for replica in slices.replicas:
             for mine, original in zip(replica["net"].buffers(), module.buffers(), strict=True):
                 assert torch.equal(mine, original)
-        update(cut(4), 0)
+        slices.gradients("net", loss, cut(4), 0)
         slices.end_step()
 
 

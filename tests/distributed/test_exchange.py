@@ -1,0 +1,67 @@
+"""What ranks exchange in a step: the gradients of DistributedDataParallel, and nothing that a start would pay for."""
+
+import sys
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from processes import run_ranks
+from torch import nn
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+
+from cifarscale.config.recipe import AdamWConfig
+from cifarscale.cores import Cores
+from cifarscale.distributed import Group
+from cifarscale.models.cnn import SmallFiltersCNN
+from cifarscale.ranks import Ranks
+from cifarscale.training.optimisation import build_optimizer
+from cifarscale.training.slices import Slices
+
+pytestmark = [
+    pytest.mark.distributed,
+    pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="this torch has no gloo"),
+]
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("num_slices", [0, 4])
+def test_gradients_are_those_of_distributed_data_parallel(world_size: int, num_slices: int, tmp_path: Path) -> None:
+    run_ranks(_rank, world_size, world_size, num_slices, str(tmp_path / "store"))
+
+
+def _loss(name: str, networks: Mapping[str, nn.Module], part: Any, step: int) -> tuple[torch.Tensor, tuple[Any, ...]]:
+    value = functional.cross_entropy(networks[name](part[0]), part[1])
+    return value, (value,)
+
+
+def _rank(rank: int, world_size: int, num_slices: int, store: str) -> None:
+    torch.set_num_threads(1)
+    file_store, timeout = dist.FileStore(store, world_size), timedelta(seconds=60)
+    dist.init_process_group("gloo", store=file_store, rank=rank, world_size=world_size, timeout=timeout)
+    torch.manual_seed(0)
+    network, reference = SmallFiltersCNN(), SmallFiltersCNN()
+    reference.load_state_dict(network.state_dict())
+    optimizer = build_optimizer(network, AdamWConfig(), 1e-3)
+    images, labels = torch.randn(16, 3, 32, 32), torch.randint(100, (16,))
+    slices = Slices({"net": network}, num_slices, Group(Ranks(rank, world_size)), Cores(apart=True, num_cores=1))
+    mine = [(images[i :: slices.total], labels[i :: slices.total]) for i in range(rank, slices.total, world_size)]
+    for _ in range(2):
+        slices.begin_step()
+        gradients, _ = slices.gradients("net", _loss, mine, 0)
+        slices.exchange("net", gradients)
+        slices.end_step()
+        optimizer.step()
+    assert "torch._dynamo" not in sys.modules, "it would take a third of the time to the first step"
+    network.load_state_dict(reference.state_dict())
+    gradients, _ = slices.gradients("net", _loss, mine, 0)
+    slices.exchange("net", gradients)
+    parallel = DistributedDataParallel(reference)
+    functional.cross_entropy(parallel(torch.cat([x for x, _ in mine])), torch.cat([y for _, y in mine])).backward()
+    for ours, theirs in zip(network.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
+    dist.destroy_process_group()
