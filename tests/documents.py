@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 import tomli_w
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+from preloaded import write_client
 
 from cifarscale.data.build import DATASETS, DEFAULT_NUM_SHARDS
 from cifarscale.data.shards import write_shards
@@ -129,15 +130,23 @@ def furnish(folder: Path, source: Source) -> None:
         (folder / "jobs" / path.name).write_text(tomli_w.dumps(_shortened(job)), encoding="utf-8")
 
 
-def run_commands(commands: list[str], folder: Path) -> None:
-    """Runs them by one bash in the folder, with this Python's `cifarscale`. The first that fails ends it."""
+def run_commands(commands: list[str], folder: Path, preloaded: Callable[[], str] | None = None) -> None:
+    """Runs them by one bash in the folder, with this Python's `cifarscale`. The first that fails ends it.
+
+    Args:
+        preloaded: the fixture, for a `cifarscale` that begins by a fork.
+    """
+    programs = folder / ".programs"
+    programs.mkdir()
+    if preloaded:
+        write_client(programs / "cifarscale", preloaded())
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("CIFARSCALE_", "WANDB_"))}
     done = subprocess.run(
         ["bash", "-euxo", "pipefail", "-c", "\n".join(commands)],
         cwd=folder,
         env=environment
         | {
-            "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])),
+            "PATH": os.pathsep.join((str(programs), str(Path(sys.executable).parent), os.environ["PATH"])),
             "XDG_CACHE_HOME": str(folder / "cache"),
             "CUDA_VISIBLE_DEVICES": "",
         },

@@ -24,6 +24,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 COMMANDS = {"cifarscale": "cifarscale.cli.main", "cifarscale.cluster.rank_launcher": "cifarscale.cluster.rank_launcher"}
@@ -162,6 +163,29 @@ def forking() -> Iterator[Callable[[], str]]:
     finally:
         subprocess.Popen, Popen.fork = real, None  # type: ignore[misc]
         server.end()
+
+
+CLIENT = """\
+#!{python} -IS
+import json, os, socket, struct, sys
+request = {{"module": "cifarscale", "arguments": sys.argv[1:], "folder": os.getcwd(), "environment": dict(os.environ)}}
+content = json.dumps(request | {{"pass_fds": [], "new_session": False, "reports": True}}).encode()
+with socket.socket(socket.AF_UNIX) as connection:
+    connection.connect({path!r})
+    socket.send_fds(connection, [struct.pack("!I", len(content))], [0, 1, 2])
+    connection.sendall(content)
+    sys.exit(struct.unpack("!I", connection.recv(4))[0])
+"""
+
+
+def write_client(file: Path, path: str) -> None:
+    """Writes a program that does what the command `cifarscale` does, for a shell.
+
+    Args:
+        path: of the server's socket.
+    """
+    file.write_text(CLIENT.format(python=sys.executable, path=path), encoding="utf-8")
+    file.chmod(0o755)
 
 
 def _send(connection: socket.socket, request: dict[str, Any], fds: Sequence[int]) -> None:

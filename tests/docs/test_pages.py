@@ -1,5 +1,6 @@
 """The commands of each other page run, in order, in a folder of their own."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,8 @@ WITH_COMMANDS = [page for page in PAGES if page != README and page.commands(HERE
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: page.name)
-def test_its_commands_run_in_order(page: Page, source: Source, tmp_path: Path) -> None:
+def test_its_commands_run_in_order(page: Page, source: Source, tmp_path: Path, preloaded: Callable[[], str]) -> None:
     if any("wandb" in command or "dashboard" in command for command in page.commands(HERE)):
         pytest.importorskip("wandb")
     furnish(tmp_path, source)
-    run_commands(page.commands(HERE), tmp_path)
+    run_commands(page.commands(HERE), tmp_path, preloaded)

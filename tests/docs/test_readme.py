@@ -1,4 +1,4 @@
-"""A newcomer's way: the commands of the README, from top to bottom."""
+"""A newcomer's way: the commands of the README, from top to bottom, each started as users start it."""
 
 from pathlib import Path
 

@@ -26,6 +26,8 @@ def folder(script: Callable[..., Any]) -> Iterator[Path]:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", [page for page in PAGES if page.commands(ON_SLURM)], ids=lambda page: page.name)
-def test_the_commands_of_a_page_run_on_slurm(page: Page, source: Source, folder: Path) -> None:
+def test_the_commands_of_a_page_run_on_slurm(
+    page: Page, source: Source, folder: Path, preloaded: Callable[[], str]
+) -> None:
     furnish(folder, source)
-    run_commands(page.commands(ON_SLURM), folder)
+    run_commands(page.commands(ON_SLURM), folder, preloaded)
