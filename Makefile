@@ -3,8 +3,16 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Tests wait a lot, and some start four processes.
-WORKERS ?= $(shell n=$$(nproc); echo $$((n < 3 ? n : 3)))
+# Tests wait a lot, so there are more workers than cores; each test's processes take one core each.
+WORKERS ?= $(shell n=$$(nproc); echo $$((n < 4 ? n + 1 : 4)))
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+TELLING := \
+	tests/distributed/test_training.py::test_a_run_goes_on_after_a_rank_was_killed_and_after_its_launcher_was \
+	tests/slurm/test_submit.py::test_a_training_on_two_nodes_equals_one_process_and_every_step_is_completed \
+	tests/sweep/test_sweep.py::test_the_best_of_four_trials_is_a_recipe_that_trains \
+	tests/tracking/test_wandb.py \
+	tests/report/test_report.py
 
 .DEFAULT_GOAL := help
 
@@ -19,7 +27,13 @@ demo: install ## Train a CNN and a DCGAN, sweep, and report, on built-in data: n
 	$(BIN)/cifarscale report runs/demo-* runs/gan-demo-* runs/sweep-demo-* --out runs/report.html
 
 test: install lint types ## Install, lint, check types, and run all tests.
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(PYTEST) --durations=20
+
+thorough: install lint types ## The same with every combination, of which `make test` runs a tenth, another one each day.
+	$(PYTEST) --durations=20 --thorough all
+
+quick: install lint types ## In two minutes: lint, types, unit tests, and the most telling test of each real part.
+	$(PYTEST) tests/unit tests/distributed/test_exchange.py $(TELLING)
 
 lint: install ## Check style.
 	$(BIN)/ruff check .
@@ -29,7 +43,7 @@ types: install ## Check types.
 	$(BIN)/mypy
 
 cluster-test: install slurm-packages ## Run tests/slurm on a SLURM of two nodes on this machine; as root it installs Debian's packages.
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests/slurm
+	$(PYTEST) tests/slurm
 
 slurm-packages: ## As root: install those of Debian's packages of SLURM that are missing.
 	@missing=$$($(PYTHON) slurm/testcluster/testcluster packages) || exit 1; \
@@ -63,4 +77,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 clean: ## Remove the virtual environment and what tools leave behind; runs and shards stay.
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
 
-.PHONY: help demo test lint types cluster-test slurm-packages browser-packages bench install clean
+.PHONY: help demo test thorough quick lint types cluster-test slurm-packages browser-packages bench install clean

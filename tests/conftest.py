@@ -1,7 +1,9 @@
 """What several test files need: one small drawn set, as it is in memory and as shards."""
 
+import hashlib
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -63,3 +65,38 @@ def real_data() -> Path:
     if "CIFARSCALE_REAL_DATA" not in os.environ:
         pytest.skip("CIFARSCALE_REAL_DATA does not name a folder with cifar-100-python/ in it")
     return Path(os.environ["CIFARSCALE_REAL_DATA"])
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--thorough", default="10%", metavar="SHARE|all", help="how many tests marked `thorough` run [10%%]"
+    )
+    parser.addoption("--thorough-seed", default="", metavar="TEXT", help="which ones [the day]")
+
+
+def _thorough(config: pytest.Config) -> tuple[float, str]:
+    """The share of thorough tests that run, and the seed that picks them; the same in every worker of pytest-xdist."""
+    share = config.getoption("--thorough")
+    seed = config.getoption("--thorough-seed") or time.strftime("%Y-%m-%d")
+    return 1.0 if share == "all" else float(share.removesuffix("%")) / 100, seed
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    share, seed = _thorough(config)
+    return f"thorough tests: {share:.0%} of them, those that --thorough-seed {seed} picks; all with --thorough all"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out the thorough tests that are not this run's; one that is named on the command line always runs."""
+    share, seed = _thorough(config)
+    if any("::" in argument for argument in config.args):
+        return
+    left_out = [
+        item
+        for item in items
+        if item.get_closest_marker("thorough")
+        and int(hashlib.sha256(f"{seed} {item.nodeid}".encode()).hexdigest()[:8], 16) >= share * 2**32
+    ]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]

@@ -26,6 +26,7 @@ from cifarscale.data.manifest import Manifest
 from cifarscale.data.shards import read_split
 from cifarscale.distributed import Group
 from cifarscale.errors import DistributedError
+from cifarscale.evaluation import distance
 from cifarscale.evaluation.distance import Measure
 from cifarscale.evaluation.features import FeatureNetwork
 from cifarscale.inference import generate
@@ -37,7 +38,7 @@ from cifarscale.run import run_job
 pytestmark = pytest.mark.distributed
 Function = Callable[..., Any]
 
-NUM_INCEPTION = 30
+NUM_INCEPTION = 20
 """Images of each set that go through Inception: it takes a core a tenth of a second for each."""
 EXACT = ("--allow-few-samples", "--no-kernel", "--no-neighbours")
 CPU = torch.device("cpu")
@@ -139,6 +140,12 @@ def reference(run: Path, shards: Path, **config: Any) -> Reference:
     return open_reference(DistanceConfig(**config), shards, 200, False, Group(Ranks()), cores, CPU)
 
 
+@pytest.fixture
+def no_distance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of what lies around the distance, which over 2,048 features takes seconds."""
+    monkeypatch.setattr(distance, "frechet_distance", lambda a, b: float((a.mean - b.mean).square().sum()))
+
+
 # Inception: equal to pytorch-fid, and to itself
 
 
@@ -146,14 +153,35 @@ def reference(run: Path, shards: Path, **config: Any) -> Reference:
 def statistics(folders: tuple[Path, Path], weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The real images' statistics, as `--save-statistics` leaves them."""
     path = tmp_path_factory.mktemp("statistics") / "real.npz"
-    measured(path.with_suffix(".json"), folders[0], "--against", folders[0], "--weights", weights, *EXACT,
-             "--save-statistics", path)  # fmt: skip
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(distance, "frechet_distance", lambda a, b: 0.0)
+        measured(path.with_suffix(".json"), folders[0], "--against", folders[0], "--weights", weights, *EXACT,
+                 "--save-statistics", path)  # fmt: skip
     return path
 
 
+def test_its_statistics_are_those_of_pytorch_fid(
+    folders: tuple[Path, Path], weights: Path, statistics: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From which both compute the distance; test_frechet.py compares their formulas."""
+    state = torch.load(weights, weights_only=True)
+    monkeypatch.setattr(inception, "load_state_dict_from_url", lambda *_, **__: state)
+    theirs = fid_score.compute_statistics_of_path(
+        str(folders[0]), fid_score.InceptionV3([3]).eval(), 10, 2048, "cpu", num_workers=0
+    )
+    with np.load(statistics) as saved:
+        np.testing.assert_allclose(saved["mu"], theirs[0], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(saved["sigma"], theirs[1], rtol=1e-3, atol=1e-4 * np.abs(theirs[1]).max())
+        mean, covariance = fid_score.compute_statistics_of_path(str(statistics), None, 10, 2048, "cpu", 0)
+        assert np.array_equal(mean, saved["mu"])
+        assert np.array_equal(covariance, saved["sigma"])
+
+
+@pytest.mark.thorough
 def test_it_equals_pytorch_fid(
     folders: tuple[Path, Path], weights: Path, statistics: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The whole of it: pytorch-fid's root of a matrix takes a minute."""
     state = torch.load(weights, weights_only=True)
     monkeypatch.setattr(inception, "load_state_dict_from_url", lambda *_, **__: state)
     theirs = fid_score.calculate_fid_given_paths(list(map(str, folders)), 10, "cpu", 2048, num_workers=0)
@@ -161,31 +189,35 @@ def test_it_equals_pytorch_fid(
     assert ours["distance"] == pytest.approx(theirs, rel=1e-3)
     again = measured(tmp_path / "npz.json", folders[1], "--against", statistics, "--weights", weights, *EXACT)
     assert again["distance"] == ours["distance"]
-    with np.load(statistics) as saved:
-        mean, covariance = fid_score.compute_statistics_of_path(str(statistics), None, 10, 2048, "cpu", 0)
-        assert np.array_equal(mean, saved["mu"])
-        assert np.array_equal(covariance, saved["sigma"])
 
 
+@pytest.mark.parametrize(
+    ("size", "nproc"),
+    [
+        (7, 2),
+        *(pytest.param(size, nproc, marks=pytest.mark.thorough) for size, nproc in ((1, 1), (7, 1), (50, 1), (7, 4))),
+    ],
+)
 def test_it_equals_itself_for_any_batch_size_and_number_of_processes(
-    folders: tuple[Path, Path], weights: Path, statistics: Path, tmp_path: Path, cifarscale: Function
+    folders: tuple[Path, Path],
+    weights: Path,
+    statistics: Path,
+    tmp_path: Path,
+    cifarscale: Function,
+    size: int,
+    nproc: int,
 ) -> None:
     arguments = (folders[1], "--against", statistics, "--weights", weights, *EXACT)
-    distances = {
-        size: measured(tmp_path / f"{size}.json", *arguments, "--batch-size", str(size))["distance"]
-        for size in (1, 7, 50, 256)
-    }
-    for nproc in (2, 4):
-        path = tmp_path / f"{nproc}.json"
-        more = ("--batch-size", "7", "--nproc", str(nproc), "--device", "cpu", "--out", path)
-        done = cifarscale("fid", *arguments, *more)
-        assert done.returncode == 0, done.stderr
-        distances[f"{nproc} processes"] = json.loads(path.read_text())["distance"]
-    assert list(distances.values()) == pytest.approx([distances[50]] * len(distances), rel=1e-6)
+    whole = measured(tmp_path / "256.json", *arguments, "--batch-size", "256")["distance"]
+    path = tmp_path / "other.json"
+    more = ("--batch-size", str(size), "--nproc", str(nproc), "--device", "cpu", "--out", path)
+    done = cifarscale("fid", *arguments, *more)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(path.read_text())["distance"] == pytest.approx(whole, rel=1e-6)
 
 
 def test_only_with_pytorch_fids_own_weights_is_it_called_fid(
-    folders: tuple[Path, Path], weights: Path, statistics: Path, classifier: Path, tmp_path: Path
+    folders: tuple[Path, Path], weights: Path, statistics: Path, classifier: Path, tmp_path: Path, no_distance: None
 ) -> None:
     arguments = (folders[1], "--against", statistics, "--weights", weights, *EXACT)
     assert re.fullmatch(
@@ -520,7 +552,12 @@ def test_without_a_network_the_weights_are_asked_for(
 
 
 def test_the_weights_are_fetched_once_and_their_checksum_is_held(
-    folders: tuple[Path, Path], weights: Path, statistics: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folders: tuple[Path, Path],
+    weights: Path,
+    statistics: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    no_distance: None,
 ) -> None:
     content = weights.read_bytes()
     digest = hashlib.sha256(content).hexdigest()[:8]

@@ -70,47 +70,53 @@ TO_ROUNDING: dict[str, tuple[str, ...]] = {
     "no slices": ("training.slices=0",),
     "batch normalisation over the ranks": ("training.slices=0", "model.normalisation=sync_batch", "optimizer.name=sgd"),
 }
-WORLD_SIZES = (1, 2, 4)
 
-Runs = dict[tuple[str, int], Any]
+MANY_RANKS = ("all at once", "no slices")
+"""Variants that are always trained on 4 ranks, too; the others now and then."""
+ON_RANKS = [
+    pytest.param(variant, ranks, marks=() if ranks == 2 or variant in MANY_RANKS else pytest.mark.thorough)
+    for variant in VARIANTS | TO_ROUNDING
+    for ranks in (2, 4)
+]
 
 
 @pytest.fixture(scope="module")
 def runs(
     tiny: Path, shards: Path, train_here: Function, opened: Function, tmp_path_factory: pytest.TempPathFactory
-) -> Runs:
-    """Each variant trained on each number of ranks; processes are started once, which takes most of the time."""
-    root = tmp_path_factory.mktemp("runs")
-    variants = VARIANTS | TO_ROUNDING
-    folders = {(name, ranks): root / f"{name} {ranks}" for name in variants for ranks in WORLD_SIZES}
-    for name, overrides in variants.items():
-        train_here(folders[name, 1], *overrides)
-    for world_size in WORLD_SIZES[1:]:
-        jobs = [(str(tiny), overrides, str(folders[name, world_size])) for name, overrides in variants.items()]
-        run_ranks(_rank, world_size, world_size, str(shards), jobs)
-    return {key: opened(folder) for key, folder in folders.items()}
+) -> Function:
+    """Gives a variant trained on a number of ranks; each once."""
+    root, found = tmp_path_factory.mktemp("runs"), {}
+
+    def run(variant: str, world_size: int) -> Any:
+        if (variant, world_size) not in found:
+            folder, overrides = root / f"{variant} {world_size}", (VARIANTS | TO_ROUNDING)[variant]
+            if world_size == 1:
+                train_here(folder, *overrides)
+            else:
+                run_ranks(_rank, world_size, world_size, str(shards), str(tiny), overrides, str(folder))
+            found[variant, world_size] = opened(folder)
+        return found[variant, world_size]
+
+    return run
 
 
-def _rank(rank: int, world_size: int, shards: str, jobs: list[tuple[str, tuple[str, ...], str]]) -> None:
+def _rank(rank: int, world_size: int, shards: str, recipe: str, overrides: tuple[str, ...], folder: str) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), ADDRESS_VARIABLE: "127.0.0.1"}
-    for recipe, overrides, folder in jobs:
-        os.environ[FILE_VARIABLE] = f"{folder}.rendezvous"
-        run_job(resolve(load_recipe(recipe, overrides), Path(shards)), Path(folder), Placement(Path(shards), "cpu"))
+    os.environ[FILE_VARIABLE] = f"{folder}.rendezvous"
+    run_job(resolve(load_recipe(recipe, overrides), Path(shards)), Path(folder), Placement(Path(shards), "cpu"))
 
 
 # Any number of ranks
 
 
-@pytest.mark.parametrize("world_size", WORLD_SIZES[1:])
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_every_bit_is_the_same_on_any_number_of_ranks(variant: str, world_size: int, runs: Runs) -> None:
-    runs[variant, world_size].assert_same_as(runs[variant, 1])
+@pytest.mark.parametrize(("variant", "world_size"), [each for each in ON_RANKS if each.values[0] in VARIANTS])
+def test_every_bit_is_the_same_on_any_number_of_ranks(variant: str, world_size: int, runs: Function) -> None:
+    runs(variant, world_size).assert_same_as(runs(variant, 1))
 
 
-@pytest.mark.parametrize("world_size", WORLD_SIZES[1:])
-@pytest.mark.parametrize("variant", TO_ROUNDING)
-def test_without_slices_a_run_is_the_same_to_rounding(variant: str, world_size: int, runs: Runs) -> None:
-    mine, one = runs[variant, world_size], runs[variant, 1]
+@pytest.mark.parametrize(("variant", "world_size"), [each for each in ON_RANKS if each.values[0] in TO_ROUNDING])
+def test_without_slices_a_run_is_the_same_to_rounding(variant: str, world_size: int, runs: Function) -> None:
+    mine, one = runs(variant, world_size), runs(variant, 1)
     for (key, tensor), other in zip(
         mine.state()["networks"]["classifier"].items(), one.state()["networks"]["classifier"].values(), strict=True
     ):
@@ -120,14 +126,14 @@ def test_without_slices_a_run_is_the_same_to_rounding(variant: str, world_size: 
             assert line["loss"] == pytest.approx(expected["loss"], rel=1e-3)
 
 
-def test_variants_do_differ(runs: Runs) -> None:
+def test_variants_do_differ(runs: Function) -> None:
     """Or else the tests above would compare one thing with itself."""
-    figures = [runs[variant, 1].result()["test"]["loss"] for variant in VARIANTS]
+    figures = [runs(variant, 1).result()["test"]["loss"] for variant in VARIANTS]
     assert len(set(figures)) == len(figures)
 
 
 def test_the_command_line_starts_as_many_ranks_and_workers_as_it_is_told(
-    runs: Runs, tiny: Path, shards: Path, opened: Function, cifarscale: Function, tmp_path: Path
+    runs: Function, tiny: Path, shards: Path, opened: Function, cifarscale: Function, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run folder with späces"
     overrides = [argument for override in VARIANTS["streaming"] for argument in ("--set", override)]
@@ -135,7 +141,7 @@ def test_the_command_line_starts_as_many_ranks_and_workers_as_it_is_told(
     ended = cifarscale("train", tiny, *where, *overrides)
     assert ended.returncode == 0, ended.stderr
     assert opened(folder).result()["world_size"] == 2
-    opened(folder).assert_same_as(runs["streaming", 1])
+    opened(folder).assert_same_as(runs("streaming", 1))
 
 
 @pytest.mark.parametrize(
@@ -299,9 +305,9 @@ def test_of_two_trainings_in_one_folder_the_second_is_refused(
 
 
 def test_a_complete_run_shows_its_result_and_computes_nothing(
-    runs: Runs, tiny: Path, shards: Path, cifarscale: Function, tmp_path: Path
+    runs: Function, tiny: Path, shards: Path, cifarscale: Function, tmp_path: Path
 ) -> None:
-    folder = Path(shutil.copytree(runs["plain", 1].path, tmp_path / "run"))
+    folder = Path(shutil.copytree(runs("plain", 1).path, tmp_path / "run"))
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     ended = cifarscale("train", tiny, "--data", shards, "--run-dir", folder)
     assert ended.returncode == 0
@@ -319,17 +325,17 @@ def test_a_changed_recipe_gets_another_folder(tiny: Path, shards: Path) -> None:
     assert default_run_dir(resolve(load_recipe(str(tiny), ["description=other"]), shards)) in folders
 
 
-def test_a_folder_of_another_recipe_is_refused(runs: Runs, train_here: Function, tmp_path: Path) -> None:
+def test_a_folder_of_another_recipe_is_refused(runs: Function, train_here: Function, tmp_path: Path) -> None:
     ignored = shutil.ignore_patterns("result.json")
-    folder = Path(shutil.copytree(runs["plain", 1].path, tmp_path / "run", ignore=ignored))
+    folder = Path(shutil.copytree(runs("plain", 1).path, tmp_path / "run", ignore=ignored))
     with pytest.raises(RunError, match=r"holds a run of another recipe \(tiny-\w{8}, not tiny-\w{8}\)"):
         train_here(folder, "seed=1")
 
 
 def test_a_complete_run_of_another_recipe_is_not_taken_for_this_one(
-    runs: Runs, train_here: Function, tmp_path: Path
+    runs: Function, train_here: Function, tmp_path: Path
 ) -> None:
-    folder = Path(shutil.copytree(runs["plain", 1].path, tmp_path / "run"))
+    folder = Path(shutil.copytree(runs("plain", 1).path, tmp_path / "run"))
     with pytest.raises(RunError, match="holds a run of another recipe"):
         train_here(folder, "seed=1")
 
@@ -347,38 +353,38 @@ def unfinished(run: Any, folder: Path) -> Path:
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over_for_the_one_before(
-    runs: Runs, train_here: Function, opened: Function, tmp_path: Path
+    runs: Function, train_here: Function, opened: Function, tmp_path: Path
 ) -> None:
-    folder = unfinished(runs["all at once", 1], tmp_path / "run")
+    folder = unfinished(runs("all at once", 1), tmp_path / "run")
     newest = opened(folder).checkpoints()[-1]
     newest.write_bytes(newest.read_bytes()[:-1] + b"\xff")
     assert opened(folder).state()["step"] == 15
-    train_here(folder, *VARIANTS["all at once"]).assert_same_as(runs["all at once", 1])
+    train_here(folder, *VARIANTS["all at once"]).assert_same_as(runs("all at once", 1))
 
 
 def test_a_run_without_a_whole_checkpoint_starts_anew(
-    runs: Runs, train_here: Function, opened: Function, tmp_path: Path
+    runs: Function, train_here: Function, opened: Function, tmp_path: Path
 ) -> None:
-    folder = unfinished(runs["plain", 1], tmp_path / "run")
+    folder = unfinished(runs("plain", 1), tmp_path / "run")
     for path in opened(folder).checkpoints():
         path.write_bytes(b"")
-    train_here(folder).assert_same_as(runs["plain", 1])
+    train_here(folder).assert_same_as(runs("plain", 1))
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(
-    runs: Runs, train_here: Function, opened: Function, tmp_path: Path
+    runs: Function, train_here: Function, opened: Function, tmp_path: Path
 ) -> None:
-    folder = unfinished(runs["plain", 1], tmp_path / "run")
+    folder = unfinished(runs("plain", 1), tmp_path / "run")
     for path in opened(folder).checkpoints():
         path.unlink()
-    foreign = runs["moving average and clipping", 1].checkpoints()[-1]
+    foreign = runs("moving average and clipping", 1).checkpoints()[-1]
     shutil.copy(foreign, folder / "checkpoints")
     with pytest.raises(CheckpointError, match="belongs to another recipe"):
         train_here(folder)
 
 
 def test_no_evaluation_is_missing_or_doubled_when_a_run_stops_where_one_is_due(
-    runs: Runs, train_here: Function, opened: Function, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runs: Function, train_here: Function, opened: Function, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every step is stopped once, those of evaluations and checkpoints among them."""
     folder = tmp_path / "run"
@@ -389,7 +395,7 @@ def test_no_evaluation_is_missing_or_doubled_when_a_run_stops_where_one_is_due(
                 train_here(folder)
         if opened(folder).last_step() == 20:
             train_here(folder)
-    opened(folder).assert_same_as(runs["plain", 1])
+    opened(folder).assert_same_as(runs("plain", 1))
 
 
 def _ask_at_once(request: Any) -> None:
@@ -399,7 +405,9 @@ def _ask_at_once(request: Any) -> None:
 # What a run is refused for, and what ends it
 
 
-def test_training_on_other_shards_than_before_is_refused(runs: Runs, tiny: Path, shards: Path, tmp_path: Path) -> None:
+def test_training_on_other_shards_than_before_is_refused(
+    runs: Function, tiny: Path, shards: Path, tmp_path: Path
+) -> None:
     recipe = resolve(load_recipe(str(tiny)), shards)
     other = Path(shutil.copytree(shards, tmp_path / "shards"))
     Manifest.load(other).model_copy(update={"dataset": "other"}).save(other)
@@ -477,7 +485,7 @@ def test_a_loss_that_is_not_finite_is_found_before_it_is_logged(
 
 
 def test_a_full_disk_is_one_clear_line(
-    train_here: Function, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: Runs
+    train_here: Function, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: Function
 ) -> None:
     """And the run goes on when there is space again."""
     folder, replace = tmp_path / "run", Path.replace
@@ -491,7 +499,7 @@ def test_a_full_disk_is_one_clear_line(
         patched.setattr(Path, "replace", full)
         with pytest.raises(CifarscaleError, match=r"cannot write .*: No space left on device"):
             train_here(folder)
-    train_here(folder).assert_same_as(runs["plain", 1])
+    train_here(folder).assert_same_as(runs("plain", 1))
 
 
 # Precision and compilation
@@ -499,29 +507,33 @@ def test_a_full_disk_is_one_clear_line(
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_trains_nearly_as_single(
-    precision: str, train_here: Function, runs: Runs, tmp_path: Path
+    precision: str, train_here: Function, runs: Function, tmp_path: Path
 ) -> None:
     run = train_here(tmp_path / "run", f"training.precision={precision}")
-    for line, expected in zip(run.metrics(), runs["plain", 1].metrics(), strict=True):
+    for line, expected in zip(run.metrics(), runs("plain", 1).metrics(), strict=True):
         if "loss" in line:
             assert line["loss"] == pytest.approx(expected["loss"], rel=0.02)
     assert all(tensor.dtype == torch.float32 for tensor in run.state()["networks"]["classifier"].values())
-    assert run.metrics() != runs["plain", 1].metrics()
+    assert run.metrics() != runs("plain", 1).metrics()
 
 
 def test_compiled_networks_train_nearly_as_others(
-    runs: Runs, tiny: Path, shards: Path, opened: Function, cifarscale: Function, tmp_path: Path
+    runs: Function, tiny: Path, shards: Path, opened: Function, cifarscale: Function, tmp_path: Path
 ) -> None:
     """Where there is a compiler; else the run says so and goes on without."""
     overrides = ["--set", "training.compile=true", "--set", "evaluation.every=0", "--set", "training.slices=1"]
     ended = cifarscale("train", tiny, "--data", shards, "--run-dir", tmp_path / "run", *overrides)
     assert ended.returncode == 0, ended.stderr
-    expected = [line["loss"] for line in runs["plain", 1].metrics() if "loss" in line]
+    expected = [line["loss"] for line in runs("plain", 1).metrics() if "loss" in line]
     assert [line["loss"] for line in opened(tmp_path / "run").metrics()] == pytest.approx(expected, rel=1e-3)
 
 
 def test_where_compiling_fails_the_run_says_so_and_goes_on(
-    train_here: Function, runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    train_here: Function,
+    runs: Function,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def refuse(module: Any) -> None:
         raise RuntimeError("no compiler\nin many lines")
@@ -530,4 +542,4 @@ def test_where_compiling_fails_the_run_says_so_and_goes_on(
     monkeypatch.setattr(logging.getLogger("cifarscale"), "propagate", True)
     run = train_here(tmp_path / "run", "training.compile=true")
     assert "torch.compile failed, going on without it: no compiler" in caplog.messages
-    assert run.metrics() == runs["plain", 1].metrics()
+    assert run.metrics() == runs("plain", 1).metrics()

@@ -104,9 +104,9 @@ def test_first_50_losses_are_equal_on_1_2_and_4_processes(cifar100: Path, tmp_pa
 
 @pytest.mark.timeout(600)
 def test_killed_at_three_random_moments_and_resumed_ends_with_the_same_weights(cifar100: Path, tmp_path: Path) -> None:
-    settings = ("training.max_steps=600", "training.checkpoint_every=25", "evaluation.every=200")
+    settings = ("training.max_steps=300", "training.checkpoint_every=25", "evaluation.every=150")
     subprocess.run(train(cifar100, tmp_path / "whole", *settings), check=True)
-    steps = random.Random(2).sample(range(50, 550), 3)
+    steps = random.Random(2).sample(range(30, 270), 3)
     for step in sorted(steps):
         process = subprocess.Popen(train(cifar100, tmp_path / "killed", *settings))
         while not any(line["step"] >= step for line in read_metrics(tmp_path / "killed" / "metrics.jsonl")):
@@ -126,6 +126,15 @@ def test_killed_at_three_random_moments_and_resumed_ends_with_the_same_weights(c
     assert logs[0] == logs[1]
 
 
+def test_an_eighth_of_the_seeds_recipe_is_on_its_way_to_the_seeds_accuracy(cifar100: Path, tmp_path: Path) -> None:
+    """26.2 % top-1 was measured after these 1,250 steps."""
+    subprocess.run(train(cifar100, tmp_path / "run", "training.max_steps=1250"), check=True)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["parameters"] == 57_332
+    assert result["test"]["top1"] >= 0.23
+
+
+@pytest.mark.thorough
 @pytest.mark.timeout(1800)
 def test_the_seeds_recipe_reaches_the_seeds_accuracy(cifar100: Path, tmp_path: Path) -> None:
     subprocess.run(train(cifar100, tmp_path / "run"), check=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from documents import ON_SLURM, PAGES, Page, furnish, run_commands
+from documents import ON_SLURM, PAGES, README, Page, furnish, run_commands
 
 from cifarscale.data.source import Source
 
@@ -25,7 +25,15 @@ def folder(script: Callable[..., Any]) -> Iterator[Path]:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("page", [page for page in PAGES if page.commands(ON_SLURM)], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=() if page == README else pytest.mark.thorough)
+        for page in PAGES
+        if page.commands(ON_SLURM)
+    ],
+    ids=lambda page: page.name,
+)
 def test_the_commands_of_a_page_run_on_slurm(
     page: Page, source: Source, folder: Path, preloaded: Callable[[], str]
 ) -> None:

@@ -85,20 +85,21 @@ def test_evaluate_is_a_job_like_the_others(
     assert found["top1"] == trained.result()["test"]["top1"]
 
 
-def test_ten_jobs_at_once_all_succeed(
-    submit: Callable[..., Job], recipe: Callable[[int], Path], tmp_path: Path
+@pytest.mark.parametrize("num_jobs", [4, pytest.param(10, marks=pytest.mark.thorough)])
+def test_jobs_at_once_all_succeed(
+    submit: Callable[..., Job], recipe: Callable[[int], Path], tmp_path: Path, num_jobs: int
 ) -> None:
-    """Eight of one rank, two of four."""
+    """The last two of four ranks, the others of one."""
     alone = tmp_path / "alone.toml"
     alone.write_text('gpus_per_node = 0\ncpus_per_task = 1\ntime = "00:10:00"\ninterface = "lo"\n')
     jobs = [
         submit(recipe(20), "--set", f"seed={seed}", *options, run_dir=tmp_path / str(seed), nodes=nodes)
-        for seed in range(10)
-        for nodes, options in [(1, ("--profile", alone)) if seed < 8 else (2, ())]
+        for seed in range(num_jobs)
+        for nodes, options in [(1, ("--profile", alone)) if seed < num_jobs - 2 else (2, ())]
     ]
     for job in jobs:
         job.complete()
-    assert len({json.dumps(job.run.metrics()) for job in jobs}) == 10
+    assert len({json.dumps(job.run.metrics()) for job in jobs}) == num_jobs
 
 
 def test_an_array_is_one_job_for_each_value(
@@ -228,6 +229,7 @@ def test_a_time_limit_that_an_earlier_run_shows_to_be_too_short_is_refused(
     assert "--time" in line
 
 
+@pytest.mark.thorough
 def test_the_promise_is_verified_on_the_cluster(
     command: Callable[..., Any], recipe: Callable[[int], Path], data: Path
 ) -> None:

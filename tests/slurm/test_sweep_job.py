@@ -114,7 +114,11 @@ def kill_driver(cluster: Any, job: Job) -> None:
     cluster.wait_for_state(job.id, ENDED, PATIENCE_S)
 
 
-@pytest.mark.parametrize("fault", [warn, preempt, kill_driver], ids=lambda fault: fault.__name__)
+@pytest.mark.parametrize(
+    "fault",
+    [preempt, *(pytest.param(fault, marks=pytest.mark.thorough) for fault in (warn, kill_driver))],
+    ids=lambda fault: fault.__name__,
+)
 def test_no_finished_trial_runs_again(
     fault: Callable[[Any, Job], None],
     cluster: Any,

@@ -67,6 +67,7 @@ def test_a_trial_of_two_workers_computes_what_one_process_does_also_after_one_wa
         run.assert_same_as(alone(run, shards, tmp_path / f"alone-{number}"))
 
 
+@pytest.mark.thorough
 def test_a_trial_that_runs_out_of_memory_is_tried_again_and_then_marked_with_its_reason(
     sweep: Sweep, tmp_path: Path
 ) -> None:
@@ -79,6 +80,7 @@ def test_a_trial_that_runs_out_of_memory_is_tried_again_and_then_marked_with_its
     assert "trial 0 failed: MemoryError" in output
 
 
+@pytest.mark.thorough
 def test_a_trial_whose_process_dies_each_time_is_marked_and_the_others_go_on(sweep: Sweep, tmp_path: Path) -> None:
     sweep.write('"training.learning_rate" = { choice = [2e-3, 1e-3] }', searcher="grid")
     process = sweep.start(environment=planted(tmp_path, KILLED))

@@ -45,6 +45,7 @@ def test_a_trial_whose_process_is_killed_is_started_again_from_its_checkpoint(sw
     assert sorted(trial["starts"] for trial in sweep.trials()) == [1, 2]
 
 
+@pytest.mark.thorough
 def test_a_node_whose_ray_is_killed_joins_again(sweep: Sweep) -> None:
     sweep.write(max_steps=300)
     process = sweep.start("--profile", "local", "--nodes", "2", command="submit")
@@ -105,6 +106,7 @@ def test_a_sweep_that_is_asked_to_stop_says_how_to_go_on(sweep: Sweep) -> None:
     assert "running" not in sweep.states()
 
 
+@pytest.mark.thorough
 def test_a_sweep_whose_time_is_up_is_complete_until_it_gets_more(sweep: Sweep) -> None:
     sweep.write(max_steps=3000)
     output = sweep.run("--set", "time_budget_min=0.4")

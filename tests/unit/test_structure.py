@@ -30,6 +30,7 @@ FLOORS = (
         "distributed",
         "rendezvous",
         "ranks",
+        "signals",
         "checkpoint",
         "config",
         "errors",
