@@ -6,8 +6,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cifarscale.cluster.submitted import submissions
 from runs import Run
+
+from cifarscale.cluster.submitted import submissions
 
 PATIENCE_S = 240
 """After which something hangs: not a measure of anything."""

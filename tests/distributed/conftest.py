@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 from processes import descendants, of_process, wait_until_gone
+from runs import PATIENCE_S, Run
 
 from cifarscale.config.load import load_recipe
 from cifarscale.prepare import Placement, resolve
 from cifarscale.run import run_job
-from runs import PATIENCE_S, Run
 
 TINY = """
 task = "cnn"

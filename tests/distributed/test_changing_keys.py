@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import Run
 
 from cifarscale.cluster.population import continue_from
 from cifarscale.config.load import load_recipe, parse_job, recipe_hash, recipe_toml, resolved
@@ -14,7 +15,6 @@ from cifarscale.prepare import Placement
 from cifarscale.run import run_job
 from cifarscale.run_folder import RunFolder
 from cifarscale.signals import StopRequest
-from runs import Run
 
 pytestmark = pytest.mark.distributed
 

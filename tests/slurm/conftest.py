@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import Run
 from slurm_jobs import Job
 
 from cifarscale.config.load import load_recipe
 from cifarscale.data.build import build_shards
 from cifarscale.prepare import Placement, resolve
 from cifarscale.run import run_job
-from runs import Run
 
 SCRIPT = Path(__file__).parents[2] / "slurm/testcluster/testcluster"
 

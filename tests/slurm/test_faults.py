@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from slurm_jobs import ENDED, PATIENCE_S, Job, rank_pids, slurm
-
 from runs import Run, planted
+from slurm_jobs import ENDED, PATIENCE_S, Job, rank_pids, slurm
 
 pytestmark = pytest.mark.slurm
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from runs import Run
 from slurm_jobs import ENDED, Job
 
 from cifarscale.cli.main import main
 from cifarscale.cluster.submitted import submissions
 from cifarscale.config.load import load_recipe
-from runs import Run
 
 pytestmark = pytest.mark.slurm
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import Run, planted
 from slurm_jobs import ENDED, PATIENCE_S, Job, rank_pids, slurm
 
 from cifarscale.config.load import load_recipe
 from cifarscale.prepare import Placement
 from cifarscale.run import run_job
-from runs import Run, planted
 
 pytestmark = pytest.mark.slurm
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import Run, planted
 from slurm_jobs import ENDED, PATIENCE_S, slurm
 
 from cifarscale.cluster.submitted import submissions
-from runs import Run, planted
 
 pytestmark = pytest.mark.slurm
 

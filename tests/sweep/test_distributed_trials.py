@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from runs import PATIENCE_S, Run, planted
 from sweep_runs import Sweep, process_of
 
 from cifarscale.cluster.ray_failure import cause_in
@@ -14,7 +15,6 @@ from cifarscale.config.sweep import SweepJob
 from cifarscale.errors import ConfigError
 from cifarscale.prepare import Placement
 from cifarscale.run import run_job
-from runs import PATIENCE_S, Run, planted
 
 pytestmark = pytest.mark.sweep
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import PATIENCE_S, Run
 from sweep_runs import Sweep, cifarscale, process_of, wait_until
 
 from cifarscale.config.load import load_recipe
 from cifarscale.prepare import Placement
 from cifarscale.run import run_job
-from runs import PATIENCE_S, Run
 
 pytestmark = pytest.mark.sweep
 

@@ -5,10 +5,10 @@ import signal
 from pathlib import Path
 
 import pytest
+from runs import PATIENCE_S
 from sweep_runs import LEARNING_RATES, Sweep, cifarscale, command_of, is_raylet, process_of, started_for, wait_until
 
 from cifarscale.config.load import load_recipe
-from runs import PATIENCE_S
 
 pytestmark = pytest.mark.sweep
 

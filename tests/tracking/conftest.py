@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import PATIENCE_S, Run
 from wandb_server import KEY, WandbServer, serving
 
 from cifarscale.config.load import load_recipe
 from cifarscale.prepare import Placement, resolve
 from cifarscale.run import run_job
 from cifarscale.tracking.wandb_folder import WandbFolder
-from runs import PATIENCE_S, Run
 
 pytest.importorskip("wandb")
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch.distributed as dist
+from runs import Run
 from wandb_server import ILLNESSES, KEY, WandbServer
 
 from cifarscale.config.load import load_recipe
@@ -17,7 +18,6 @@ from cifarscale.config.recipe import resolved
 from cifarscale.errors import ConfigError, Interrupted
 from cifarscale.tracking import wandb_sink
 from cifarscale.tracking.metrics import RATE_OF_RANK, read_metrics
-from runs import Run
 
 Function = Callable[..., Any]
 OFFLINE, ONLINE = "tracking.wandb=offline", "tracking.wandb=online"

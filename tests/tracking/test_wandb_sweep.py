@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from runs import Run
 
 pytestmark = pytest.mark.sweep
