@@ -8,6 +8,8 @@ from typing import ClassVar
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 75
 """The run was asked to stop, saved a checkpoint, and resumes when the same command runs again (EX_TEMPFAIL)."""
+EXIT_CONTINUE_LATER = 77
+"""A rank of a SLURM job was warned and has saved; the job's script queues the job again."""
 EXIT_LEFT_AT_ONCE = 76
 """A second Ctrl-C ended the run without saving; its last checkpoint stands."""
 

@@ -1,5 +1,6 @@
 """Logging of our own logger alone: plain lines on standard error, with the rank in front where there are several."""
 
+import io
 import logging
 import sys
 
@@ -18,6 +19,8 @@ class _ConsoleHandler(logging.Handler):
 
 def configure_logging(rank: int = 0, world_size: int = 1, debug: bool = False) -> None:
     """Sends `cifarscale`'s log to standard error: info from rank 0, warnings from all ranks."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error is: no figure is lost for a character
     logger = logging.getLogger("cifarscale")
     prefix = f"[rank {rank}] " if world_size > 1 else ""
     handler: logging.Handler = _ConsoleHandler() if sys.stderr.isatty() else logging.StreamHandler(sys.stderr)

@@ -1,6 +1,7 @@
 """The folder that a run lives in."""
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from cifarscale.data.manifest import Manifest
 from cifarscale.errors import RunError
 from cifarscale.files import write_json_atomically, write_text_atomically
 
+log = logging.getLogger(__name__)
 RUNS_ROOT = Path("runs")
 
 
@@ -74,12 +76,15 @@ class RunFolder:
         return RunError(f"{self.path} is being written by {holder}")
 
     def result(self) -> dict[str, Any] | None:
-        """The final figures, None while the run is not complete."""
+        """The final figures, None while the run is not complete, or where the file is damaged: they are found again."""
         try:
-            result: dict[str, Any] = json.loads(self.result_file.read_text(encoding="utf-8"))
+            result = json.loads(self.result_file.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        return result
+        except ValueError:
+            log.warning("%s is damaged, and does not count", self.result_file)
+            return None
+        return result if isinstance(result, dict) else None
 
     def load_job(self) -> Job:
         """The job that runs here. Raises: RunError if this is not a run folder."""

@@ -15,9 +15,19 @@ from cifarscale.errors import EXIT_LEFT_AT_ONCE, Interrupted
 STOP = 1
 """Save and end: SIGTERM, or Ctrl-C."""
 CONTINUE_LATER = 2
-"""Save and end, to go on in a new allocation: SIGUSR2, by which SLURM warns of a time limit or a preemption."""
+"""Save and end, to go on in a new allocation: SIGUSR2, by which SLURM warns of a time limit or a preemption.
+
+So does SIGTERM in a job that queues itself again, since by default that is all that a preempted job is sent."""
+REQUEUES_VARIABLE = "CIFARSCALE_REQUEUES"
+"""Is set in a job that queues itself again if it was not cancelled."""
 _MEANING = {signal.SIGTERM: STOP, signal.SIGINT: STOP, signal.SIGUSR2: CONTINUE_LATER}
 STOP_SIGNALS = frozenset(_MEANING)
+
+
+def _meaning(signum: int) -> int:
+    if signum == signal.SIGTERM and REQUEUES_VARIABLE in os.environ:
+        return CONTINUE_LATER
+    return _MEANING[signal.Signals(signum)]
 
 
 class StopSignal(KeyboardInterrupt):
@@ -34,7 +44,7 @@ class StopSignal(KeyboardInterrupt):
         """What users are told, and how a launcher learns of it."""
         return Interrupted(
             f"by {self.signum.name} outside of training, with nothing to save. Run the same command again to go on",
-            to_continue=_MEANING[self.signum] == CONTINUE_LATER,
+            to_continue=_meaning(self.signum) == CONTINUE_LATER,
         )
 
 
@@ -53,7 +63,7 @@ class StopRequest:
     def __call__(self, signum: int, frame: FrameType | None) -> None:
         if self.requested and signum == signal.SIGINT:
             os._exit(EXIT_LEFT_AT_ONCE)
-        self.requested = max(self.requested, _MEANING[signal.Signals(signum)])
+        self.requested = max(self.requested, _meaning(signum))
 
 
 def leave_on_signals() -> None:

@@ -6,6 +6,8 @@ import click
 
 from cifarscale.cli.options import device_option, run_argument
 
+OTHER_FORMATS = (".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".npz", ".npy", ".pdf", ".svg", ".zip")
+
 
 @click.command(short_help="Draw images from the generator of a run.")
 @run_argument
@@ -26,10 +28,18 @@ def generate(run: Path, num: int, class_name: str | None, seed: int, out: Path, 
     from PIL import Image
 
     from cifarscale.distributed import pick_device
+    from cifarscale.errors import ConfigError
     from cifarscale.files import writing_to
     from cifarscale.inference import generate as generate_images
     from cifarscale.tracking.samples import save_grid
 
+    if out.suffix.lower() in OTHER_FORMATS:
+        raise ConfigError(f"--out {out}: images are written as .png. Name a .png for one grid, or a folder")
+    if out.suffix != ".png" and out.is_dir() and (found := sorted(path.name for path in out.iterdir())):
+        raise ConfigError(
+            f"--out {out} holds {len(found)} files already ({found[0]} …), which would be measured together with the "
+            "new ones. Name another folder, or remove it first"
+        )
     images = generate_images(run, num, seed, pick_device(device), class_name)
     if out.suffix == ".png":
         save_grid(images, isqrt(num - 1) + 1, out)

@@ -55,9 +55,14 @@ def runs(folder: Path) -> None:
         click.echo(f"there are no runs in {folder}. Run: cifarscale train RECIPE")
         return
     table = Table(Column("run", overflow="fold"), "state", Column("step", justify="right"), "result")
-    for found in run_statuses(folders):
+    statuses = run_statuses(folders)
+    for found in statuses:
         table.add_row(found.run_dir.name, found.state, _steps(found), outcome(RunFolder(found.run_dir).result() or {}))
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for found in statuses:
+        if found.state == "damaged":
+            console.print(f"{found.run_dir.name}: {found.reason}", markup=False, highlight=False, soft_wrap=True)
 
 
 @click.command(short_help="Print what a rank of a job has printed.")

@@ -1,6 +1,7 @@
 """Several processes on this machine, one a rank."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -18,6 +19,8 @@ from cifarscale.errors import EXIT_INTERRUPTED, EXIT_LEFT_AT_ONCE, CifarscaleErr
 from cifarscale.files import writing_to
 from cifarscale.ranks import ADDRESS_VARIABLE, FILE_VARIABLE
 
+log = logging.getLogger(__name__)
+
 
 def run_locally(call: Call, nproc: int, logs: Path) -> None:
     """Runs a call in `nproc` processes; rank 0 writes to this terminal, the others to `logs/rank-N.log`.
@@ -26,6 +29,9 @@ def run_locally(call: Call, nproc: int, logs: Path) -> None:
 
     Raises: what the rank that failed first raised; Interrupted if they stopped because they were asked to.
     """
+    cores = len(os.sched_getaffinity(0))
+    if call.arguments.get("device", "cpu") != "cuda" and nproc > 2 * cores:
+        log.warning("%d processes share %d cores and their memory: each takes about 0.5 GB", nproc, cores)
     with writing_to(logs):
         logs.mkdir(parents=True, exist_ok=True)
     forget_failures(logs)
@@ -37,7 +43,7 @@ def run_locally(call: Call, nproc: int, logs: Path) -> None:
         "WORLD_SIZE": str(nproc),
         CALL_VARIABLE: json.dumps(asdict(call)),
         LOGS_VARIABLE: str(logs),
-        THREADS_VARIABLE: os.environ.get("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // nproc))),
+        THREADS_VARIABLE: os.environ.get("OMP_NUM_THREADS", str(max(1, cores // nproc))),
         "OMP_NUM_THREADS": "1",
     }
     environment.setdefault("GLOO_SOCKET_IFNAME", "lo")

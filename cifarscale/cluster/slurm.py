@@ -1,10 +1,12 @@
 """What SLURM says, by its own commands."""
 
+import os
 import pwd
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -13,6 +15,8 @@ from cifarscale.config.profile import minutes
 from cifarscale.errors import ClusterError
 
 TIMEOUT_S = 60
+_STEERS = re.compile(r"(?:SLURM|SBATCH|SRUN|SALLOC|SQUEUE|SINFO|SACCT|SCONTROL|SCANCEL|SSTAT|SPRIO|SATTACH)_")
+_WHERE_SLURM_IS = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_SACK_KEY", "SLURM_SACK_JWKS")
 _WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT")
 _ON_NODES = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
 _ATTEMPT_FIELDS = (
@@ -94,6 +98,33 @@ class Partition:
     max_time_min: int | None
 
 
+def plain_environment() -> dict[str, str]:
+    """The environment for SLURM's commands: whatever changes what they do or print is left out (their manual pages).
+
+    Such variables override what a profile says (SBATCH_PARTITION), break what is read (SLURM_TIME_FORMAT), or belong to
+    the job from within which this one is submitted (SLURM_RESTART_COUNT). Where SLURM is, and credentials, stay.
+    """
+    return {name: value for name, value in os.environ.items() if not _STEERS.match(name) or name in _WHERE_SLURM_IS}
+
+
+@contextmanager
+def in_plain_environment() -> Iterator[None]:
+    """For what is called inside the block, and what it submits: a job inherits the environment of sbatch."""
+    before = dict(os.environ)
+    kept = plain_environment()
+    for name in before.keys() - kept.keys():
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update({name: before[name] for name in before.keys() - kept.keys()})
+
+
+def overridden() -> dict[str, str]:
+    """What the user's environment asks of sbatch, which a profile decides instead."""
+    return {name: value for name, value in sorted(os.environ.items()) if name.startswith("SBATCH_")}
+
+
 def command(*arguments: str) -> str:
     """What one of SLURM's commands prints.
 
@@ -105,7 +136,9 @@ def command(*arguments: str) -> str:
             f"{name} is not found: this machine has no SLURM. Run this on a login node, or use --profile local"
         )
     try:
-        done = subprocess.run(arguments, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        done = subprocess.run(
+            arguments, env=plain_environment(), capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        )
     except subprocess.TimeoutExpired:
         raise ClusterError(f"{name} did not answer within {TIMEOUT_S} s. Run: cifarscale doctor") from None
     if done.returncode:

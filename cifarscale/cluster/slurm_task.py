@@ -2,34 +2,30 @@
 
 import logging
 import os
-import signal
-import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from submitit.helpers import DelayedSubmission
 from submitit.slurm.slurm import SlurmJobEnvironment
 
 from cifarscale.cluster.call import Call
 from cifarscale.cluster.failures import LOGS_VARIABLE, report_failure
+from cifarscale.cluster.requeue import leave_word
 from cifarscale.cluster.submitted import attempt_folder
-from cifarscale.errors import CifarscaleError, Interrupted
+from cifarscale.errors import EXIT_CONTINUE_LATER, CifarscaleError, Interrupted
 from cifarscale.ranks import ADDRESS_VARIABLE, FILE_VARIABLE, NODES_VARIABLE
 from cifarscale.rendezvous import interface_address
+from cifarscale.signals import StopSignal, leave_on_signals
 
 log = logging.getLogger(__name__)
-
-REQUEUE_TIMEOUT_S = 60
 
 
 @dataclass(frozen=True)
 class SlurmTask:
     """Runs a call as one rank, with its place among the ranks from SLURM's environment.
 
-    When SLURM warns that the time is up, the ranks save at a step that they agree on, and the job queues itself again.
+    When SLURM warns, the ranks save at a step that they agree on, and the job's script queues it again (`requeue`).
     SLURM starts it from this very object then, so nothing here may depend on how far the run has come.
     """
 
@@ -45,8 +41,19 @@ class SlurmTask:
         for cut_short in job.paths.folder.glob(f"{job.job_id}_{job.global_rank}_*.save_tmp"):
             cut_short.unlink()  # submitit takes one that a killed start has left for its own
         os.environ.update(self._environment(job, logs))
+        leave_on_signals()
         try:
-            self._run(job)
+            try:
+                self._run(job)
+            except StopSignal as stopped:
+                raise stopped.as_error() from stopped
+        except Interrupted as stop:
+            if not stop.to_continue:
+                sys.exit(_tell(stop))
+            if job.global_rank == 0:
+                log.info("SLURM warned: the state is saved, and job %s queues itself again", job.job_id)
+            leave_word()
+            sys.exit(EXIT_CONTINUE_LATER)
         except Exception as error:
             sys.exit(_tell(error))
 
@@ -61,16 +68,7 @@ class SlurmTask:
 
         if job.global_rank == 0 and (now := git_state()) != self.code:
             log.warning("the code has changed since job %s was submitted: %s then, %s now", job.job_id, self.code, now)
-        try:
-            run_call(self.call)
-        except Interrupted as stop:
-            if not stop.to_continue:
-                raise
-            _continue_later(job)
-
-    def checkpoint(self) -> DelayedSubmission:
-        """What submitit starts instead, if SLURM's warning comes before the training listens to it: the same again."""
-        return DelayedSubmission(self)
+        run_call(self.call)
 
     def _environment(self, job: SlurmJobEnvironment, logs: Path) -> dict[str, str]:
         tasks_per_node = job.num_tasks // job.num_nodes
@@ -97,18 +95,3 @@ def _tell(error: Exception) -> int:
     else:
         sys.excepthook(type(error), error, error.__traceback__)
     return report_failure(error)
-
-
-def _continue_later(job: SlurmJobEnvironment) -> None:
-    """Rank 0 queues the job again, which ends all of its processes; the others wait for that."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which SLURM ends us then; submitit lets it pass
-    if job.global_rank:
-        time.sleep(REQUEUE_TIMEOUT_S)
-        return
-    log.info("SLURM warned that the time is up: the state is saved, and job %s queues itself again", job.job_id)
-    asked = subprocess.run(["scontrol", "requeue", job.job_id], capture_output=True, text=True, check=False)
-    if asked.returncode:
-        raise CifarscaleError(
-            f"SLURM does not queue job {job.job_id} again ({asked.stderr.strip()}). The state is saved: submit it again"
-        )
-    time.sleep(REQUEUE_TIMEOUT_S)

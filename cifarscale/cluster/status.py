@@ -9,7 +9,7 @@ from cifarscale.cluster import slurm
 from cifarscale.cluster.failures import Failure, failures
 from cifarscale.cluster.submitted import Submitted, newest_attempt_folder, submissions
 from cifarscale.config.recipe import Recipe
-from cifarscale.errors import ClusterError
+from cifarscale.errors import CifarscaleError, ClusterError, RunError
 from cifarscale.lease import living_holder
 from cifarscale.run_folder import RunFolder
 from cifarscale.tracking.metrics import read_metrics
@@ -20,7 +20,7 @@ class RunStatus:
     """A run and its newest job. What there is none of is None.
 
     Attributes:
-        state: of the folder: complete, writing (a process holds it), interrupted (it has begun), or not begun.
+        state: of the folder: complete, writing (a process holds it), interrupted (it has begun), not begun, or damaged.
         job_state: what SLURM says of the job; `unknown` if it has forgotten it, or cannot be asked.
         restarts: how often SLURM has started the job again.
         reason: why the job is pending, or the error that ended it.
@@ -42,18 +42,28 @@ class RunStatus:
 
 
 def run_statuses(run_dirs: Sequence[Path]) -> list[RunStatus]:
-    """Raises: RunError if one is not a run folder."""
+    """Where each of them stands; `damaged` where the folder cannot be read."""
     newest = {run_dir: submitted[-1].job_id for run_dir in run_dirs if (submitted := submissions(run_dir))}
     try:
         states = slurm.job_states(list(newest.values()))
     except ClusterError:  # SLURM is not here
         states = {}
-    return [_status(run_dir, states.get(newest.get(run_dir, ""))) for run_dir in run_dirs]
+    return [_status_or_damage(run_dir, states.get(newest.get(run_dir, ""))) for run_dir in run_dirs]
+
+
+def _status_or_damage(run_dir: Path, seen: slurm.JobState | None) -> RunStatus:
+    """What cannot be read of one folder does not keep the others from being shown."""
+    try:
+        return _status(run_dir, seen)
+    except (CifarscaleError, OSError) as error:
+        return RunStatus(run_dir, "", "damaged", reason=str(error))
 
 
 def run_status(run_dir: Path) -> RunStatus:
     """Raises: RunError if this is not a run folder."""
     (status,) = run_statuses([run_dir])
+    if status.state == "damaged":
+        raise RunError(status.reason)
     return status
 
 

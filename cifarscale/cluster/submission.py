@@ -1,6 +1,7 @@
 """Putting a job into SLURM's queue: whatever can be known before is checked before, then submitit queues it."""
 
 import json
+import logging
 import re
 import shlex
 import subprocess
@@ -16,7 +17,7 @@ from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm import slurm as submitit_slurm
 
-from cifarscale.cluster import slurm
+from cifarscale.cluster import requeue, slurm
 from cifarscale.cluster.call import Call
 from cifarscale.cluster.plan import Plan
 from cifarscale.cluster.slurm_task import SlurmTask
@@ -28,6 +29,9 @@ from cifarscale.files import write_text_atomically, writing_to
 from cifarscale.lease import lease, living_holder
 from cifarscale.run import git_state
 from cifarscale.run_folder import RunFolder
+from cifarscale.signals import REQUEUES_VARIABLE
+
+log = logging.getLogger(__name__)
 
 MAX_TIMEOUTS = 1_000_000
 """How often a job may reach its time limit: as often as it takes."""
@@ -40,7 +44,8 @@ def sbatch_script(work: Work, profile: Profile, plan: Plan) -> str:
 
 def _script(folder: Path, name: str, profile: Profile, plan: Plan) -> str:
     command = f"{_python(profile)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
-    return submitit_slurm._make_sbatch_string(command=command, folder=folder, **_parameters(name, profile, plan))
+    parameters = _parameters(folder, name, profile, plan)
+    return submitit_slurm._make_sbatch_string(command=command, folder=folder, **parameters)
 
 
 def queue(calls: Sequence[Call], folder: Path, name: str, profile: Profile, plan: Plan, at_once: int = 0) -> list[str]:
@@ -52,14 +57,14 @@ def queue(calls: Sequence[Call], folder: Path, name: str, profile: Profile, plan
     Returns: the jobs' ids.
     Raises: ClusterError for what SLURM refuses.
     """
-    parameters = _parameters(name, profile, plan)
+    parameters = _parameters(folder, name, profile, plan)
     if at_once:
         parameters["array_parallelism"] = at_once
     executor = SlurmExecutor(folder=folder, max_num_timeout=MAX_TIMEOUTS, python=_python(profile))
     executor.update_parameters(**parameters)
     code = git_state()
     try:
-        with executor.batch():
+        with slurm.in_plain_environment(), executor.batch():
             jobs = [executor.submit(SlurmTask(call, profile.interface, code)) for call in calls]
     except (FailedJobError, FailedSubmissionError) as error:
         raise ClusterError(f"sbatch refused the job: {_in_one_line(str(error))}") from error
@@ -74,6 +79,9 @@ def submit(works: Sequence[Work], profile: Profile, plan: Plan, at_once: int = 0
     Raises: RunError for one whose run is queued, runs or is complete; ClusterError for what SLURM refuses.
     """
     slurm.require_accounting()
+    if ignored := slurm.overridden():
+        said = ", ".join(f"{name}={value}" for name, value in ignored.items())
+        log.warning("not used, since profile %s decides: %s", profile.name, said)
     for work in works:
         _require_free(work.run_dir)
         require_plain(work.run_dir, profile)
@@ -98,7 +106,13 @@ def check_with_slurm(folder: Path, name: str, profile: Profile, plan: Plan) -> s
     """
     script = _script(folder, name, profile, plan)
     done = subprocess.run(
-        ["sbatch", "--test-only"], input=script, capture_output=True, text=True, timeout=slurm.TIMEOUT_S, check=False
+        ["sbatch", "--test-only"],
+        input=script,
+        env=slurm.plain_environment(),
+        capture_output=True,
+        text=True,
+        timeout=slurm.TIMEOUT_S,
+        check=False,
     )
     if done.returncode:
         raise ClusterError(
@@ -107,7 +121,7 @@ def check_with_slurm(folder: Path, name: str, profile: Profile, plan: Plan) -> s
     return _in_one_line(done.stderr).removeprefix("sbatch: ")
 
 
-def _parameters(name: str, profile: Profile, plan: Plan) -> dict[str, Any]:
+def _parameters(folder: Path, name: str, profile: Profile, plan: Plan) -> dict[str, Any]:
     """submitit's parameters; what is empty is left to the cluster."""
     parameters: dict[str, Any] = {
         "job_name": name,
@@ -128,9 +142,14 @@ def _parameters(name: str, profile: Profile, plan: Plan) -> dict[str, Any]:
         parameters |= {"gpus_per_node": gpus} if profile.gpu_request == "gpus" else {"gres": f"gpu:{gpus}"}
     exports = [f"export {name}={shlex.quote(value)}" for name, value in profile.environment.items()]
     # Since 22.05 srun does not take the number of cores over from sbatch.
-    setup = ["export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK", *exports, *profile.setup]
+    setup = [
+        *requeue.BEFORE_SETUP,
+        *(f"export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK {REQUEUES_VARIABLE}=1", *exports, *profile.setup),
+        *requeue.AFTER_SETUP,
+    ]
     return {key: value for key, value in parameters.items() if value != ""} | {
         "setup": setup,
+        "teardown": requeue.after_ranks(folder),
         "stderr_to_stdout": True,
         "srun_args": ["--kill-on-bad-exit=1"],
         "wckey": None,

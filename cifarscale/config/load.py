@@ -3,7 +3,7 @@
 import hashlib
 import json
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -80,6 +80,9 @@ def parse_job(values: dict[str, Any], where: str) -> Job:
         raise ConfigError(
             f"{where}: task = {task!r} is not valid; a recipe needs one of: {', '.join(map(repr, TASKS))}"
         )
+    for key, value in _numbers(values):
+        if abs(value) >= 2**63:
+            raise ConfigError(f"{where}: {key} = {value} is larger than any number that can be computed with here")
     try:
         return TASKS[task].model_validate(_with_default_variants(values, TASKS[task]))
     except ValidationError as error:
@@ -109,6 +112,15 @@ def recipe_hash(job: Job) -> str:
     if values.get("later") == []:
         del values["later"]  # as before there was this key: the hash names folders
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _numbers(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, int]]:
+    """The whole numbers in the sections of a recipe, by their dotted keys."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _numbers(value, f"{prefix}{key}.")
+        elif isinstance(value, int):
+            yield prefix + key, value
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:

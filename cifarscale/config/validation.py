@@ -26,8 +26,18 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
         elif item["type"] == "value_error":
             parts.append(item["msg"].removeprefix("Value error, "))
         else:
-            parts.append(f"{key} = {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}")
+            hint = _in_toml(item["input"])
+            parts.append(f"{key} = {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}{hint}")
     return "; ".join(parts)
+
+
+def _in_toml(value: Any) -> str:
+    """How one writes in TOML what is Python's."""
+    if isinstance(value, str) and value in ("True", "False"):
+        return f"; write {value.lower()}"
+    if isinstance(value, str) and value.startswith("(") and value.endswith(")"):
+        return f"; write [{value[1:-1]}]"
+    return ""
 
 
 def nearest(word: str, valid: Iterable[str], prefix: str = "") -> str:

@@ -6,7 +6,7 @@ import logging
 import os
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+CACHE_BYTES = 2 * 2**30
+"""Of statistics that are kept for the next time: those of Inception's features take 34 MB and more each."""
 SAMPLE_SIZE = 128
 """Images of each set by which `fast` is compared with `exact`."""
 
@@ -126,7 +128,7 @@ class Measure:
         if collected is None:
             collected = self.collect(images, num_classes)
             if self._is_first:
-                _save(path, collected, key)
+                _keep(path, collected, key)
         return collected
 
     def save(self, path: Path, collected: Collected) -> None:
@@ -286,7 +288,25 @@ def _cached(path: Path, key: str) -> Collected | None:
     except (EvaluationError, OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
         log.warning("%s is damaged, and is computed again: %s", path, str(error).splitlines()[0])
         return None
-    return collected if found == key else None
+    if found != key:
+        return None
+    with suppress(OSError):
+        path.touch()  # it was used
+    return collected
+
+
+def _keep(path: Path, collected: Collected, key: str) -> None:
+    """Puts it into the cache, and takes out what has not been used for longest; a cache that fails loses nothing."""
+    try:
+        _save(path, collected, key)
+        files = sorted(path.parent.glob("*.npz"), key=lambda file: file.stat().st_mtime, reverse=True)
+        total = 0
+        for file in files:
+            total += file.stat().st_size
+            if total > CACHE_BYTES and file != path:
+                file.unlink(missing_ok=True)
+    except (CifarscaleError, OSError) as error:
+        log.warning("the statistics are not kept for the next time: %s", error)
 
 
 def _cache_folder() -> Path:

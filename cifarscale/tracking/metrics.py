@@ -53,7 +53,7 @@ class MetricsTail:
             content = file.read()
         whole = content[: content.rfind(b"\n") + 1]
         self._read += len(whole)
-        return [json.loads(line) for line in whole.splitlines()]
+        return _whole_lines(whole)
 
 
 def write_metrics(path: Path, lines: list[dict[str, Any]]) -> None:
@@ -62,7 +62,19 @@ def write_metrics(path: Path, lines: list[dict[str, Any]]) -> None:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a metrics file; a last one that is being written is left out."""
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    lines = text.splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """All whole lines of a metrics file, without what a crash has left of others, or one that is being written."""
+    content = path.read_bytes() if path.exists() else b""
+    return _whole_lines(content[: content.rfind(b"\n") + 1])
+
+
+def _whole_lines(content: bytes) -> list[dict[str, Any]]:
+    """The lines that hold an object with a step: a machine that loses its power may leave zeros or blanks in others."""
+    found = []
+    for line in content.split(b"\n"):
+        try:
+            values = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(values, dict) and isinstance(values.get("step"), int):
+            found.append(values)
+    return found

@@ -46,7 +46,8 @@ class TrainingProgress:
     def trained(self, step: int, values: dict[str, float]) -> None:
         """Shows the newest values; without a terminal at most a line every SECONDS_BETWEEN_LINES."""
         rate = values["images_per_second"]
-        text = "  ".join(f"{key} {values[key]:.3f}" for key in self._shown) + f"  {rate:,.0f} images/s"
+        text = "  ".join(f"{key} {values[key]:.3f}" for key in self._shown)
+        text += f"  {rate:,.0f} images/s" if rate else ""
         if self._live:
             self._bar.update(self._task, completed=step, values=text)
             return
@@ -54,16 +55,20 @@ class TrainingProgress:
         if now - self._last_line < SECONDS_BETWEEN_LINES and step < self._max_steps:
             return
         self._last_line = now
-        left = (self._max_steps - step) * (values["images"] / step) / rate if rate else 0.0
-        eta = time.strftime("%H:%M:%S", time.gmtime(left))
-        console.print(
-            f"{self._name}  step {step:,}/{self._max_steps:,}  {text}  ETA {eta}", highlight=False, soft_wrap=True
-        )
+        if rate:  # which is not known of a start's first steps
+            text += f"  ETA {_clock((self._max_steps - step) * (values['images'] / step) / rate)}"
+        console.print(f"{self._name}  step {step:,}/{self._max_steps:,}  {text}", highlight=False, soft_wrap=True)
 
     def evaluated(self, step: int, values: dict[str, float]) -> None:
         """A line that stays."""
         text = "  ".join(f"{key} {value:.4f}" for key, value in values.items())
         console.print(f"{self._name}  step {step:,}  {text}", highlight=False, soft_wrap=True)
+
+
+def _clock(seconds: float) -> str:
+    """[D-]HH:MM:SS, as SLURM writes times."""
+    days, rest = divmod(round(seconds), 86_400)
+    return (f"{days}-" if days else "") + time.strftime("%H:%M:%S", time.gmtime(rest))
 
 
 @contextmanager

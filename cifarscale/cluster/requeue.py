@@ -1,0 +1,55 @@
+"""How a SLURM job that was warned goes on: its script, outside of any container and before any Python, queues it again.
+
+A rank that hears the warning saves at a step that all ranks agree on, leaves CONTINUE_NAME in the folder of this start,
+and ends. A warning that comes before a rank can hear it (in the lines of `setup`, while Python starts) ends that rank,
+and the exit code tells of it. In either case the script asks SLURM whether the job still runs: a job that was cancelled
+gets the same signals, and must not come back.
+"""
+
+import os
+import shlex
+from pathlib import Path
+
+from cifarscale.cluster.failures import LOGS_VARIABLE
+from cifarscale.errors import EXIT_CONTINUE_LATER
+
+CONTINUE_NAME = "continue"
+_WAIT_S = 60
+"""How long the script waits for SLURM to end it after SLURM has queued the job again."""
+
+BEFORE_SETUP = ("warned=", "trap 'warned=USR2' USR2", "trap 'warned=TERM' TERM")
+AFTER_SETUP = (f'srun() {{ if [ "$warned" ]; then return {EXIT_CONTINUE_LATER}; fi; command srun "$@"; }}',)
+
+
+def after_ranks(folder: Path) -> list[str]:
+    """Lines of the script that follow srun, whose exit code is 128 + N where signal N ended a rank.
+
+    Args:
+        folder: where submitit's files and the ranks' logs go.
+    """
+    attempt = f'{shlex.quote(str(folder))}/"$job-${{SLURM_RESTART_COUNT:-0}}"'
+    return [
+        "code=$?",
+        "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}; job=${job:-$SLURM_JOB_ID}",
+        f'if [ -e {attempt}/{CONTINUE_NAME} ] || [ "$warned" ] || [ $code -eq 140 ] || [ $code -eq 143 ]; then',
+        '  state=$(scontrol show job --oneliner "$SLURM_JOB_ID" 2>&1)',
+        "  # A rank may get SIGTERM for other reasons: then nothing of it is saved, and nobody has preempted the job.",
+        f'  if [ $code -eq 143 ] && [ -z "$warned" ] && [ ! -e {attempt}/{CONTINUE_NAME} ]; then',
+        '    case $state in *" PreemptTime="[0-9]*) ;; *) exit $code ;; esac',
+        "  fi",
+        '  case $state in *" JobState=RUNNING "*)',
+        '    if said=$(scontrol requeue "$job" 2>&1); then',
+        '      echo "SLURM warned job $job, which is queued again"',
+        f"      trap - TERM; sleep {_WAIT_S}",
+        "    else",
+        '      echo "error: SLURM does not queue job $job again ($said). Its state is saved: submit it again"',
+        "    fi",
+        "  esac",
+        "fi",
+        "exit $code",
+    ]
+
+
+def leave_word() -> None:
+    """Tells the script of this job that its ranks have saved, and are to go on."""
+    Path(os.environ[LOGS_VARIABLE], CONTINUE_NAME).touch()
