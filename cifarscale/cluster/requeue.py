@@ -8,6 +8,7 @@ gets the same signals, and must not come back.
 
 import os
 import shlex
+import signal
 from pathlib import Path
 
 from cifarscale.cluster.failures import LOGS_VARIABLE
@@ -16,6 +17,8 @@ from cifarscale.errors import EXIT_CONTINUE_LATER
 CONTINUE_NAME = "continue"
 _WAIT_S = 60
 """How long the script waits for SLURM to end it after SLURM has queued the job again."""
+
+_ENDED_BY_USR2, _ENDED_BY_TERM = 128 + signal.SIGUSR2, 128 + signal.SIGTERM
 
 BEFORE_SETUP = ("warned=", "trap 'warned=USR2' USR2", "trap 'warned=TERM' TERM")
 AFTER_SETUP = (f'srun() {{ if [ "$warned" ]; then return {EXIT_CONTINUE_LATER}; fi; command srun "$@"; }}',)
@@ -27,24 +30,24 @@ def after_ranks(folder: Path) -> list[str]:
     Args:
         folder: where submitit's files and the ranks' logs go.
     """
-    attempt = f'{shlex.quote(str(folder))}/"$job-${{SLURM_RESTART_COUNT:-0}}"'
     return [
         "code=$?",
         "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}; job=${job:-$SLURM_JOB_ID}",
-        f'if [ -e {attempt}/{CONTINUE_NAME} ] || [ "$warned" ] || [ $code -eq 140 ] || [ $code -eq 143 ]; then',
-        '  state=$(scontrol show job --oneliner "$SLURM_JOB_ID" 2>&1)',
-        "  # A rank may get SIGTERM for other reasons: then nothing of it is saved, and nobody has preempted the job.",
-        f'  if [ $code -eq 143 ] && [ -z "$warned" ] && [ ! -e {attempt}/{CONTINUE_NAME} ]; then',
-        '    case $state in *" PreemptTime="[0-9]*) ;; *) exit $code ;; esac',
+        f'saved={shlex.quote(str(folder))}/"$job-${{SLURM_RESTART_COUNT:-0}}"/{CONTINUE_NAME}',
+        "goes_on() {  # whether this job was warned, and not cancelled",
+        '  about=$(scontrol show job --oneliner "$SLURM_JOB_ID" 2>&1)',
+        '  case $about in *" JobState=RUNNING "*) ;; *) return 1 ;; esac',
+        f'  if [ "$warned" ] || [ -e "$saved" ] || [ $code -eq {_ENDED_BY_USR2} ]; then return 0; fi',
+        "  # A rank may get SIGTERM for other reasons, such as the death of another rank.",
+        f'  [ $code -eq {_ENDED_BY_TERM} ] && case $about in *" PreemptTime="[0-9]*) ;; *) false ;; esac',
+        "}",
+        "if [ $code -ne 0 ] && goes_on; then",
+        '  if said=$(scontrol requeue "$job" 2>&1); then',
+        '    echo "SLURM warned job $job, which is queued again"',
+        f"    trap - TERM; sleep {_WAIT_S}",
+        "  else",
+        '    echo "error: SLURM does not queue job $job again ($said). Its state is saved: submit it again"',
         "  fi",
-        '  case $state in *" JobState=RUNNING "*)',
-        '    if said=$(scontrol requeue "$job" 2>&1); then',
-        '      echo "SLURM warned job $job, which is queued again"',
-        f"      trap - TERM; sleep {_WAIT_S}",
-        "    else",
-        '      echo "error: SLURM does not queue job $job again ($said). Its state is saved: submit it again"',
-        "    fi",
-        "  esac",
         "fi",
         "exit $code",
     ]

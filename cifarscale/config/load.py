@@ -82,7 +82,7 @@ def parse_job(values: dict[str, Any], where: str) -> Job:
         )
     for key, value in _numbers(values):
         if abs(value) >= 2**63:
-            raise ConfigError(f"{where}: {key} = {value} is larger than any number that can be computed with here")
+            raise ConfigError(f"{where}: {key} = {value}: whole numbers must be less than {2**63}")
     try:
         return TASKS[task].model_validate(_with_default_variants(values, TASKS[task]))
     except ValidationError as error:

@@ -15,6 +15,7 @@ from slurm_jobs import ENDED, PATIENCE_S, Job, rank_pids, slurm
 pytestmark = pytest.mark.slurm
 
 STEPS = 120
+TESTCLUSTER = Path(__file__).parents[2] / "slurm/profiles/testcluster.toml"
 SLOW = """
 import os
 if "SLURM_PROCID" in os.environ:
@@ -72,7 +73,23 @@ def kill_node(cluster: Any, job: Job) -> None:
     cluster.start("n2")
 
 
-@pytest.mark.parametrize("fault", [preempt, warn, restart_controller, kill_node], ids=lambda fault: fault.__name__)
+def preempt_by_sigterm(cluster: Any, job: Job) -> None:
+    """As SLURM does it where nobody says otherwise: SIGTERM, and time to end."""
+    conf = cluster.folder / "etc/slurm.conf"
+    text = conf.read_text()
+    try:
+        conf.write_text(text.replace("SlurmctldParameters=preempt_send_user_signal", ""))
+        slurm(cluster, "scontrol", "reconfigure")
+        preempt(cluster, job)
+        cluster.wait_for_state(job.id, ("PENDING", "REQUEUED", *ENDED), PATIENCE_S)
+    finally:
+        conf.write_text(text)
+        slurm(cluster, "scontrol", "reconfigure")
+
+
+@pytest.mark.parametrize(
+    "fault", [preempt, preempt_by_sigterm, warn, restart_controller, kill_node], ids=lambda fault: fault.__name__
+)
 def test_a_run_ends_as_if_nothing_had_happened(
     fault: Callable[[Any, Job], None],
     cluster: Any,
@@ -87,8 +104,65 @@ def test_a_run_ends_as_if_nothing_had_happened(
     job.run.assert_same_as(references(recipe(STEPS)))
     restarts = sum(row["JobID"] == job.id for row in cluster.sacct(job.id)) - 1
     assert restarts == (0 if fault is restart_controller else 1)
-    if fault in (preempt, warn):  # the step at which it was warned is saved: nothing is computed twice
+    if fault in (
+        preempt,
+        preempt_by_sigterm,
+        warn,
+    ):  # the step at which it was warned is saved: nothing is computed twice
         assert re.search(r"resuming after step (\d+)", job.log())
+
+
+@pytest.mark.parametrize(
+    ("delay_s", "signum", "setup"),
+    [
+        (1.0, "USR2", ""),
+        (0.0, "TERM", "sleep 6"),
+        *(
+            pytest.param(delay_s, signum, "", marks=pytest.mark.thorough)
+            for delay_s in (0.3, 1.5, 3.0)
+            for signum in ("USR2", "TERM")
+        ),
+    ],
+)
+def test_a_warning_before_the_ranks_can_hear_it_costs_nothing_but_a_start(
+    cluster: Any,
+    submit: Callable[..., Job],
+    recipe: Callable[[int], Path],
+    references: Callable[[Path], Run],
+    tmp_path: Path,
+    delay_s: float,
+    signum: str,
+    setup: str,
+) -> None:
+    """SIGTERM by preemption, which is what tells it from others."""
+    profile = tmp_path / "mine.toml"
+    profile.write_text(TESTCLUSTER.read_text() + (f'\nsetup = ["{setup}"]\n' if setup else ""))
+    if signum == "TERM":
+        conf = cluster.folder / "etc/slurm.conf"
+        text = conf.read_text()
+        conf.write_text(text.replace("SlurmctldParameters=preempt_send_user_signal", ""))
+        slurm(cluster, "scontrol", "reconfigure")
+    try:
+        job = submit(recipe(40), "--profile", profile)
+        cluster.wait_for_state(job.id, ("RUNNING",), PATIENCE_S)
+        time.sleep(delay_s)
+        (warn if signum == "USR2" else preempt)(cluster, job)
+        cluster.wait_for_state(job.id, ("PENDING", "REQUEUED", *ENDED), PATIENCE_S)
+    finally:
+        if signum == "TERM":
+            conf.write_text(text)
+            slurm(cluster, "scontrol", "reconfigure")
+    job.complete()
+    job.run.assert_same_as(references(recipe(40)))
+
+
+def test_a_cancelled_job_does_not_come_back(cluster: Any, job: Job, go: Path) -> None:
+    """It gets the signal by which others are warned, and saves."""
+    slurm(cluster, "scancel", job.id)
+    cluster.wait_for_state(job.id, ENDED, PATIENCE_S)
+    time.sleep(3)
+    assert job.state() == "CANCELLED"
+    assert sum(row["JobID"] == job.id for row in cluster.sacct(job.id)) == 1
 
 
 def test_a_run_goes_on_after_its_time_limit(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -263,6 +264,32 @@ def test_without_accounting_it_is_refused(
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{fake.parent}{os.pathsep}{os.environ['PATH']}")
     assert "keeps no accounts" in refused()
+
+
+def test_the_environment_changes_neither_what_slurm_does_nor_what_is_read(
+    submit: Callable[..., Job], command: Callable[..., Any], recipe: Callable[[int], Path]
+) -> None:
+    """Variables of a user's, and those that a job has from within which one submits."""
+    hostile = {
+        "SBATCH_EXPORT": "NONE",
+        "SBATCH_PARTITION": "urgent",
+        "SBATCH_TIMELIMIT": "1",
+        "SLURM_TIME_FORMAT": "relative",
+        "SACCT_FORMAT": "JobID",
+        "SQUEUE_FORMAT": "%i",
+        "SLURM_RESTART_COUNT": "3",
+        "SLURM_ARRAY_JOB_ID": "1",
+        "SLURM_ARRAY_TASK_ID": "7",
+        "SLURM_MEM_PER_CPU": "1",
+        "SLURM_NTASKS": "9",
+    }
+    job = submit(recipe(20), "--wait", environment=hostile)
+    assert job.run.result()["world_size"] == 4
+    shown = job.cluster.run("scontrol", "show", "job", job.id).stdout
+    assert "Partition=main" in shown
+    assert "Restarts=0" in shown
+    goodput = command("status", job.run.path, "--goodput", **hostile).stdout
+    assert all(float(share) <= 100 for share in re.findall(r"([\d.,]+) ?%", goodput.replace(",", "")))
 
 
 def test_the_local_profile_runs_the_same_plan_here(

@@ -35,7 +35,7 @@ NOT_REQUEUED = """
 import os, time
 if "SLURM_PROCID" in os.environ:
     from cifarscale.cluster import slurm_task
-    slurm_task._continue_later = lambda job: time.sleep(600)
+    slurm_task.leave_word = lambda: time.sleep(600)
 """
 
 
