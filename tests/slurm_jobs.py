@@ -40,7 +40,7 @@ class Job:
         while (state := self.state()) not in ENDED:
             assert time.monotonic() < deadline, f"job {self.id} is {state}; {self.log()}"
             time.sleep(0.5)
-        assert state == "COMPLETED", self.log()
+        assert state == "COMPLETED", f"job {self.id} is {state}; {self.log()}"
 
     def log(self, rank: int = 0) -> str:
         path = submissions(self.run.path)[-1].log(rank)

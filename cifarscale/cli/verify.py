@@ -53,9 +53,16 @@ def _show(found: "list[Comparison]") -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from cifarscale.cluster.verify import NOT_PROMISED
+
     table = Table("run", "figure", "compared with the uninterrupted run")
     for each in found:
         agrees = "bit-identical" if each.deviation == 0 else f"differs by {each.deviation:.1e}"
-        allowed = "" if each.holds else ", and must not" if each.allowed == 0 else f", more than {each.allowed:.0e}"
+        if each.allowed == NOT_PROMISED and each.deviation:
+            allowed = ", not promised"
+        elif each.holds:
+            allowed = ""
+        else:
+            allowed = ", and must not" if each.allowed == 0 else f", more than {each.allowed:.0e}"
         table.add_row(each.what, each.figure, agrees + allowed)
     Console().print(table)

@@ -27,7 +27,9 @@ from cifarscale.run_folder import RunFolder
 from cifarscale.tracking.metrics import differs, read_metrics
 
 TOLERANCE = 1e-4
-"""Relative difference of the losses that rounding may make where the recipe does not promise every bit."""
+"""Relative difference of the first loss that rounding may make where the recipe does not promise every bit."""
+NOT_PROMISED = math.inf
+"""What training makes of such a difference in later steps."""
 
 
 class Running(Protocol):
@@ -49,7 +51,7 @@ class Comparison:
 
     Attributes:
         deviation: largest relative difference; 0 where they are equal in every bit.
-        allowed: what the recipe promises.
+        allowed: what the recipe promises; NOT_PROMISED for what follows from rounding.
     """
 
     what: str
@@ -117,11 +119,18 @@ def compare(one: Path, other: Path, what: str, allowed: float) -> list[Compariso
     losses = [_losses(run) for run in (one, other)]
     if losses[0].keys() != losses[1].keys():
         raise ClusterError(f"{one} and {other} have not logged the same steps; remove both and run this again")
-    figures = {
-        "losses of all steps": max((_apart(losses[0][step], losses[1][step]) for step in losses[0]), default=0.0),
-        "final weights": _weights_apart(_networks(one), _networks(other)),
-    }
-    return [Comparison(what, figure, value, allowed) for figure, value in figures.items()]
+    apart = {key: _apart(losses[0][key], losses[1][key]) for key in losses[0]}
+    weights = _weights_apart(_networks(one), _networks(other))
+    later = 0.0 if allowed == 0 else NOT_PROMISED
+    found = [
+        Comparison(what, "losses of all steps", max(apart.values(), default=0.0), later),
+        Comparison(what, "final weights", weights, later),
+    ]
+    if allowed == 0:
+        return found
+    first = min(step for step, _ in apart)
+    loss = max(value for (step, name), value in apart.items() if step == first and name.endswith("loss"))
+    return [Comparison(what, "loss of the first step", loss, allowed), *found]
 
 
 def _other_ranks(profile: Profile, plan: Plan) -> tuple[Profile, int]:

@@ -38,6 +38,8 @@ def test_without_slices_the_other_number_of_ranks_is_equal_to_rounding(
     assert "killed and resumed" in done.stdout
     assert done.stdout.count("bit-identical") >= 2
     assert "differs by" in done.stdout
+    assert done.returncode == 0, done.stderr
+    assert "loss of the first step" in done.stdout
 
 
 def test_another_weight_or_loss_is_seen(train_here: Function, tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def test_a_run_ends_as_if_nothing_had_happened(
     ("delay_s", "signum", "setup"),
     [
         (1.0, "USR2", ""),
-        (0.0, "TERM", "sleep 6"),
+        pytest.param(1.0, "TERM", "sleep 15", marks=pytest.mark.thorough),
         *(
             pytest.param(delay_s, signum, "", marks=pytest.mark.thorough)
             for delay_s in (0.3, 1.5, 3.0)
