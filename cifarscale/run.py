@@ -31,7 +31,7 @@ from cifarscale.prepare import Placement, batch_size_per_rank
 from cifarscale.ranks import Ranks, ranks_from_environment
 from cifarscale.run_folder import RunFolder
 from cifarscale.signals import StopRequest, stop_on_signals
-from cifarscale.tracking.metrics import MetricsLog
+from cifarscale.tracking.metrics import MetricsLog, read_metrics
 from cifarscale.tracking.progress import TrainingProgress
 from cifarscale.tracking.sink import Sink, Sinks
 from cifarscale.tracking.wandb_mode import wandb_mode
@@ -143,7 +143,7 @@ def _train(
         "task": recipe.task,
         "parameters": sum(count_parameters(network) for network in task.networks.values()),
         "steps": recipe.training.max_steps,
-        "images_per_second": round(engine.timing.images_per_second, 1),
+        "images_per_second": round(engine.timing.images_per_second or _last_rate(folder), 1),
         "seconds": round(engine.timing.seconds, 1),
         "world_size": group.ranks.world_size,
         "device": device_name(device),
@@ -155,6 +155,12 @@ def _train(
         write_json_atomically(folder.result_file, result)
     group.wait()
     return result
+
+
+def _last_rate(folder: RunFolder) -> float:
+    """The throughput that an earlier start has logged, for one that only evaluates."""
+    rates = [line["images_per_second"] for line in read_metrics(folder.metrics) if line.get("images_per_second")]
+    return rates[-1] if rates else 0.0
 
 
 def build_task(

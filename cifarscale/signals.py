@@ -72,6 +72,18 @@ def leave_on_signals() -> None:
         signal.signal(signum, _raise)
 
 
+@contextmanager
+def leaving_on_signals() -> Iterator[None]:
+    """`leave_on_signals` inside the block, and what was before after it."""
+    previous = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
+    leave_on_signals()
+    try:
+        yield
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+
+
 def _raise(signum: int, frame: FrameType | None) -> None:
     raise StopSignal(signum)
 

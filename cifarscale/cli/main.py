@@ -1,7 +1,7 @@
 """`cifarscale`: the entry point and what all commands share."""
 
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -22,6 +22,7 @@ from cifarscale.cli.train import train
 from cifarscale.cli.verify import verify
 from cifarscale.cli.why import why
 from cifarscale.errors import EXIT_INTERRUPTED, CifarscaleError
+from cifarscale.signals import StopSignal
 
 
 class _Main(click.Group):
@@ -34,17 +35,23 @@ class _Main(click.Group):
         configure_logging(debug=debug)
         try:
             return super().invoke(ctx)
+        except StopSignal as stopped:
+            _end_with(stopped.as_error())
         except CifarscaleError as error:
             if debug:
                 raise
-            kind = "stopped" if error.exit_code == EXIT_INTERRUPTED else "error"
-            click.echo(f"{kind}: {error}", err=True)
-            sys.exit(error.exit_code)
+            _end_with(error)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, commands in _SECTIONS.items():
             with formatter.section(title):
                 formatter.write_dl([(command.name or "", command.get_short_help_str()) for command in commands])
+
+
+def _end_with(error: CifarscaleError) -> NoReturn:
+    kind = "stopped" if error.exit_code == EXIT_INTERRUPTED else "error"
+    click.echo(f"{kind}: {error}", err=True)
+    sys.exit(error.exit_code)
 
 
 @click.group(cls=_Main, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

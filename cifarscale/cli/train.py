@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cifarscale.cli.options import device_option, nproc_option, tracked, wandb_option
+from cifarscale.signals import leaving_on_signals
 
 if TYPE_CHECKING:
     from cifarscale.config.recipe import Recipe
@@ -63,9 +64,10 @@ def train(
 def _train(recipe: "Recipe", run_dir: Path, placement: "Placement", nproc: int) -> None:
     """In this process, or by ranks that are forked from one that imports torch; this one then needs no torch."""
     if nproc == 1:
-        from cifarscale.run import run_job
+        with leaving_on_signals():
+            from cifarscale.run import run_job
 
-        run_job(recipe, run_dir, placement)
+            run_job(recipe, run_dir, placement)
     else:
         from cifarscale.cluster.call import training
         from cifarscale.cluster.local import run_locally

@@ -19,6 +19,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from processes import run_ranks, wait_until_gone
+from runs import PATIENCE_S, planted
 
 from cifarscale.config.load import load_recipe
 from cifarscale.data.manifest import Manifest
@@ -44,6 +45,20 @@ pytestmark = [
 Function = Callable[..., Any]
 """A fixture of conftest.py that is called."""
 
+SLOW_EVALUATION = """
+import sys
+if any("cifarscale" in argument for argument in sys.orig_argv):
+    import time
+    from pathlib import Path
+    from cifarscale.training import cnn
+    evaluate = cnn.evaluate_classifier
+    def slowly(*arguments, **more):
+        Path({mark!r}).touch()
+        for _ in range(300):
+            time.sleep(0.1)
+        return evaluate(*arguments, **more)
+    cnn.evaluate_classifier = slowly
+"""
 LONG = ("training.max_steps=160", "training.checkpoint_every=10", "evaluation.every=50", "augmentation.flip=true")
 """Overrides for a run that lasts long enough to be interrupted on its way."""
 
@@ -260,6 +275,31 @@ def test_a_run_that_is_asked_to_stop_saves_that_step_and_goes_on_from_there(
         assert not (run.path / "result.json").exists()
     completes(start_long())
     run.assert_same_as(uninterrupted)
+
+
+@pytest.mark.parametrize(("signum", "nproc"), [(signal.SIGTERM, 1), (signal.SIGINT, 2)])
+def test_a_run_that_is_asked_to_stop_while_it_is_evaluated_last_goes_on_with_that(
+    start: Function, run: Any, tiny: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    signum: signal.Signals, nproc: int,
+) -> None:  # fmt: skip
+    where = ("train", tiny, "--data", shards, "--run-dir", run.path, "--nproc", nproc, "--device", "cpu")
+    with monkeypatch.context() as patched:
+        for name, value in planted(tmp_path, SLOW_EVALUATION.format(mark=str(tmp_path / "evaluates"))).items():
+            patched.setenv(name, value)
+        started = start(*where, "--set", "evaluation.every=0")
+    deadline = time.monotonic() + PATIENCE_S
+    while not (tmp_path / "evaluates").exists():
+        assert started.end() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    started.send(signum)
+    ended = started.wait()
+    assert ended.returncode == 75, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert f"stopped: by {signum.name} outside of training" in ended.stderr.splitlines()[-1]
+    assert not (run.path / "result.json").exists()
+    completes(start(*where, "--set", "evaluation.every=0"))
+    assert run.result()["images_per_second"] > 0
 
 
 @pytest.mark.parametrize("nproc", [1, 2])
