@@ -11,6 +11,7 @@ from cifarscale.cli.options import short_path
 
 if TYPE_CHECKING:
     from cifarscale.cluster.status import RunStatus
+    from cifarscale.cluster.submitted import Submitted
 
 job_or_run_argument = click.argument("job_or_run", metavar="JOB|RUN")
 
@@ -71,22 +72,21 @@ def runs(folder: Path) -> None:
 @click.option("-f", "--follow", is_flag=True, help="Go on showing what is added, until the job ends.")
 def logs(job_or_run: str, rank: int | None, follow: bool) -> None:
     """Print what a rank of a job has printed; of a failed job first the error of the rank that failed first."""
-    from cifarscale.cluster.status import newest_failures, rank_log, run_status
+    from cifarscale.cluster.status import newest_failures, rank_log
     from cifarscale.cluster.submitted import find_run
     from cifarscale.errors import RunError
 
     run_dir, submitted = find_run(job_or_run)
-    active = run_status(run_dir).is_active
-    if rank is None and submitted and not active and (causes := newest_failures(submitted)):
+    goes_on = _watching(run_dir, submitted)
+    if rank is None and submitted and not goes_on() and (causes := newest_failures(submitted)):
         click.echo(f"rank {causes[0].rank} on {causes[0].host} ended first:")
         click.echo(f"{causes[0].message if causes[0].expected else causes[0].traceback.rstrip()}\n")
     while (path := rank_log(run_dir, rank or 0)) is None:
-        if not (follow and active):
+        if not (follow and goes_on()):
             name = short_path(run_dir)
             raise RunError(f"{name} has no log of rank {rank or 0} yet. Run: cifarscale status {name}")
         time.sleep(1)
-        active = run_status(run_dir).is_active
-    for text in _growing(path, lambda: follow and run_status(run_dir).is_active):
+    for text in _growing(path, lambda: follow and goes_on()):
         click.echo(text, nl=False)
 
 
@@ -108,6 +108,22 @@ def cancel(job_or_run: str) -> None:
         return
     slurm.cancel(submitted.job_id)
     click.echo(f"job {submitted.job_id} is being cancelled; {short_path(run_dir)} goes on when it is submitted again")
+
+
+def _watching(run_dir: Path, submitted: "Submitted | None") -> Callable[[], bool]:
+    """Tells at each call whether the run's job, or the process that writes the run, goes on."""
+    from cifarscale.cluster import slurm
+    from cifarscale.cluster.status import run_status
+
+    if submitted is None or not slurm.available():
+        return lambda: run_status(run_dir).is_active
+    watch = slurm.Watch(submitted.job_id)
+
+    def goes_on() -> bool:
+        watch.look()
+        return watch.is_active
+
+    return goes_on
 
 
 def _growing(path: Path, goes_on: Callable[[], bool]) -> Iterator[str]:

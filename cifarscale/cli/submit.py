@@ -191,18 +191,20 @@ def _wait(works: "list[Work]", submitted: "list[Submitted]") -> int:
     from cifarscale.run_folder import RunFolder
 
     shown: dict[str, str] = {}
-    active = [job.job_id for job in submitted]
-    while active:
-        for job_id in list(active):
-            state = slurm.job_state(job_id)
+    watches = [slurm.Watch(job.job_id, longest_s=10) for job in submitted]
+    while watches:
+        for watch in list(watches):
+            if not watch.look():
+                continue
+            state = watch.state
             text = "unknown to SLURM" if state is None else f"{state.state} {state.reason}".strip()
-            if shown.get(job_id) != text:
-                shown[job_id] = text
-                click.echo(f"job {job_id}: {text}", err=True)
-            if state is None or not state.is_active:
-                active.remove(job_id)
-        if active:
-            time.sleep(2)
+            if shown.get(watch.job_id) != text:
+                shown[watch.job_id] = text
+                click.echo(f"job {watch.job_id}: {text}", err=True)
+            if not watch.is_active:
+                watches.remove(watch)
+        if watches:
+            time.sleep(1)
     failed = [work for work in works if RunFolder(work.run_dir).result() is None]
     for work in works:
         name = short_path(work.run_dir)

@@ -1,10 +1,12 @@
 """What SLURM says, by its own commands."""
 
+import logging
 import os
 import pwd
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +15,8 @@ from pathlib import Path
 
 from cifarscale.config.profile import minutes
 from cifarscale.errors import ClusterError
+
+log = logging.getLogger(__name__)
 
 TIMEOUT_S = 60
 _STEERS = re.compile(r"(?:SLURM|SBATCH|SRUN|SALLOC|SQUEUE|SINFO|SACCT|SCONTROL|SCANCEL|SSTAT|SPRIO|SATTACH)_")
@@ -171,6 +175,59 @@ def job_states(job_ids: Sequence[str]) -> dict[str, JobState]:
     found = {job_id: state for job_id in job_ids if (state := _from_accounting(job_id, known))}
     unsettled = [job_id for job_id in job_ids if job_id not in found or found[job_id].is_active]
     return found | {job_id: state for job_id in unsettled if (state := job_state(job_id))}
+
+
+class Watch:
+    """Asks SLURM how a job is, ever less often while nothing changes, and bears with one that does not answer.
+
+    Administrators lock people out whose commands ask every second; a controller that is restarted is away for minutes.
+    """
+
+    def __init__(self, job_id: str, first_s: float = 2, longest_s: float = 60, patience_s: float = 1800) -> None:
+        """
+        Args:
+            first_s, longest_s: between two questions, doubled from one to the other.
+            patience_s: how long SLURM may not answer, before that is an error.
+        """
+        self.job_id = job_id
+        self._first_s, self._longest_s, self._patience_s = first_s, longest_s, patience_s
+        self._pause_s, self._next = first_s, 0.0
+        self._silent_since: float | None = None
+        self.state: JobState | None = None
+        """As last seen; None if SLURM does not know the job."""
+        self.is_active = True
+        """Whether the job is queued or runs, as far as is known."""
+
+    def look(self) -> bool:
+        """Asks SLURM if it is time to. Returns: whether the job's state is another one than before.
+
+        Raises: ClusterError if SLURM has not answered for too long.
+        """
+        now = time.monotonic()
+        if now < self._next:
+            return False
+        try:
+            state = job_state(self.job_id)
+        except ClusterError as error:
+            if not available():
+                raise
+            if self._silent_since is None:
+                self._silent_since = now
+                log.warning("%s; asking again", error)
+            if now - self._silent_since > self._patience_s:
+                raise
+            self._later(now)
+            return False
+        self._silent_since = None
+        changed = state != self.state or self._next == 0
+        self.state, self.is_active = state, state is not None and state.is_active
+        self._pause_s = self._first_s if changed else self._pause_s
+        self._later(now)
+        return changed
+
+    def _later(self, now: float) -> None:
+        self._next = now + self._pause_s
+        self._pause_s = min(2 * self._pause_s, self._longest_s)
 
 
 def _from_accounting(job_id: str, known: Sequence[Attempt]) -> JobState | None:
