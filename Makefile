@@ -64,6 +64,7 @@ bench: install ## Measure our engine against a plain loop; CIFARSCALE_REAL_DATA 
 	$(BIN)/python tests/bench/bench_fid.py
 	$(BIN)/python tests/bench/bench_sweep.py
 	$(BIN)/python tests/bench/bench_tracking.py
+	$(BIN)/python tests/bench/bench_start.py
 
 install: $(VENV)/.installed ## Make the virtual environment.
 
