@@ -117,7 +117,7 @@ def _timeout(seen: Evidence) -> Explanation:
     headline = f"{_job_ended(seen)}: its time limit{limit} came before it had saved its state and queued itself again"
     if seen.failures:
         return reported(seen, seen.failures[0], f"{_job_ended(seen)} at its time limit{limit}")
-    warned = any("SIGUSR2" in line or "SLURM warned" in line for line in seen.log)
+    warned = any("stopped: after step" in line or "SLURM warned" in line for line in seen.log)
     warning = (
         f"The warning came too late: raise warning_seconds{in_profile(seen)} above what a step and a checkpoint take"
         if warned

@@ -48,10 +48,9 @@ class SlurmTask:
             except StopSignal as stopped:
                 raise stopped.as_error() from stopped
         except Interrupted as stop:
+            code = _tell(stop)  # `why` quotes it where the job does not go on: it may have been cancelled
             if not stop.to_continue:
-                sys.exit(_tell(stop))
-            if job.global_rank == 0:
-                log.info("SLURM warned: the state is saved, and job %s queues itself again", job.job_id)
+                sys.exit(code)
             leave_word()
             sys.exit(EXIT_CONTINUE_LATER)
         except Exception as error:

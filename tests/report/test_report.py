@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from cifarscale.cli.main import main
 from cifarscale.config.load import load_job, load_recipe
-from cifarscale.errors import RunError
+from cifarscale.errors import CifarscaleError
 from cifarscale.report.logs import restarts, run_drawings
 from cifarscale.report.page import write_report
 from cifarscale.report.recipes import differences
@@ -167,10 +167,17 @@ def test_a_folder_without_a_recipe_is_refused_in_one_line(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "result.json"])
-def test_a_file_that_cannot_be_read_is_said_in_one_line(begun: RunFolder, tmp_path: Path, name: str) -> None:
+def test_what_a_crash_has_damaged_keeps_no_page_from_being_made(begun: RunFolder, tmp_path: Path, name: str) -> None:
     (begun.path / name).write_text("{broken\n")
-    with pytest.raises(RunError, match=r"begun cannot be read \(JSONDecodeError") as caught:
+    write_report([begun.path], tmp_path / "page.html")
+    assert "begun" in (tmp_path / "page.html").read_text()
+
+
+def test_a_recipe_that_cannot_be_read_is_said_in_one_line(begun: RunFolder, tmp_path: Path) -> None:
+    begun.recipe.write_text("{broken\n")
+    with pytest.raises(CifarscaleError) as caught:
         write_report([begun.path], tmp_path / "page.html")
+    assert "recipe.toml" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
