@@ -48,11 +48,10 @@ class SlurmTask:
             except StopSignal as stopped:
                 raise stopped.as_error() from stopped
         except Interrupted as stop:
+            if stop.to_continue:
+                leave_word()
             code = _tell(stop)  # `why` quotes it where the job does not go on: it may have been cancelled
-            if not stop.to_continue:
-                sys.exit(code)
-            leave_word()
-            sys.exit(EXIT_CONTINUE_LATER)
+            sys.exit(EXIT_CONTINUE_LATER if stop.to_continue else code)
         except Exception as error:
             sys.exit(_tell(error))
 

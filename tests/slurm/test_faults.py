@@ -165,6 +165,7 @@ def test_a_cancelled_job_does_not_come_back(cluster: Any, job: Job, go: Path) ->
     assert sum(row["JobID"] == job.id for row in cluster.sacct(job.id)) == 1
 
 
+@pytest.mark.timeout(600)
 def test_a_run_goes_on_after_its_time_limit(
     cluster: Any, job: Job, recipe: Callable[[int], Path], references: Callable[[Path], Run], go: Path
 ) -> None:
@@ -172,7 +173,7 @@ def test_a_run_goes_on_after_its_time_limit(
     hours, minutes, _ = map(int, re.search(r" RunTime=(\d+):(\d+):(\d+)", about).groups())  # type: ignore[union-attr]
     soon = 60 * hours + minutes + 2  # at least a minute from now, so that the warning is still to come
     slurm(cluster, "scontrol", "update", f"jobid={job.id}", f"timelimit={soon}")
-    cluster.wait_for_state(job.id, ("PENDING", "REQUEUED", *ENDED), PATIENCE_S)
+    assert cluster.wait_for_state(job.id, ("PENDING", "REQUEUED", *ENDED), PATIENCE_S) not in ENDED, job.log()
     slurm(cluster, "scontrol", "update", f"jobid={job.id}", "timelimit=30")
     go.touch()
     job.complete()

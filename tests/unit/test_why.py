@@ -316,7 +316,7 @@ def test_a_failed_job_of_which_nothing_is_known() -> None:
 
 
 def test_a_time_limit_that_came_before_the_state_was_saved() -> None:
-    evidence = seen("TIMEOUT", log=(STARTED, "submitit WARNING - Caught signal SIGUSR2"))
+    evidence = seen("TIMEOUT", log=(STARTED, "stopped: after step 20 of 100; the state is saved"))
     assert_told(evidence, ("timed out", "limit of 4 h"), "too late", "warning_seconds in profile big", AGAIN)
     assert_told(seen("TIMEOUT"), ("timed out",), "not warned", "--time")
     refused = failure(0, "SLURM does not queue job 12 again (Access denied)", expected=True)
