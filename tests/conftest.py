@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from preloaded import Popen, forking
+from preloaded import forking
 
 from cifarscale.data.shards import write_shards
 from cifarscale.data.source import Source
@@ -27,15 +27,9 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def preloaded() -> Iterator[Callable[[], str]]:
-    """Has `python -m cifarscale …` begin by a fork of a process that has imported torch; tests of the start undo it."""
+    """Has `python -m cifarscale …` begin by a fork of a process that has imported torch"""
     with forking() as path:
         yield path
-
-
-@pytest.fixture
-def as_users_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has commands start as users start them, each in a new Python."""
-    monkeypatch.setattr(Popen, "fork", None)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,7 +4,8 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -73,18 +74,24 @@ def kill_node(cluster: Any, job: Job) -> None:
     cluster.start("n2")
 
 
-def preempt_by_sigterm(cluster: Any, job: Job) -> None:
-    """As SLURM does it where nobody says otherwise: SIGTERM, and time to end."""
+@contextmanager
+def sigterm_alone(cluster: Any) -> Iterator[None]:
+    """Inside the block a job is preempted as SLURM does it where nobody says otherwise: SIGTERM, and time to end."""
     conf = cluster.folder / "etc/slurm.conf"
     text = conf.read_text()
     try:
         conf.write_text(text.replace("SlurmctldParameters=preempt_send_user_signal", ""))
         slurm(cluster, "scontrol", "reconfigure")
-        preempt(cluster, job)
-        cluster.wait_for_state(job.id, ("PENDING", "REQUEUED", *ENDED), PATIENCE_S)
+        yield
     finally:
         conf.write_text(text)
         slurm(cluster, "scontrol", "reconfigure")
+
+
+def preempt_by_sigterm(cluster: Any, job: Job) -> None:
+    with sigterm_alone(cluster):
+        preempt(cluster, job)
+        cluster.wait_for_state(job.id, ("PENDING", "REQUEUED", *ENDED), PATIENCE_S)
 
 
 @pytest.mark.parametrize(
@@ -104,11 +111,8 @@ def test_a_run_ends_as_if_nothing_had_happened(
     job.run.assert_same_as(references(recipe(STEPS)))
     restarts = sum(row["JobID"] == job.id for row in cluster.sacct(job.id)) - 1
     assert restarts == (0 if fault is restart_controller else 1)
-    if fault in (
-        preempt,
-        preempt_by_sigterm,
-        warn,
-    ):  # the step at which it was warned is saved: nothing is computed twice
+    # The step at which it was warned is saved: nothing is computed twice.
+    if fault in (preempt, preempt_by_sigterm, warn):
         assert re.search(r"resuming after step (\d+)", job.log())
 
 
@@ -137,21 +141,12 @@ def test_a_warning_before_the_ranks_can_hear_it_costs_nothing_but_a_start(
     """SIGTERM by preemption, which is what tells it from others."""
     profile = tmp_path / "mine.toml"
     profile.write_text(TESTCLUSTER.read_text() + (f'\nsetup = ["{setup}"]\n' if setup else ""))
-    if signum == "TERM":
-        conf = cluster.folder / "etc/slurm.conf"
-        text = conf.read_text()
-        conf.write_text(text.replace("SlurmctldParameters=preempt_send_user_signal", ""))
-        slurm(cluster, "scontrol", "reconfigure")
-    try:
+    with sigterm_alone(cluster) if signum == "TERM" else nullcontext():
         job = submit(recipe(40), "--profile", profile)
         cluster.wait_for_state(job.id, ("RUNNING",), PATIENCE_S)
         time.sleep(delay_s)
         (warn if signum == "USR2" else preempt)(cluster, job)
         cluster.wait_for_state(job.id, ("PENDING", "REQUEUED", *ENDED), PATIENCE_S)
-    finally:
-        if signum == "TERM":
-            conf.write_text(text)
-            slurm(cluster, "scontrol", "reconfigure")
     job.complete()
     job.run.assert_same_as(references(recipe(40)))
 
