@@ -74,31 +74,39 @@ def ray_cluster(num_cpus: int, num_gpus: int = 0, timeout_s: float = START_TIMEO
     Raises: ClusterError if Ray does not start within the time; the message ends with its last lines.
     """
     token = secrets.token_hex(32)
-    with _node(["--head", "--port", "0", "--node-ip-address", "127.0.0.1"], token, num_cpus, num_gpus) as node:
-        yield RayAddress(_wait_for_address(node, timeout_s), node.folder)
+    options = ["--head", "--port", "0", "--node-ip-address", "127.0.0.1"]
+    with _node(options, token, num_cpus, num_gpus, timeout_s) as node:
+        yield RayAddress(node.address, node.folder)
 
 
 @contextmanager
 def ray_over_nodes(
-    ranks: Ranks, meeting: Path, num_cpus: int, num_gpus: int = 0, timeout_s: float = START_TIMEOUT_S
+    ranks: Ranks,
+    meeting: Path,
+    num_cpus: int,
+    num_gpus: int = 0,
+    timeout_s: float = START_TIMEOUT_S,
+    join_timeout_s: float = START_TIMEOUT_S,
 ) -> Iterator[RayAddress]:
     """One Ray over the nodes of a job with one task a node: for rank 0, while all the others are in `serve_node`.
 
     Args:
         meeting: a folder that the nodes share, new at each start of the job; the token is passed on in it, readable by
             its owner alone.
+        timeout_s: until this node's Ray answers.
+        join_timeout_s: until those of the other nodes have joined it, from then on.
     Raises: ClusterError naming the nodes that have not joined within the time.
     """
     address, token = os.environ.get(ADDRESS_VARIABLE) or socket.gethostname(), secrets.token_hex(32)
     how: dict[str, Any] = {}
     meeting.mkdir(parents=True, exist_ok=True, mode=0o700)
     published = meeting / "ray.json"
-    with _node(["--head", "--port", "0", "--node-ip-address", address], token, num_cpus, num_gpus) as node:
+    options = ["--head", "--port", "0", "--node-ip-address", address]
+    with _node(options, token, num_cpus, num_gpus, timeout_s) as node:
         try:
-            found = _wait_for_address(node, timeout_s)
-            _write_for_owner(published, {"address": found, "token": token})
-            _wait_for_nodes(meeting, ranks.world_size, node, timeout_s)
-            yield RayAddress(found, node.folder)
+            _write_for_owner(published, {"address": node.address, "token": token})
+            _wait_for_nodes(meeting, ranks.world_size, node, join_timeout_s)
+            yield RayAddress(node.address, node.folder)
         except Interrupted as stopped:
             how = {"interrupted": str(stopped), "to_continue": stopped.to_continue}
             raise
@@ -126,8 +134,7 @@ def serve_node(
     head: str = about["address"]
     options = ["--address", head, "--node-ip-address", _own_address(head)]
     for _ in range(1 + RESTARTS):
-        with _node(options, about["token"], num_cpus, num_gpus) as node:
-            _wait_for_start(node, timeout_s)
+        with _node(options, about["token"], num_cpus, num_gpus, timeout_s) as node:
             write_json_atomically(_joined(meeting, ranks.rank), {})
             while node.keeper.poll() is None:
                 if is_listed(_end(meeting)):
@@ -153,10 +160,44 @@ class _Node:
         output = self.folder / "out"
         return output.read_text(errors="replace").strip() if output.exists() else ""
 
+    @property
+    def address(self) -> str:
+        """A head's own."""
+        return (self.folder / "ray/ray_current_cluster").read_text(encoding="utf-8").strip()
+
+    def answers(self, deadline: float) -> bool:
+        """Waits until it does, or has ended."""
+        while "--block" not in self.said():  # what it says then
+            if self.keeper.poll() is not None or time.monotonic() > deadline:
+                return False
+            time.sleep(_POLL_S)
+        return True
+
 
 @contextmanager
-def _node(options: Sequence[str], token: str, num_cpus: int, num_gpus: int) -> Iterator[_Node]:
-    """This node's Ray, being started."""
+def _node(options: Sequence[str], token: str, num_cpus: int, num_gpus: int, timeout_s: float) -> Iterator[_Node]:
+    """This node's Ray; started again if it ends before it answers, for Ray gives itself 30 s only, too few under load.
+
+    Raises: ClusterError if it has not answered within the time, or has ended too often; the message ends with its last
+        lines.
+    """
+    deadline, said = time.monotonic() + timeout_s, ""
+    for _ in range(1 + RESTARTS):
+        with _starting_node(options, token, num_cpus, num_gpus) as node:
+            if "--head" in options:
+                import ray.tune  # noqa: F401  takes seconds, and the node's Ray takes as many
+            if node.answers(deadline):
+                yield node
+                return
+            said = node.said()[-500:] or "it said nothing"
+            if time.monotonic() > deadline:
+                raise ClusterError(f"Ray did not start within {timeout_s:.0f} s: {said}")
+        log.info("Ray has ended while it started, and is started again: %s", said)
+    raise ClusterError(f"Ray has ended {1 + RESTARTS} times while it started: {said}")
+
+
+@contextmanager
+def _starting_node(options: Sequence[str], token: str, num_cpus: int, num_gpus: int) -> Iterator[_Node]:
     folder = Path(tempfile.mkdtemp(prefix="csray-", dir="/tmp"))
     token_file = folder / "token"
     token_file.touch(mode=0o600)
@@ -234,19 +275,3 @@ def _write_for_owner(path: Path, about: dict[str, str]) -> None:
     new.touch(mode=0o600)
     new.write_text(json.dumps(about), encoding="utf-8")
     new.replace(path)
-
-
-def _wait_for_address(node: _Node, timeout_s: float) -> str:
-    import ray.tune  # noqa: F401  takes seconds, and the node's Ray takes as many
-
-    _wait_for_start(node, timeout_s)
-    return (node.folder / "ray/ray_current_cluster").read_text(encoding="utf-8").strip()
-
-
-def _wait_for_start(node: _Node, timeout_s: float) -> None:
-    """Ray says --block when it answers."""
-    deadline = time.monotonic() + timeout_s
-    while "--block" not in node.said():
-        if node.keeper.poll() is not None or time.monotonic() > deadline:
-            raise ClusterError(f"Ray did not start within {timeout_s:.0f} s: {node.said()[-500:] or 'it said nothing'}")
-        time.sleep(_POLL_S)
