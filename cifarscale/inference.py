@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from cifarscale.config.distance import FidJob
 from cifarscale.cores import Cores
 from cifarscale.data.dataset import Dataset
+from cifarscale.data.images import read_image
 from cifarscale.data.shards import IMAGE_SIZE
 from cifarscale.distributed import pick_device, process_group
-from cifarscale.errors import DataError
 from cifarscale.evaluation.accuracy import evaluate_classifier
 from cifarscale.files import write_json_atomically
 from cifarscale.measure import images_of, open_reference
@@ -150,15 +150,8 @@ def predict(trained: TrainedClassifier, images: Sequence[Path]) -> list[list[tup
 
 def _thumbnail(path: Path) -> np.ndarray:
     """The middle square of an image at the classifier's size, (32, 32, 3) uint8; an image of that size as it is."""
-    try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I;16"):  # Pillow would clip its 65,536 greys at 255, not scale them
-                upright = upright.point(lambda value: value * (1 / 257))
-            upright = upright.convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise DataError(f"cannot read {path} as an image: {str(error).splitlines()[0]}") from error
-    return np.array(ImageOps.fit(upright, (IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.LANCZOS))
+    fitted = ImageOps.fit(read_image(path), (IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.LANCZOS)
+    return np.array(fitted)
 
 
 def _by_name(names: Sequence[str], values: Sequence[float | None]) -> dict[str, float | None]:

@@ -1,16 +1,19 @@
 """Sets of images to be measured: of a split, of a folder, or whatever else gives them by number."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cifarscale.data.manifest import Manifest
 from cifarscale.data.shards import read_split
 from cifarscale.errors import DataError
+
+log = logging.getLogger(__name__)
 
 EXTENSIONS = ("bmp", "jpg", "jpeg", "pgm", "png", "ppm", "tif", "tiff", "webp")
 """Of the files that are taken for images: those that pytorch-fid takes."""
@@ -47,17 +50,21 @@ def images_of_split(folder: Path, manifest: Manifest, split: str, device: torch.
 
 
 def images_of_folder(folder: Path, device: torch.device) -> ImageSet:
-    """All images that lie in a folder itself, by name; as RGB.
+    """All images that lie in a folder itself, by name; as RGB. Hidden files are none, and subfolders are not read.
 
     Raises: DataError if there is none; and when they are read, if one cannot be, or is of another size than the first.
     """
-    paths = sorted(path for path in folder.iterdir() if path.suffix[1:].lower() in EXTENSIONS)
+    paths = sorted(filter(is_image_file, folder.iterdir()))
+    others = sorted(path.name for path in folder.iterdir() if path.is_dir() and any(map(is_image_file, path.iterdir())))
     if not paths:
-        raise DataError(f"{folder} holds no images; their names end in one of: {', '.join(EXTENSIONS)}")
-    size = _open(paths[0]).shape[:2]
+        remedy = f"; its subfolder {others[0]} does: name that one" if others else ""
+        raise DataError(f"{folder} holds no images; their names end in one of: {', '.join(EXTENSIONS)}{remedy}")
+    if others:
+        log.warning("%s: images in its %d subfolders, such as %s, are left out", folder, len(others), others[0])
+    size = _pixels(paths[0]).shape[:2]
 
     def images(rows: range) -> torch.Tensor:
-        pixels = [_open(path) for path in paths[rows.start : rows.stop]]
+        pixels = [_pixels(path) for path in paths[rows.start : rows.stop]]
         for path, image in zip(paths[rows.start : rows.stop], pixels, strict=True):
             if image.shape[:2] != size:
                 raise DataError(
@@ -69,10 +76,30 @@ def images_of_folder(folder: Path, device: torch.device) -> ImageSet:
     return ImageSet(str(folder), len(paths), images)
 
 
-def _open(path: Path) -> np.ndarray:
-    """An image file as (H, W, 3) uint8."""
+def is_image_file(path: Path) -> bool:
+    """Whether a file is taken for an image, by its name; what begins with a dot is something of the system's."""
+    return path.suffix[1:].lower() in EXTENSIONS and not path.name.startswith(".")
+
+
+def read_image(path: Path) -> Image.Image:
+    """An image file as one sees it: upright, in RGB of 8 bits; 65,536 greys are scaled to 256.
+
+    Raises: DataError if Pillow does not open it, or its pixels are floats or 32-bit numbers, whose range nobody knows.
+    """
     try:
         with Image.open(path) as image:
-            return np.array(image.convert("RGB"))
+            upright = ImageOps.exif_transpose(image)
+            deep = upright.mode.startswith("I;16") or (image.format in ("PNG", "PPM") and upright.mode == "I")
+            if upright.mode in ("F", "I") and not deep:
+                kind = "floats" if upright.mode == "F" else "32-bit numbers"
+                raise DataError(f"cannot read {path} as an image: its pixels are {kind}. Save it with 8 or 16 bits")
+            if deep:  # Pillow would clip them at 255
+                upright = upright.point(lambda value: value * (1 / 257))
+            return upright.convert("RGB")
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise DataError(f"cannot read {path} as an image: {str(error).splitlines()[0]}") from error
+
+
+def _pixels(path: Path) -> np.ndarray:
+    """An image file as (H, W, 3) uint8."""
+    return np.array(read_image(path))
