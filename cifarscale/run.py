@@ -123,7 +123,7 @@ def _train(
         log.warning("precision = 'fp16' is 40 to 75 times slower than 'fp32' on a CPU; 'bf16' is not")
     if recipe.training.slices:
         torch.backends.cudnn.deterministic = True  # on a GPU a slice must give the same bits each time, too
-    cores = Cores(apart=device.type == "cpu" and recipe.training.slices > 0 and not recipe.training.compile)
+    cores = Cores(apart=device.type == "cpu" and recipe.training.slices > 0)
     newest = group.from_first(newest_checkpoint(folder.checkpoints))
     trained = checkpoint_step(newest) if newest else 0
     *others, final = stages_of(recipe)

@@ -122,13 +122,23 @@ class TrainingConfig(Section):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the forward and backward pass (automatic mixed precision); weights stay float32."""
     compile: bool = False
-    """Runs the networks through torch.compile; where that fails, says so and goes on without."""
+    """Runs the networks through torch.compile, with slices = 0 only: compiled arithmetic rounds differently on every
+    kind of machine, and by how many cores it has. Where it fails, says so and goes on without."""
     log_every: PositiveInt = 50
     """Steps between two lines in metrics.jsonl."""
     checkpoint_every: PositiveInt = 1000
     """Steps between two checkpoints."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
     """Checkpoints kept; older ones are removed."""
+
+    @model_validator(mode="after")
+    def _compiled_is_not_exact(self) -> Self:
+        if self.compile and self.slices:
+            raise ValueError(
+                "training.compile = true gives other figures on every kind of machine, and "
+                f"training.slices = {self.slices} promises the same ones: set training.slices=0 too, or leave it out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _slices_cut_the_batch_evenly(self) -> Self:

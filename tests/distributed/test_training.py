@@ -561,7 +561,7 @@ def test_compiled_networks_train_nearly_as_others(
     runs: Function, tiny: Path, shards: Path, opened: Function, cifarscale: Function, tmp_path: Path
 ) -> None:
     """Where there is a compiler; else the run says so and goes on without."""
-    overrides = ["--set", "training.compile=true", "--set", "evaluation.every=0", "--set", "training.slices=1"]
+    overrides = ["--set", "training.compile=true", "--set", "evaluation.every=0", "--set", "training.slices=0"]
     ended = cifarscale("train", tiny, "--data", shards, "--run-dir", tmp_path / "run", *overrides)
     assert ended.returncode == 0, ended.stderr
     expected = [line["loss"] for line in runs("plain", 1).metrics() if "loss" in line]
@@ -580,6 +580,6 @@ def test_where_compiling_fails_the_run_says_so_and_goes_on(
 
     monkeypatch.setattr(torch, "compile", refuse)
     monkeypatch.setattr(logging.getLogger("cifarscale"), "propagate", True)
-    run = train_here(tmp_path / "run", "training.compile=true")
+    run = train_here(tmp_path / "run", "training.compile=true", "training.slices=0")
     assert "torch.compile failed, going on without it: no compiler" in caplog.messages
-    assert run.metrics() == runs("plain", 1).metrics()
+    assert run.metrics() == runs("no slices", 1).metrics()
