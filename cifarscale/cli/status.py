@@ -101,7 +101,7 @@ def cancel(job_or_run: str) -> None:
     run_dir, submitted = find_run(job_or_run)
     if submitted is None:
         raise RunError(f"{short_path(run_dir)} was never submitted; a run of this machine's own ends with Ctrl-C")
-    state = slurm.job_state(submitted.job_id)
+    state = slurm.job_state(submitted.key)
     if state is None or not state.is_active:
         ended = state.state.lower() if state else "unknown to SLURM"
         click.echo(f"job {submitted.job_id} is {ended} already")
@@ -117,7 +117,7 @@ def _watching(run_dir: Path, submitted: "Submitted | None") -> Callable[[], bool
 
     if submitted is None or not slurm.available():
         return lambda: run_status(run_dir).is_active
-    watch = slurm.Watch(submitted.job_id)
+    watch = slurm.Watch(submitted.key)
 
     def goes_on() -> bool:
         watch.look()

@@ -191,16 +191,16 @@ def _wait(works: "list[Work]", submitted: "list[Submitted]") -> int:
     from cifarscale.run_folder import RunFolder
 
     shown: dict[str, str] = {}
-    watches = [slurm.Watch(job.job_id, longest_s=10) for job in submitted]
+    watches = [slurm.Watch(job.key, longest_s=10) for job in submitted]
     while watches:
         for watch in list(watches):
             if not watch.look():
                 continue
             state = watch.state
             text = "unknown to SLURM" if state is None else f"{state.state} {state.reason}".strip()
-            if shown.get(watch.job_id) != text:
-                shown[watch.job_id] = text
-                click.echo(f"job {watch.job_id}: {text}", err=True)
+            if shown.get(watch.job.job_id) != text:
+                shown[watch.job.job_id] = text
+                click.echo(f"job {watch.job}: {text}", err=True)
             if not watch.is_active:
                 watches.remove(watch)
         if watches:

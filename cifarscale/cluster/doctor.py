@@ -146,33 +146,33 @@ def _run_in_queue(call: Call, profile: Profile, plan: Plan, limit_s: int, folder
     """Runs the ranks as a job, which is over when this returns."""
     try:
         check_with_slurm(folder, NAME, profile, plan)
-        (job_id,) = queue([call], folder, NAME, profile, plan)
+        (job,) = queue([call], folder, NAME, profile, plan)
     except ClusterError as error:
         return failure("job", without_command(error), f"see: cifarscale profiles check {profile.name}")
     state = None
     try:
-        state = _follow(job_id, lambda state: state.is_waiting, limit_s)
+        state = _follow(job, lambda state: state.is_waiting, limit_s)
         if state is not None and state.is_waiting:
             return _not_started(state, profile, limit_s)
-        state = _follow(job_id, lambda state: state.is_active, 60 * plan.time_min + 60, state)
-        return _ended(state, job_id, folder)
+        state = _follow(job, lambda state: state.is_active, 60 * plan.time_min + 60, state)
+        return _ended(state, job.job_id, folder)
     finally:
         if state is None or state.is_active:
             with suppress(ClusterError):  # it may be over by now
-                slurm.cancel(job_id)
+                slurm.cancel(job.job_id)
 
 
 def _follow(
-    job_id: str, goes_on: Callable[[slurm.JobState], bool], limit_s: float, told: slurm.JobState | None = None
+    job: slurm.JobKey, goes_on: Callable[[slurm.JobState], bool], limit_s: float, told: slurm.JobState | None = None
 ) -> slurm.JobState | None:
     """Waits while a job is in some states, and tells of each but the one that is told already.
 
     Returns: the last state; None if SLURM forgot the job.
     """
     deadline = time.monotonic() + limit_s
-    while (state := slurm.job_state(job_id)) is not None:
+    while (state := slurm.job_state(job)) is not None:
         if told is None or (state.state, state.reason) != (told.state, told.reason):
-            log.info("job %s: %s", job_id, f"{state.state} {state.reason}".strip())
+            log.info("job %s: %s", job, f"{state.state} {state.reason}".strip())
             told = state
         if not goes_on(state) or time.monotonic() > deadline:
             break

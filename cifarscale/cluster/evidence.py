@@ -86,7 +86,7 @@ def gather(run_dir: Path, name: str, job: Submitted | None) -> Evidence:
     """
     folder = RunFolder(run_dir)
     recipe = folder.load_job()
-    state, attempts, trouble = _asked(job.job_id) if job else (None, (), "")
+    state, attempts, trouble = _asked(job.key) if job else (None, (), "")
     lines = read_metrics(folder.metrics)
     logs = run_dir / "logs"
     found: list[Failure] = []
@@ -131,11 +131,13 @@ def last_lines(path: Path) -> list[str]:
         return []
 
 
-def _asked(job_id: str) -> tuple[slurm.JobState | None, tuple[slurm.Attempt, ...], str]:
+def _asked(job: slurm.JobKey) -> tuple[slurm.JobState | None, tuple[slurm.Attempt, ...], str]:
+    state = None
     try:
-        return slurm.job_state(job_id), tuple(slurm.attempts(job_id)), ""
+        state = slurm.job_state(job)
+        return state, tuple(slurm.attempts(job)), ""
     except ClusterError as error:
-        return None, (), str(error)
+        return state, (), str(error)
 
 
 def _newest_logs(job: Submitted, state: slurm.JobState | None) -> Path:

@@ -258,7 +258,7 @@ def goodput_rows(run_dir: Path) -> list[tuple[str, str]]:
     recipe = folder.load_job()
     if not isinstance(recipe, Recipe):
         raise RunError(f"{run_dir} trains nothing, so there is no goodput of it")
-    attempts = [attempt for job in jobs for attempt in slurm.attempts(job.job_id)]
+    attempts = [attempt for job in jobs for attempt in slurm.attempts(job.key)]
     lines = read_metrics(folder.metrics)
     found = goodput(attempts, lines, time.time())
     rates = [line["images_per_second"] for line in lines if line.get("images_per_second")]

@@ -36,31 +36,34 @@ def check_profile(profile: Profile) -> Iterator[Finding]:
     except ClusterError as error:
         yield failure("partition", str(error), "name one of these in the profile: partition = …")
         return
-    settings = slurm.partition_settings(partition.name)
-    yield partition_state(partition, settings, slurm.node_states(partition.name))
+    settings = {name: slurm.partition_settings(name) for name in partition.name.split(",")}
+    for name, each in settings.items():
+        yield partition_state(name, each, slurm.node_states(name))
     yield from fits(plan, profile, partition)
     yield _accepted(profile, plan)
     yield shared_folder(profile)
-    yield preemption(configuration, settings, profile)
+    yield from dict.fromkeys(preemption(configuration, each, profile) for each in settings.values())
     yield requeue(configuration, profile)
 
 
-def partition_state(partition: Partition, settings: Mapping[str, str], states: Mapping[str, int]) -> Finding:
-    """Whether jobs start there.
+def partition_state(name: str, settings: Mapping[str, str], states: Mapping[str, int]) -> Finding:
+    """Whether a partition takes jobs, and starts them.
 
     Args:
         settings: what `scontrol show partition` says of it.
         states: its nodes by their states.
     """
     counts = ", ".join(f"{number} {state}" for state, number in states.items())
-    text = f"{partition.name}: {counts or 'no nodes'}"
-    if settings.get("State", "UP") != "UP":
-        return failure(
-            "partition", f"{text}; it is {settings['State']}", "take another one, or wait until it is open again"
-        )
+    text = f"{name}: {counts or 'no nodes'}"
+    if (state := settings.get("State", "UP")) != "UP":
+        if state == "DOWN":
+            return warning("partition", f"{text}; it is DOWN: jobs wait", "take another one, or ask")
+        return failure("partition", f"{text}; it is {state}", "take another one, or wait until it is open again")
     gone = ("down", "drain", "fail", "maint", "unk", "power")
     if not any(number for state, number in states.items() if not state.startswith(gone)):
-        return failure("partition", f"{text}: none runs jobs now", "take another one, or ask; sinfo -R says why")
+        return warning(
+            "partition", f"{text}: none runs jobs now, so jobs wait", "take another one, or ask; sinfo -R says why"
+        )
     return ok("partition", text)
 
 
@@ -129,7 +132,7 @@ def preemption(configuration: Mapping[str, str], settings: Mapping[str, str], pr
 
 def requeue(configuration: Mapping[str, str], profile: Profile) -> Finding:
     """Whether a job that is preempted, or warned, can queue itself again."""
-    if "no-requeue" in profile.sbatch:
+    if profile.sbatch.get("no-requeue"):
         return warning(
             "requeue",
             "sbatch.no-requeue is set: a job that is warned or preempted ends",
@@ -143,9 +146,11 @@ def requeue(configuration: Mapping[str, str], profile: Profile) -> Finding:
 def accounting() -> Finding:
     """Whether SLURM keeps accounts, from which ended jobs are known."""
     try:
-        slurm.require_accounting()
+        trouble = slurm.require_accounting()
     except ClusterError as error:
         return failure("accounting", str(error), "without it submit refuses jobs")
+    if trouble:
+        return warning("accounting", f"on, but it does not answer: {trouble}", "jobs run; how they ended is told later")
     return ok("accounting", "on: SLURM can tell how a job ended")
 
 
@@ -154,7 +159,7 @@ def _accepted(profile: Profile, plan: Plan) -> Finding:
     asked = {key: getattr(profile, key) for key in ("account", "qos", "constraint")}
     named = ", ".join(f"{key} {value}" for key, value in asked.items() if value)
     try:
-        check_with_slurm(RUNS_ROOT.absolute(), "cifarscale-check", profile, plan)
+        waits = check_with_slurm(RUNS_ROOT.absolute(), "cifarscale-check", profile, plan)
     except ClusterError as error:
         text = without_command(error)
         return failure(
@@ -162,7 +167,10 @@ def _accepted(profile: Profile, plan: Plan) -> Finding:
             f"{text}{f' (with {named})' if named else ''}",
             "correct the profile; sacctmgr show associations user=$USER lists your accounts and qos",
         )
-    return ok("sbatch", f"takes a job of one node{f', with {named}' if named else ''}")
+    text = f"takes a job of one node{f', with {named}' if named else ''}"
+    if waits:
+        return warning("sbatch", f"{text}, and lets it wait now: {waits}", "submit: it starts when it can")
+    return ok("sbatch", text)
 
 
 def _this_machine(plan: Plan) -> Iterator[Finding]:

@@ -20,8 +20,23 @@ _WAIT_S = 60
 
 _ENDED_BY_USR2, _ENDED_BY_TERM = 128 + signal.SIGUSR2, 128 + signal.SIGTERM
 
-BEFORE_SETUP = ("warned=", "trap 'warned=USR2' USR2", "trap 'warned=TERM' TERM")
 AFTER_SETUP = (f'srun() {{ if [ "$warned" ]; then return {EXIT_CONTINUE_LATER}; fi; command srun "$@"; }}',)
+
+
+def before_setup(folder: Path) -> list[str]:
+    """Lines of the script that come first.
+
+    Args:
+        folder: where submitit's files and the ranks' logs go.
+    """
+    return [
+        "warned=",
+        "trap 'warned=USR2' USR2",
+        "trap 'warned=TERM' TERM",
+        "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}; job=${job:-$SLURM_JOB_ID}",
+        "# What is here at the first start is of another job that had this number before.",
+        f'[ "${{SLURM_RESTART_COUNT:-0}}" -gt 0 ] || rm -rf {shlex.quote(str(folder))}/"$job"-*',
+    ]
 
 
 def after_ranks(folder: Path) -> list[str]:
@@ -32,7 +47,6 @@ def after_ranks(folder: Path) -> list[str]:
     """
     return [
         "code=$?",
-        "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}; job=${job:-$SLURM_JOB_ID}",
         f'saved={shlex.quote(str(folder))}/"$job-${{SLURM_RESTART_COUNT:-0}}"/{CONTINUE_NAME}',
         "goes_on() {  # whether this job was warned, and not cancelled",
         '  about=$(scontrol show job --oneliner "$SLURM_JOB_ID" 2>&1)',

@@ -23,10 +23,27 @@ _STEERS = re.compile(r"(?:SLURM|SBATCH|SRUN|SALLOC|SQUEUE|SINFO|SACCT|SCONTROL|S
 _WHERE_SLURM_IS = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_SACK_KEY", "SLURM_SACK_JWKS")
 _WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT")
 _ON_NODES = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
+_MOST_CHARACTERS = 10_000  # that sacct prints of one field
 _ATTEMPT_FIELDS = (
     *("JobID", "State", "ExitCode", "Submit", "Eligible", "Start", "End", "ElapsedRaw", "TimelimitRaw", "NodeList"),
-    *("AllocCPUS", "TotalCPU", "MaxRSS", "ReqTRES", "NNodes", "NTasks", "Reason"),
+    *("AllocCPUS", "TotalCPU", "MaxRSS", "ReqTRES", "NNodes", "NTasks", "Reason", "SubmitLine"),
 )
+
+
+@dataclass(frozen=True)
+class JobKey:
+    """Which job is meant. A number alone is another job's on another cluster, or once the cluster's database is new.
+
+    Attributes:
+        job_id: such as 12, or 12_3 of an array.
+        script: name of the file that sbatch was given, which no other submission has; empty if any job will do.
+    """
+
+    job_id: str
+    script: str = ""
+
+    def __str__(self) -> str:
+        return self.job_id
 
 
 @dataclass(frozen=True)
@@ -151,30 +168,20 @@ def command(*arguments: str) -> str:
     return done.stdout
 
 
-def job_state(job_id: str) -> JobState | None:
-    """A job that is queued, runs, or has ended; None if SLURM does not know it."""
-    try:
-        shown = command("scontrol", "show", "job", "--oneliner", job_id).splitlines()
-    except ClusterError as error:
-        if "Invalid job id" not in str(error):
-            raise
-        return _from_accounting(job_id, attempts(job_id))
-    for line in shown:
-        found = dict(re.findall(r"(\w+)=(\S*)", line))
-        if job_id in (found["JobId"], f"{found.get('ArrayJobId')}_{found.get('ArrayTaskId')}"):
-            reason = "" if found["Reason"] == "None" else found["Reason"]
-            nodes = found.get("NodeList", "").replace("(null)", "")
-            start = _time(found["StartTime"])
-            return JobState(job_id, found["JobState"], reason, int(found["Restarts"]), nodes, start)
-    return _from_accounting(job_id, attempts(job_id))
+def job_state(job: JobKey) -> JobState | None:
+    """A job that is queued, runs, or has ended; None if SLURM does not know it.
+
+    Raises: ClusterError if the controller does not answer.
+    """
+    return _from_controller(job) or _from_accounting(job, _known_attempts(job))
 
 
-def job_states(job_ids: Sequence[str]) -> dict[str, JobState]:
-    """States of several jobs by id, without those unknown to SLURM. It is asked once for all that have ended."""
-    known = attempts(*job_ids) if job_ids else []
-    found = {job_id: state for job_id in job_ids if (state := _from_accounting(job_id, known))}
-    unsettled = [job_id for job_id in job_ids if job_id not in found or found[job_id].is_active]
-    return found | {job_id: state for job_id in unsettled if (state := job_state(job_id))}
+def job_states(jobs: Sequence[JobKey]) -> dict[JobKey, JobState]:
+    """States of several jobs, without those unknown to SLURM. It is asked once for all that have ended."""
+    known = _known_attempts(*jobs)
+    ended = {job: state for job in jobs if (state := _from_accounting(job, known)) and not state.is_active}
+    seen = {job: _from_controller(job) or _from_accounting(job, known) for job in jobs if job not in ended}
+    return ended | {job: state for job, state in seen.items() if state}
 
 
 class Watch:
@@ -183,13 +190,13 @@ class Watch:
     Administrators lock people out whose commands ask every second; a controller that is restarted is away for minutes.
     """
 
-    def __init__(self, job_id: str, first_s: float = 2, longest_s: float = 60, patience_s: float = 1800) -> None:
+    def __init__(self, job: JobKey, first_s: float = 2, longest_s: float = 60, patience_s: float = 1800) -> None:
         """
         Args:
             first_s, longest_s: between two questions, doubled from one to the other.
             patience_s: how long SLURM may not answer, before that is an error.
         """
-        self.job_id = job_id
+        self.job = job
         self._first_s, self._longest_s, self._patience_s = first_s, longest_s, patience_s
         self._pause_s, self._next = first_s, 0.0
         self._silent_since: float | None = None
@@ -207,7 +214,7 @@ class Watch:
         if now < self._next:
             return False
         try:
-            state = job_state(self.job_id)
+            state = job_state(self.job)
         except ClusterError as error:
             if not available():
                 raise
@@ -230,28 +237,59 @@ class Watch:
         self._pause_s = min(2 * self._pause_s, self._longest_s)
 
 
-def _from_accounting(job_id: str, known: Sequence[Attempt]) -> JobState | None:
-    starts = [attempt for attempt in known if attempt.job_id == job_id and not attempt.step]
+def _from_controller(job: JobKey) -> JobState | None:
+    """A job that is queued, runs, or ended some minutes ago. Raises: ClusterError if the controller does not answer."""
+    try:
+        shown = command("scontrol", "show", "job", "--oneliner", job.job_id).splitlines()
+    except ClusterError as error:
+        if "Invalid job id" not in str(error):
+            raise
+        return None
+    for line in shown:
+        found = dict(re.findall(r"(\w+)=(\S*)", line))
+        names = (found["JobId"], f"{found.get('ArrayJobId')}_{found.get('ArrayTaskId')}")
+        if job.job_id in names and job.script in line:
+            reason = "" if found["Reason"] == "None" else found["Reason"]
+            nodes = found.get("NodeList", "").replace("(null)", "")
+            start = _time(found["StartTime"])
+            return JobState(job.job_id, found["JobState"], reason, int(found["Restarts"]), nodes, start)
+    return None
+
+
+def _known_attempts(*jobs: JobKey) -> list[Attempt]:
+    """None where the database is away: what ended is not known then, and whatever is active the controller knows."""
+    try:
+        return attempts(*jobs) if jobs else []
+    except ClusterError as error:
+        log.debug("no accounts: %s", error)
+        return []
+
+
+def _from_accounting(job: JobKey, known: Sequence[Attempt]) -> JobState | None:
+    starts = [attempt for attempt in known if attempt.job_id == job.job_id and not attempt.step]
     if not starts:
         return None
     last = starts[-1]
-    return JobState(job_id, last.state, last.reason, len(starts) - 1, last.nodes, last.start)
+    return JobState(job.job_id, last.state, last.reason, len(starts) - 1, last.nodes, last.start)
 
 
-def attempts(*job_ids: str) -> list[Attempt]:
+def attempts(*jobs: JobKey) -> list[Attempt]:
     """All starts of some jobs in their order, each followed by its steps.
 
-    Raises: ClusterError if this cluster keeps no accounts.
+    Raises: ClusterError if the accounting does not answer.
     """
+    scripts = {job.job_id: job.script for job in jobs}
     rows = command(
-        *("sacct", "--noheader", "--parsable2", "--duplicates", "--jobs", ",".join(job_ids)),
-        *("--format", ",".join(f"{field}%200" for field in _ATTEMPT_FIELDS)),
+        *("sacct", "--noheader", "--parsable2", "--duplicates", "--jobs", ",".join(scripts)),
+        *("--format", ",".join(f"{field}%{_MOST_CHARACTERS}" for field in _ATTEMPT_FIELDS)),
     )
-    found = []
+    found, is_meant = [], False
     for row in rows.splitlines():
-        values = dict(zip(_ATTEMPT_FIELDS, row.split("|"), strict=True))
+        values = dict(zip(_ATTEMPT_FIELDS, row.split("|", len(_ATTEMPT_FIELDS) - 1), strict=True))
         name, _, step = values["JobID"].partition(".")
-        if name not in job_ids:
+        if not step:
+            is_meant = name in scripts and scripts[name] in values["SubmitLine"]
+        if name not in scripts or not is_meant:
             continue
         code, _, signal = values["ExitCode"].partition(":")
         found.append(
@@ -293,17 +331,23 @@ def output_file(job_id: str) -> Path | None:
     return Path(found[1]) if found else None
 
 
-def require_accounting() -> None:
-    """Raises: ClusterError if this cluster keeps no accounts, from which ended jobs are known."""
+def require_accounting() -> str:
+    """Asks for accounts, from which it is known how jobs ended. Returns: why they do not answer now, or nothing.
+
+    Raises: ClusterError if this cluster keeps none.
+    """
     try:
         command("sacct", "--noheader", "--jobs", "1")
     except ClusterError as error:
         if "not found" in str(error):
             raise
+        if "storage is disabled" not in str(error):
+            return str(error)
         raise ClusterError(
             f"this cluster's SLURM keeps no accounts, without which nobody can tell how a job ended ({error}). "
             "Ask its administrators for slurmdbd"
         ) from error
+    return ""
 
 
 def partitions() -> dict[str, Partition]:
@@ -387,15 +431,26 @@ def _gibibytes(text: str) -> float | None:
 
 
 def known_partition(name: str, found: dict[str, Partition], where: str) -> Partition:
-    """A partition by name, the default one for an empty name.
+    """A partition by name, the default one for an empty name; of several (`a,b`), the most that one of them offers.
 
     Raises: ClusterError if there is none, with those that there are.
     """
     if not name and found:
         return next(iter(found.values()))
-    if name not in found:
-        raise ClusterError(f"{where}: partition = {name!r} is not one of this cluster's: {', '.join(found) or 'none'}")
-    return found[name]
+    names = name.split(",")
+    if unknown := [each for each in names if each not in found]:
+        raise ClusterError(
+            f"{where}: partition = {unknown[0]!r} is not one of this cluster's: {', '.join(found) or 'none'}"
+        )
+    offered = [found[each] for each in names]
+    limits = [each.max_time_min for each in offered]
+    return Partition(
+        name,
+        nodes=max(each.nodes for each in offered),
+        cpus=max(each.cpus for each in offered),
+        gpus=max(each.gpus for each in offered),
+        max_time_min=None if None in limits else max(filter(None, limits)),
+    )
 
 
 def available() -> bool:

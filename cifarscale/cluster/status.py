@@ -43,12 +43,14 @@ class RunStatus:
 
 def run_statuses(run_dirs: Sequence[Path]) -> list[RunStatus]:
     """Where each of them stands; `damaged` where the folder cannot be read."""
-    newest = {run_dir: submitted[-1].job_id for run_dir in run_dirs if (submitted := submissions(run_dir))}
+    newest = {run_dir: submitted[-1].key for run_dir in run_dirs if (submitted := submissions(run_dir))}
     try:
         states = slurm.job_states(list(newest.values()))
     except ClusterError:  # SLURM is not here
         states = {}
-    return [_status_or_damage(run_dir, states.get(newest.get(run_dir, ""))) for run_dir in run_dirs]
+    return [
+        _status_or_damage(run_dir, states.get(newest[run_dir]) if run_dir in newest else None) for run_dir in run_dirs
+    ]
 
 
 def _status_or_damage(run_dir: Path, seen: slurm.JobState | None) -> RunStatus:

@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,21 @@ from cifarscale.signals import REQUEUES_VARIABLE
 
 log = logging.getLogger(__name__)
 
+_NOT_NOW = (
+    "Required node not available",
+    "Requested nodes are busy",
+    "Requested partition configuration not available now",
+    "Partition in DOWN state",
+    "Requested reservation is in use",
+    "Requested reservation not usable now",
+    "maintenance reservation",
+    "Job can not start immediately",
+    "Job is in held state",
+    "Job dependency problem",
+    "accounting/QOS policy",
+    "Waiting for burst buffer",
+)
+"""What SLURM says of a job that it would take, and let wait."""
 MAX_TIMEOUTS = 1_000_000
 """How often a job may reach its time limit: as often as it takes."""
 
@@ -48,19 +64,30 @@ def _script(folder: Path, name: str, profile: Profile, plan: Plan) -> str:
     return submitit_slurm._make_sbatch_string(command=command, folder=folder, **parameters)
 
 
-def queue(calls: Sequence[Call], folder: Path, name: str, profile: Profile, plan: Plan, at_once: int = 0) -> list[str]:
+class _Executor(SlurmExecutor):
+    """submitit's, which remembers the script that it gave to sbatch: a name of its own for each submission."""
+
+    script = ""
+
+    def _make_submission_command(self, submission_file_path: Path) -> list[str]:
+        self.script = submission_file_path.name
+        return super()._make_submission_command(submission_file_path)
+
+
+def queue(
+    calls: Sequence[Call], folder: Path, name: str, profile: Profile, plan: Plan, at_once: int = 0
+) -> list[slurm.JobKey]:
     """Queues a call as one job, or several as an array.
 
     Args:
         folder: exists, and is where submitit's files and the ranks' logs go.
         at_once: how many of an array may run at the same time; 0 for any number.
-    Returns: the jobs' ids.
     Raises: ClusterError for what SLURM refuses.
     """
     parameters = _parameters(folder, name, profile, plan)
     if at_once:
         parameters["array_parallelism"] = at_once
-    executor = SlurmExecutor(folder=folder, max_num_timeout=MAX_TIMEOUTS, python=_python(profile))
+    executor = _Executor(folder=folder, max_num_timeout=MAX_TIMEOUTS, python=_python(profile))
     executor.update_parameters(**parameters)
     code = git_state()
     try:
@@ -68,7 +95,7 @@ def queue(calls: Sequence[Call], folder: Path, name: str, profile: Profile, plan
             jobs = [executor.submit(SlurmTask(call, profile.interface, code)) for call in calls]
     except (FailedJobError, FailedSubmissionError) as error:
         raise ClusterError(f"sbatch refused the job: {_in_one_line(str(error))}") from error
-    return [job.job_id for job in jobs]
+    return [slurm.JobKey(job.job_id, executor.script) for job in jobs]
 
 
 def submit(works: Sequence[Work], profile: Profile, plan: Plan, at_once: int = 0) -> list[Submitted]:
@@ -78,7 +105,8 @@ def submit(works: Sequence[Work], profile: Profile, plan: Plan, at_once: int = 0
         at_once: how many of an array may run at the same time; 0 for any number.
     Raises: RunError for one whose run is queued, runs or is complete; ClusterError for what SLURM refuses.
     """
-    slurm.require_accounting()
+    if trouble := slurm.require_accounting():
+        log.warning("SLURM's accounting does not answer now, and jobs do without it: %s", trouble)
     if ignored := slurm.overridden():
         said = ", ".join(f"{name}={value}" for name, value in ignored.items())
         log.warning("not used, since profile %s decides: %s", profile.name, said)
@@ -86,21 +114,38 @@ def submit(works: Sequence[Work], profile: Profile, plan: Plan, at_once: int = 0
         _require_free(work.run_dir)
         require_plain(work.run_dir, profile)
     folder = RunFolder(works[0].run_dir).slurm if len(works) == 1 else _array_folder(works)
-    check_with_slurm(folder, works[0].job.name, profile, plan)
-    with writing_to(folder):
+    waits = check_with_slurm(folder, works[0].job.name, profile, plan)
+    with writing_to(folder), _removed_if_refused(works, folder):
         for work in works:
             work.prepare()
             RunFolder(work.run_dir).slurm.mkdir(parents=True, exist_ok=True, mode=0o700)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with _alone(works):
-        for work in works:
-            _require_free(work.run_dir)
-        job_ids = queue([work.call for work in works], folder, works[0].job.name, profile, plan, at_once)
-        return [_remember(work, job_id, folder, profile, plan) for work, job_id in zip(works, job_ids, strict=True)]
+        with _alone(works):
+            for work in works:
+                _require_free(work.run_dir)
+            keys = queue([work.call for work in works], folder, works[0].job.name, profile, plan, at_once)
+            submitted = [_remember(work, key, folder, profile, plan) for work, key in zip(works, keys, strict=True)]
+    if waits:
+        log.warning("the job waits: %s. Run: cifarscale profiles check %s", waits, profile.name)
+    return submitted
+
+
+@contextmanager
+def _removed_if_refused(works: Sequence[Work], folder: Path) -> Iterator[None]:
+    """New run folders, and the one of an array, are removed again if SLURM refuses the job."""
+    new = [path for path in (*(work.run_dir for work in works), folder) if not path.exists()]
+    try:
+        yield
+    except ClusterError:
+        if not any(submissions(work.run_dir) for work in works):
+            for path in new:
+                shutil.rmtree(path, ignore_errors=True)
+        raise
 
 
 def check_with_slurm(folder: Path, name: str, profile: Profile, plan: Plan) -> str:
-    """Has SLURM itself check the script, without queueing it. Returns: when it would start the job, in its words.
+    """Has SLURM itself check the script, without queueing it. Returns: why it would have to wait, if it is
+    for another reason than that others come first.
 
     Raises: ClusterError with SLURM's reason if it would refuse it.
     """
@@ -114,11 +159,12 @@ def check_with_slurm(folder: Path, name: str, profile: Profile, plan: Plan) -> s
         timeout=slurm.TIMEOUT_S,
         check=False,
     )
-    if done.returncode:
-        raise ClusterError(
-            f"SLURM would refuse the job: {_in_one_line(done.stderr)}. Run: cifarscale profiles check {profile.name}"
-        )
-    return _in_one_line(done.stderr).removeprefix("sbatch: ")
+    if not done.returncode:
+        return ""
+    said = _in_one_line(done.stderr)
+    if not any(words in said for words in _NOT_NOW):
+        raise ClusterError(f"SLURM would refuse the job: {said}. Run: cifarscale profiles check {profile.name}")
+    return said.removeprefix("allocation failure: ")
 
 
 def _parameters(folder: Path, name: str, profile: Profile, plan: Plan) -> dict[str, Any]:
@@ -143,7 +189,7 @@ def _parameters(folder: Path, name: str, profile: Profile, plan: Plan) -> dict[s
     exports = [f"export {name}={shlex.quote(value)}" for name, value in profile.environment.items()]
     # Since 22.05 srun does not take the number of cores over from sbatch.
     setup = [
-        *requeue.BEFORE_SETUP,
+        *requeue.before_setup(folder),
         *(f"export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK {REQUEUES_VARIABLE}=1", *exports, *profile.setup),
         *requeue.AFTER_SETUP,
     ]
@@ -153,8 +199,14 @@ def _parameters(folder: Path, name: str, profile: Profile, plan: Plan) -> dict[s
         "stderr_to_stdout": True,
         "srun_args": ["--kill-on-bad-exit=1"],
         "wckey": None,
-        "additional_parameters": {"requeue": True, **profile.sbatch},
+        "additional_parameters": _options(profile),
     }
+
+
+def _options(profile: Profile) -> dict[str, Any]:
+    """Further options of sbatch, without those that are switched off."""
+    options = {"requeue": not profile.sbatch.get("no-requeue"), **profile.sbatch}
+    return {key: value for key, value in options.items() if value is not False}
 
 
 def _python(profile: Profile) -> str:
@@ -166,11 +218,10 @@ def _python(profile: Profile) -> str:
 def _require_free(run_dir: Path) -> None:
     """Raises: RunError if the run is queued, or something writes its folder."""
     if earlier := submissions(run_dir):
-        job_id = earlier[-1].job_id
-        state = slurm.job_state(job_id)
+        state = slurm.job_state(earlier[-1].key)
         if state is not None and state.is_active:
             raise RunError(
-                f"{run_dir} is {state.state.lower()} already, as job {job_id}. "
+                f"{run_dir} is {state.state.lower()} already, as job {state.job_id}. "
                 f"Run: cifarscale status {run_dir}, or cifarscale cancel {run_dir}"
             )
     folder = RunFolder(run_dir)
@@ -209,9 +260,11 @@ def _array_folder(works: Sequence[Work]) -> Path:
     return works[0].run_dir.parent / f".arrays/{works[0].run_dir.name}-{len(works)}"
 
 
-def _remember(work: Work, job_id: str, folder: Path, profile: Profile, plan: Plan) -> Submitted:
+def _remember(work: Work, key: slurm.JobKey, folder: Path, profile: Profile, plan: Plan) -> Submitted:
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    about = Submitted(job_id, str(folder), profile.name, plan.nodes, plan.world_size, now, list(sys.argv))
+    about = Submitted(
+        key.job_id, str(folder), profile.name, plan.nodes, plan.world_size, now, list(sys.argv), key.script
+    )
     lines = [*submissions(work.run_dir), about]
     text = "".join(json.dumps(asdict(line)) + "\n" for line in lines)
     write_text_atomically(RunFolder(work.run_dir).slurm / "jobs.jsonl", text)

@@ -19,6 +19,7 @@ class Submitted:
         folder: where submitit's files and the ranks' logs lie.
         submitted: when, in UTC.
         command: what the user typed.
+        script: see `slurm.JobKey`.
     """
 
     job_id: str
@@ -28,6 +29,12 @@ class Submitted:
     world_size: int
     submitted: str
     command: list[str]
+    script: str = ""
+
+    @property
+    def key(self) -> slurm.JobKey:
+        """Which of SLURM's jobs it is."""
+        return slurm.JobKey(self.job_id, self.script)
 
     def log(self, rank: int) -> Path:
         """What a rank prints, over all starts of the job."""

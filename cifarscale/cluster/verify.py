@@ -228,17 +228,17 @@ class _Here:
 class _Queued:
     """A job of SLURM's."""
 
-    def __init__(self, job_id: str) -> None:
-        self._job_id = job_id
+    def __init__(self, job: slurm.JobKey) -> None:
+        self._job = job
 
     def end(self) -> str | None:
-        state = slurm.job_state(self._job_id)
+        state = slurm.job_state(self._job)
         if state is not None and state.is_active:
             return None
-        return f"job {self._job_id} is {state.state if state else 'unknown to SLURM'}"
+        return f"job {self._job} is {state.state if state else 'unknown to SLURM'}"
 
     def kill(self) -> None:
-        slurm.command("scancel", "--signal=KILL", self._job_id)
+        slurm.command("scancel", "--signal=KILL", self._job.job_id)
         while self.end() is None:
             time.sleep(0.5)
 
@@ -260,4 +260,4 @@ def _start_here(work: Work, profile: Profile, plan: Plan) -> Running:
 def _queue(work: Work, profile: Profile, plan: Plan) -> Running:
     if RunFolder(work.run_dir).result():
         return _Ended()
-    return _Queued(submit([work], profile, plan)[0].job_id)
+    return _Queued(submit([work], profile, plan)[0].key)

@@ -27,6 +27,38 @@ PROFILE_VARIABLE = "CIFARSCALE_PROFILE"
 """Names the profile that is taken where none is given."""
 DEFAULT_PROFILE = "gpu"
 
+_DECIDED_ELSEWHERE = {
+    "account": "account = …",
+    "array": "cifarscale submit --array",
+    "chdir": "the folder that you submit from",
+    "clusters": "a login node of that cluster",
+    "constraint": "constraint = …",
+    "cpus-per-gpu": "cpus_per_task = …",
+    "cpus-per-task": "cpus_per_task = …",
+    "error": "cifarscale logs",
+    "export": "environment = { … }",
+    "export-file": "environment = { … }",
+    "gpus": "gpus_per_node = …",
+    "gpus-per-node": "gpus_per_node = …",
+    "input": "the sbatch script",
+    "job-name": "the recipe's name",
+    "mem": "memory_gb = …",
+    "nodes": "cifarscale submit --nodes",
+    "ntasks": "tasks_per_node = …, or gpus_per_node = …",
+    "ntasks-per-gpu": "gpus_per_node = …",
+    "ntasks-per-node": "tasks_per_node = …, or gpus_per_node = …",
+    "open-mode": "the sbatch script",
+    "output": "cifarscale logs",
+    "parsable": "the sbatch script",
+    "partition": "partition = …",
+    "qos": "qos = …",
+    "signal": "warning_seconds = …",
+    "test-only": "cifarscale submit --dry-run",
+    "time": "time = …",
+    "wait": "cifarscale submit --wait",
+    "wrap": "the sbatch script",
+}
+"""Options of sbatch that would contradict the plan of a job, or hide it from us; and what decides them instead."""
 _SECRET = re.compile(r"\b\w*(?:API_KEY|TOKEN|SECRET|PASSWORD)(?:=|$)")
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 
@@ -110,8 +142,8 @@ class Profile(Section):
     """Network interface between the nodes, for NCCL and gloo, such as `ib0`."""
     environment: dict[Line, Line] = Field(default={})
     """Environment variables of the tasks. They stand in the sbatch script: no place for secrets."""
-    sbatch: dict[Line, Line | int] = Field(default={})
-    """Further options of sbatch, such as `reservation = "class"` or `exclude = "node7"`."""
+    sbatch: dict[Line, bool | int | Line] = Field(default={})
+    """Further options of sbatch, such as `reservation = "class"`, `exclude = "node7"`, or `exclusive = true`."""
 
     @model_validator(mode="after")
     def _gpus_decide_the_tasks(self) -> Self:
@@ -130,10 +162,24 @@ class Profile(Section):
                 f"{secret[0].rstrip('=')} is no setting for a profile, whose lines stand in the sbatch script. SLURM "
                 "hands your environment on to the job: export it before you submit, or for W&B run: wandb login"
             )
-        for key in self.sbatch:
+        for key, value in self.sbatch.items():
             if not re.fullmatch(r"[a-z][a-z-]*", key):
                 raise ValueError(f"sbatch.{key} is not an option of sbatch; write it as in --option=value, without --")
+            _check_option(key, value, self)
         return self
+
+
+def _check_option(key: str, value: bool | int | str, profile: Profile) -> None:
+    """Raises: ValueError for an option of sbatch that something else decides."""
+    decides = _DECIDED_ELSEWHERE.get(key)
+    if key == "gres" and "gpu" in str(value):
+        decides = 'gpus_per_node = …, with gpu_request = "gres"'
+    elif key == "gres" and profile.gpus_per_node and profile.gpu_request == "gres":
+        decides = 'gpu_request = "gres", which asks for the GPUs; take gpu_request = "gpus"'
+    elif key in ("mem-per-cpu", "mem-per-gpu") and profile.memory_gb:
+        decides = f"memory_gb = {profile.memory_gb:g}"
+    if decides:
+        raise ValueError(f"sbatch.{key} = {value!r} has no place here: {decides} decides it")
 
 
 def profile_folders() -> tuple[Path, ...]:

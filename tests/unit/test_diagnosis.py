@@ -13,9 +13,9 @@ from cifarscale.cluster.finding import Finding
 from cifarscale.cluster.plan import shape
 from cifarscale.cluster.probe import Report, load_reports, shards_digest
 from cifarscale.cluster.profile_check import fits, partition_state, preemption, requeue, shared_folder
-from cifarscale.cluster.slurm import Partition
+from cifarscale.cluster.slurm import Partition, known_partition
 from cifarscale.config.profile import Profile
-from cifarscale.errors import DataError
+from cifarscale.errors import ClusterError, DataError
 from cifarscale.files import write_json_atomically
 
 EXPECTED = Expected(world_size=4, folder="/runs/x", token="token", shards="/shards", shards_digest="digest")
@@ -185,15 +185,22 @@ def test_shards_are_the_same_only_with_the_same_files(shards: Path, tmp_path: Pa
 
 
 def test_a_partition_is_of_use_when_it_is_up_and_has_a_node_that_is() -> None:
-    partition = Partition("main", 2, 4, 0, None)
     up = {"State": "UP"}
-    assert partition_state(partition, up, {"idle": 1, "down*": 1}) == Finding(
-        "ok", "partition", "main: 1 idle, 1 down*"
-    )
-    assert partition_state(partition, up, {"mixed": 1}).level == "ok"
+    assert partition_state("main", up, {"idle": 1, "down*": 1}) == Finding("ok", "partition", "main: 1 idle, 1 down*")
+    assert partition_state("main", up, {"mixed": 1}).level == "ok"
     for states in ({}, {"down*": 2}, {"drained": 1, "draining": 1}, {"maint": 2}):
-        assert partition_state(partition, up, states).level == "failure"
-    assert "it is DOWN" in partition_state(partition, {"State": "DOWN"}, {"idle": 2}).text
+        found = partition_state("main", up, states)
+        assert (found.level, found.text.rpartition(", ")[2]) == ("warning", "so jobs wait")
+    assert partition_state("main", {"State": "DOWN"}, {"idle": 2}).text == "main: 2 idle; it is DOWN: jobs wait"
+    assert partition_state("main", {"State": "DRAIN"}, {"idle": 2}).level == "failure"
+
+
+def test_of_several_partitions_the_most_that_one_offers_counts() -> None:
+    known = {"a": Partition("a", 4, 8, 0, 60), "b": Partition("b", 2, 64, 4, 600), "c": Partition("c", 1, 1, 0, None)}
+    assert known_partition("a,b", known, "profile p") == Partition("a,b", 4, 64, 4, 600)
+    assert known_partition("a,c", known, "profile p") == Partition("a,c", 4, 8, 0, None)
+    with pytest.raises(ClusterError, match="partition = 'd' is not one of this cluster's: a, b, c"):
+        known_partition("a,d", known, "profile p")
 
 
 def test_what_a_node_lacks_is_a_line_each() -> None:
@@ -234,7 +241,7 @@ def test_how_a_job_is_warned_is_said(
 def test_whether_jobs_may_queue_themselves_again_is_said() -> None:
     assert requeue({"JobRequeue": "1"}, Profile()).level == "ok"
     assert "ours ask" in requeue({"JobRequeue": "0"}, Profile()).text.replace("our jobs", "ours")
-    assert requeue({"JobRequeue": "1"}, Profile(sbatch={"no-requeue": ""})).level == "warning"
+    assert requeue({"JobRequeue": "1"}, Profile(sbatch={"no-requeue": True})).level == "warning"
 
 
 def test_a_shared_folder_must_be_there_and_be_ours(tmp_path: Path) -> None:

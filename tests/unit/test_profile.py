@@ -71,7 +71,7 @@ def test_lists_and_tables_survive_being_written_out() -> None:
         name="all",
         setup=("module load cuda", "echo 'ü \"quoted\"'"),
         environment={"A": "b c"},
-        sbatch={"reservation": "class", "nice": 5},
+        sbatch={"reservation": "class", "nice": 5, "exclusive": True, "hold": False},
     )
     Path("shown.toml").write_text(profile_toml(profile), encoding="utf-8")
     assert load_profile("shown.toml") == profile
@@ -153,6 +153,23 @@ def test_nor_can_those_of_lists_and_tables(text: str) -> None:
         ("warning_seconds = 5", "warning_seconds = 5"),
         ('[environment]\n"1A" = "x"', "environment.1A is not the name of an environment variable"),
         ('[environment]\n"A B" = "x"', "environment.A B is not the name"),
+        *(
+            (f"[sbatch]\n{key} = {value}", f"sbatch.{key} = {shown} has no place here: {decides} decides it")
+            for key, value, shown, decides in (
+                ("ntasks", "3", "3", "tasks_per_node = …, or gpus_per_node = …"),
+                ("nodes", "3", "3", "cifarscale submit --nodes"),
+                ("array", '"0-3"', "'0-3'", "cifarscale submit --array"),
+                ("output", '"x"', "'x'", "cifarscale logs"),
+                ("signal", '"B:USR1"', "'B:USR1'", "warning_seconds = …"),
+                ("time", "60", "60", "time = …"),
+                ("gres", '"gpu:2"', "'gpu:2'", 'gpus_per_node = …, with gpu_request = "gres"'),
+                ("wrap", '"x"', "'x'", "the sbatch script"),
+            )
+        ),
+        (
+            "memory_gb = 4\n[sbatch]\nmem-per-cpu = 5",
+            "sbatch.mem-per-cpu = 5 has no place here: memory_gb = 4 decides it",
+        ),
         ('[sbatch]\n"--reservation" = "x"', "sbatch.--reservation is not an option of sbatch"),
         ("memory_gb = inf", "memory_gb = inf"),
         ("= 1", "is not valid TOML"),

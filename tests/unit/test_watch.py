@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from cifarscale.cluster import slurm
-from cifarscale.cluster.slurm import JobState, Watch
+from cifarscale.cluster.slurm import JobKey, JobState, Watch
 from cifarscale.errors import ClusterError
 
 RUNNING, DONE = JobState("7", "RUNNING"), JobState("7", "COMPLETED")
@@ -21,7 +21,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[float]
     def asked(watch: Watch, answer: Callable[[float], JobState | None], seconds: int) -> list[float]:
         times: list[float] = []
 
-        def job_state(job_id: str) -> JobState | None:
+        def job_state(job: JobKey) -> JobState | None:
             times.append(now[0] - 1000)
             return answer(now[0] - 1000)
 
@@ -39,26 +39,26 @@ def away(_: float) -> JobState | None:
 
 
 def test_it_asks_ever_less_often_while_nothing_changes(asked: Callable[..., list[float]]) -> None:
-    watch = Watch("7")
+    watch = Watch(JobKey("7"))
     assert asked(watch, lambda _: RUNNING, 300) == [0, 2, 6, 14, 30, 62, 122, 182, 242]
     assert watch.is_active
 
 
 def test_a_change_is_told_and_looked_at_closely(asked: Callable[..., list[float]]) -> None:
-    watch = Watch("7", longest_s=10)
+    watch = Watch(JobKey("7"), longest_s=10)
     assert asked(watch, lambda second: RUNNING if second < 20 else DONE, 40)[:7] == [0, 2, 6, 14, 24, 26, 30]
     assert (watch.state, watch.is_active) == (DONE, False)
 
 
 def test_a_controller_that_is_away_for_minutes_ends_nothing(asked: Callable[..., list[float]]) -> None:
-    watch = Watch("7")
+    watch = Watch(JobKey("7"))
     asked(watch, lambda second: RUNNING if second < 10 else away(second), 400)
     assert (watch.state, watch.is_active) == (RUNNING, True)
 
 
 def test_one_that_stays_away_is_an_error(asked: Callable[..., list[float]]) -> None:
     with pytest.raises(ClusterError, match="Unable to contact"):
-        asked(Watch("7", patience_s=100), away, 400)
+        asked(Watch(JobKey("7"), patience_s=100), away, 400)
 
 
 def test_a_machine_without_slurm_is_an_error_at_once(
@@ -66,4 +66,4 @@ def test_a_machine_without_slurm_is_an_error_at_once(
 ) -> None:
     monkeypatch.setattr(slurm, "available", lambda: False)
     with pytest.raises(ClusterError):
-        asked(Watch("7"), away, 1)
+        asked(Watch(JobKey("7")), away, 1)
