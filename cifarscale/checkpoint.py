@@ -20,6 +20,8 @@ _NAME = re.compile(r"step-(\d{8})\.([0-9a-f]{12})\.pt")
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
     """Writes the state after `step` optimisation steps, then removes all but the newest `keep` checkpoints.
 
+    What a killed process has left half written goes too, and damaged ones of later steps, which were passed over.
+
     Raises: CifarscaleError if the disk is full; the checkpoints that are there stay.
     """
     buffer = io.BytesIO()
@@ -27,18 +29,33 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -
     content = buffer.getvalue()
     path = folder / f"step-{step:08d}.{_digest(content)}.pt"
     write_atomically(path, lambda file: file.write(content))
-    for _, old in _checkpoints(folder)[keep:]:
+    found = _checkpoints(folder)
+    damaged = [other for at, other in found if at >= step and other != path and not _is_whole(other)]
+    others = [other for _, other in found if other not in damaged][keep:]
+    for old in (*folder.glob(".step-*.tmp"), *damaged, *others):
         old.unlink(missing_ok=True)
     return path
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint whose bytes are those that were written; a damaged one is passed over with a warning."""
-    for _, path in _checkpoints(folder):
-        if _digest(path.read_bytes()) == path.name.split(".")[1]:
+    """The newest checkpoint whose bytes are those that were written; damaged ones are passed over with a warning."""
+    damaged: list[str] = []
+    for step, path in _checkpoints(folder):
+        if _is_whole(path):
+            if damaged:
+                log.warning(
+                    "%s: damaged: %s. Taken is the one before, of step %s", folder, ", ".join(damaged), f"{step:,}"
+                )
             return path
-        log.warning("checkpoint %s is damaged: its checksum is wrong. Using the one before it.", path)
+        damaged.append(path.name)
+    if damaged:
+        log.warning("%s: all checkpoints are damaged: %s", folder, ", ".join(damaged))
     return None
+
+
+def has_checkpoints(folder: Path) -> bool:
+    """Whether there is one, damaged or not."""
+    return bool(_checkpoints(folder))
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -64,6 +81,10 @@ def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
         return []
     found = [(int(match[1]), path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
     return sorted(found, reverse=True)
+
+
+def _is_whole(path: Path) -> bool:
+    return _digest(path.read_bytes()) == path.name.split(".")[1]
 
 
 def _digest(content: bytes) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from cifarscale import __version__
-from cifarscale.checkpoint import checkpoint_step, newest_checkpoint
+from cifarscale.checkpoint import checkpoint_step, has_checkpoints
 from cifarscale.config.cnn import CnnRecipe
 from cifarscale.config.dcgan import DcganRecipe
 from cifarscale.config.load import recipe_hash
@@ -38,7 +38,7 @@ from cifarscale.tracking.wandb_mode import wandb_mode
 from cifarscale.tracking.wandb_sink import sinks_of
 from cifarscale.training.cnn import CnnTask
 from cifarscale.training.dcgan import DcganTask
-from cifarscale.training.engine import Engine
+from cifarscale.training.engine import Engine, newest_on_first
 from cifarscale.training.task import Task
 
 log = logging.getLogger(__name__)
@@ -124,7 +124,9 @@ def _train(
     if recipe.training.slices:
         torch.backends.cudnn.deterministic = True  # on a GPU a slice must give the same bits each time, too
     cores = Cores(apart=device.type == "cpu" and recipe.training.slices > 0)
-    newest = group.from_first(newest_checkpoint(folder.checkpoints))
+    newest = newest_on_first(folder.checkpoints, group)
+    if newest is None and group.ranks.is_first and has_checkpoints(folder.checkpoints):
+        log.warning("%s begins again at step 0: what it had trained is lost", folder.path)
     trained = checkpoint_step(newest) if newest else 0
     *others, final = stages_of(recipe)
     stages = [*(stage for stage in others if stage.until > trained), final]
@@ -137,7 +139,8 @@ def _train(
             engine = Engine(
                 stage, recipe_hash(recipe), task, reader, group, cores, device, folder.checkpoints, observer, stop
             )
-            engine.train()
+            engine.train(newest)
+            newest = newest_on_first(folder.checkpoints, group)
     result = {
         "name": recipe.name,
         "task": recipe.task,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cifarscale.checkpoint import load_checkpoint, newest_checkpoint
+from cifarscale.checkpoint import has_checkpoints, load_checkpoint, newest_checkpoint
 from cifarscale.config.cnn import CnnRecipe
 from cifarscale.config.dcgan import DcganRecipe
 from cifarscale.data.manifest import Manifest
@@ -91,6 +91,11 @@ def load_generator(run_dir: Path, device: torch.device) -> TrainedGenerator:
 def _newest_state(run_dir: Path, device: torch.device) -> dict[str, Any]:
     folder = RunFolder(run_dir)
     path = newest_checkpoint(folder.checkpoints)
+    if path is None and has_checkpoints(folder.checkpoints) and folder.result() is not None:
+        raise CheckpointError(
+            f"{run_dir} is complete, but its weights are lost: all of its checkpoints are damaged. Remove "
+            f"{folder.result_file.name} and checkpoints/ from it to train it again: cifarscale train {folder.recipe}"
+        )
     if path is None:
         raise CheckpointError(f"{run_dir} has no checkpoint yet. Run: cifarscale train {folder.recipe}")
     return load_checkpoint(path, device)

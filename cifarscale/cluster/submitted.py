@@ -1,6 +1,7 @@
 """The jobs that were queued for runs, as the run folders remember them."""
 
 import json
+import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from pathlib import Path
 from cifarscale.cluster import slurm
 from cifarscale.errors import ClusterError, RunError
 from cifarscale.run_folder import RUNS_ROOT, RunFolder, run_folders
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,15 @@ def newest_attempt_folder(job: Submitted) -> Path:
 
 
 def submissions(run_dir: Path) -> list[Submitted]:
-    """All jobs that were queued for a run, the newest last."""
+    """All jobs that were queued for a run, the newest last; damaged lines are left out with a warning."""
     path = RunFolder(run_dir).slurm / "jobs.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [Submitted(**json.loads(line)) for line in lines]
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        try:
+            found.append(Submitted(**json.loads(line)))
+        except (ValueError, TypeError):
+            log.warning("%s: a line is damaged, and left out", path)
+    return found
 
 
 def find_run(job_or_run: str) -> tuple[Path, Submitted | None]:

@@ -42,7 +42,7 @@ class Observer(Protocol):
 
 
 class Engine:
-    """Trains a task by its recipe, from the newest checkpoint on if there is one."""
+    """Trains a task by its recipe."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Engine:
     ) -> None:
         """
         Args:
-            stage: the part of the run to train; whatever was trained of the run before is in the newest checkpoint.
+            stage: the part of the run to train.
             run: the hash of the whole recipe.
         """
         recipe = stage.recipe
@@ -88,18 +88,19 @@ class Engine:
         """The networks to evaluate: the moving averages where the recipe keeps them."""
         return self._task.networks | {name: average.network for name, average in self._averages.items()}
 
-    def train(self) -> None:
+    def train(self, begin: Path | None) -> None:
         """Trains up to the stage's last step.
 
+        Args:
+            begin: the newest checkpoint of the run, which is gone on from; None if there is none.
         Raises:
             NonFiniteLossError: a loss was not finite; the checkpoints before it stand.
             Interrupted: a stop was requested; the state is saved.
         """
         training = self._recipe.training
         last = min(self._stage.until, self._stop.after_step or self._stage.until)
-        path = self._group.from_first(newest_checkpoint(self._checkpoints))
-        if path:
-            self._restore(path)
+        if begin:
+            self._restore(begin)
         if self._group.ranks.is_first:
             self._observer.started(self._step)
         if training.compile:
@@ -211,7 +212,7 @@ class Engine:
             raise self._diverged(f"the weights after step {self._step:,} are not finite")
 
     def _diverged(self, what: str) -> NonFiniteLossError:
-        last = self._group.from_first(newest_checkpoint(self._checkpoints))
+        last = newest_on_first(self._checkpoints, self._group)
         where = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
         return NonFiniteLossError(
             f"{what}; {where}. Try a lower training.learning_rate, training.gradient_clip_norm=1, or "
@@ -296,3 +297,9 @@ class Engine:
 
     def _due(self, every: int) -> bool:
         return every > 0 and self._step > 0 and self._step % every == 0
+
+
+def newest_on_first(checkpoints: Path, group: Group) -> Path | None:
+    """The newest checkpoint as the first rank finds it; the others need not read them all."""
+    newest: Path | None = group.from_first(newest_checkpoint(checkpoints) if group.ranks.is_first else None)
+    return newest

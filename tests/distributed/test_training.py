@@ -35,6 +35,7 @@ from cifarscale.errors import (
 from cifarscale.prepare import Placement, batch_size_per_rank, default_run_dir, resolve
 from cifarscale.ranks import ADDRESS_VARIABLE, FILE_VARIABLE
 from cifarscale.run import run_job
+from cifarscale.trained import load_classifier
 
 pytestmark = [
     pytest.mark.distributed,
@@ -402,13 +403,31 @@ def test_a_damaged_newest_checkpoint_is_passed_over_for_the_one_before(
     train_here(folder, *VARIANTS["all at once"]).assert_same_as(runs("all at once", 1))
 
 
-def test_a_run_without_a_whole_checkpoint_starts_anew(
-    runs: Function, train_here: Function, opened: Function, tmp_path: Path
+def test_a_run_without_a_whole_checkpoint_starts_anew_and_says_so(
+    runs: Function,
+    train_here: Function,
+    opened: Function,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    monkeypatch.setattr(logging.getLogger("cifarscale"), "propagate", True)
     folder = unfinished(runs("plain", 1), tmp_path / "run")
     for path in opened(folder).checkpoints():
         path.write_bytes(b"")
     train_here(folder).assert_same_as(runs("plain", 1))
+    assert any("all checkpoints are damaged" in message for message in caplog.messages)
+    assert f"{folder} begins again at step 0: what it had trained is lost" in caplog.messages
+
+
+def test_a_complete_run_without_a_whole_checkpoint_says_that_its_weights_are_lost(
+    runs: Function, opened: Function, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(runs("plain", 1).path, tmp_path / "run"))
+    for path in opened(folder).checkpoints():
+        path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"is complete, but its weights are lost: .*\. Remove result\.json"):
+        load_classifier(folder, torch.device("cpu"))
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(

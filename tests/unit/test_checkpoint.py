@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from cifarscale.checkpoint import checkpoint_step, load_checkpoint, newest_checkpoint, save_checkpoint
+from cifarscale.checkpoint import checkpoint_step, has_checkpoints, load_checkpoint, newest_checkpoint, save_checkpoint
 from cifarscale.errors import CheckpointError, CifarscaleError
 from cifarscale.files import write_atomically, write_json_atomically
 
@@ -72,15 +72,24 @@ def test_a_damaged_newest_is_passed_over_with_a_warning(
     good, bad = save(tmp_path, 1, 2)
     damage(bad)
     assert newest_checkpoint(tmp_path) == good
-    assert str(bad) in warnings.text
-    assert "damaged" in warnings.text
+    assert f"{tmp_path}: damaged: {bad.name}. Taken is the one before, of step 1" in warnings.text
 
 
 @pytest.mark.parametrize("damage", [flip_a_byte, truncate, empty])
-def test_none_is_left_when_all_are_damaged(damage: Any, tmp_path: Path) -> None:
+def test_none_is_left_when_all_are_damaged(damage: Any, tmp_path: Path, warnings: pytest.LogCaptureFixture) -> None:
     for path in save(tmp_path, 1, 2):
         damage(path)
     assert newest_checkpoint(tmp_path) is None
+    assert "all checkpoints are damaged" in warnings.text
+    assert has_checkpoints(tmp_path)
+
+
+def test_a_damaged_one_and_what_a_killed_process_left_go_with_the_next_that_is_written(tmp_path: Path) -> None:
+    good, bad = save(tmp_path, 1, 9, keep=2)
+    flip_a_byte(bad)
+    (tmp_path / ".step-00000005.0123456789ab.pt.1.tmp").touch()
+    (new,) = save(tmp_path, 5, keep=2)
+    assert sorted(tmp_path.iterdir()) == [good, new]
 
 
 def test_there_is_none_in_a_folder_that_is_empty_or_not_there(tmp_path: Path) -> None:
@@ -95,7 +104,7 @@ def test_as_many_are_kept_as_asked_for_and_nothing_else_is_left(keep: int, tmp_p
 
 
 def test_strange_files_are_neither_taken_nor_removed(tmp_path: Path) -> None:
-    strangers = ["step-00000009.pt", "step-9.0123456789ab.pt", ".step-00000009.0123456789ab.pt.1.tmp", "notes.txt"]
+    strangers = ["step-00000009.pt", "step-9.0123456789ab.pt", "notes.txt"]
     for name in strangers:
         (tmp_path / name).write_bytes(b"")
     *_, newest = save(tmp_path, 1, 2, keep=1)

@@ -53,6 +53,15 @@ def test_a_run_that_was_never_submitted_has_no_job(run: Callable[..., Path]) -> 
     assert find_run(str(path)) == (path, None)
 
 
+@pytest.mark.parametrize("damage", ["", "\0\0", '{"job_id": "8"}', "[1]", "{"])
+def test_a_damaged_line_is_left_out(run: Callable[..., Path], damage: str) -> None:
+    path = run("runs/cnn-0123", "7", "9")
+    remembered = path / "slurm/jobs.jsonl"
+    first, last = remembered.read_text().splitlines()
+    remembered.write_text(f"{first}\n{damage}\n{last}\n")
+    assert [job.job_id for job in submissions(path)] == ["7", "9"]
+
+
 def test_a_job_is_found_by_its_id_also_when_it_is_not_the_newest(run: Callable[..., Path]) -> None:
     run("runs/cnn-0123", "7", "9")
     here = run("here", "12_0")
