@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
-from cifarscale.errors import ConfigError
+from cifarscale.errors import ConfigError, note_time
 from cifarscale.ranks import Ranks
 from cifarscale.rendezvous import meet
 
@@ -124,5 +124,8 @@ def process_group(
     try:
         control = cast(dist.ProcessGroup, dist.new_group(backend="gloo")) if device.type == "cuda" else None
         yield Group(ranks, control)
+    except Exception as error:
+        note_time(error)  # for the other ranks fail, too, when they lose the connection to this one
+        raise
     finally:
         dist.destroy_process_group()

@@ -3,6 +3,7 @@
 Every message says what happened, the value received, what is valid, and what to run next, in one line.
 """
 
+import time
 from typing import ClassVar
 
 EXIT_ERROR = 1
@@ -12,6 +13,17 @@ EXIT_CONTINUE_LATER = 77
 """A rank of a SLURM job was warned and has saved; the job's script queues the job again."""
 EXIT_LEFT_AT_ONCE = 76
 """A second Ctrl-C ended the run without saving; its last checkpoint stands."""
+
+
+def note_time(error: Exception) -> None:
+    """Notes that an error is met now; the earliest note stands."""
+    if not hasattr(error, "met_at"):
+        error.met_at = time.time()  # type: ignore[attr-defined]
+
+
+def noted_time(error: Exception) -> float:
+    """When an error was met, in seconds since 1970; now, where nobody has noted it."""
+    return float(getattr(error, "met_at", time.time()))
 
 
 class CifarscaleError(Exception):

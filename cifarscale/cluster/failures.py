@@ -2,15 +2,16 @@
 
 import json
 import os
+import re
 import socket
-import time
 import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cifarscale.errors import EXIT_ERROR, CifarscaleError
+from cifarscale.errors import EXIT_ERROR, CifarscaleError, noted_time
 from cifarscale.files import write_json_atomically
 
+_LOST_RANK = re.compile(r"(closed|reset) by peer|[Bb]roken pipe|remote process exited")
 LOGS_VARIABLE = "CIFARSCALE_LOGS"
 """Names the folder where the ranks of this start leave their failures."""
 
@@ -39,7 +40,7 @@ def report_failure(error: Exception) -> int:
     failure = Failure(
         rank=int(os.environ["RANK"]),
         host=os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
-        time=time.time(),
+        time=noted_time(error),
         message=str(error) if expected else f"{type(error).__name__}: {error}",
         expected=expected,
         exit_code=error.exit_code if isinstance(error, CifarscaleError) else EXIT_ERROR,
@@ -50,9 +51,15 @@ def report_failure(error: Exception) -> int:
 
 
 def failures(logs: Path) -> list[Failure]:
-    """What the ranks have left, the cause first: our own errors, which say what is wrong, then the earliest one."""
+    """What the ranks have left, the cause first.
+
+    That is one of our own errors, which say what is wrong; else the earliest one that is not of a lost connection, as
+    the other ranks have when one ends.
+    """
     found = [Failure(**json.loads(path.read_text(encoding="utf-8"))) for path in logs.glob("rank-*.error.json")]
-    return sorted(found, key=lambda failure: (not failure.expected, failure.time))
+    return sorted(
+        found, key=lambda failure: (not failure.expected, bool(_LOST_RANK.search(failure.message)), failure.time)
+    )
 
 
 def forget_failures(logs: Path) -> None:

@@ -26,8 +26,9 @@ if "SLURM_PROCID" in os.environ:
     train_step = Engine._train_step
     def slowly(self, *arguments):
         train_step(self, *arguments)
-        if self._step > 30 and not Path({go!r}).exists():
-            time.sleep(0.5)
+        until = time.monotonic() + (0 if self._step <= 30 else 0.5 if self._step <= 60 else 5)
+        while time.monotonic() < until and not Path({go!r}).exists():
+            time.sleep(0.1)
     Engine._train_step = slowly
 """
 
@@ -165,8 +166,8 @@ def test_a_run_goes_on_after_its_time_limit(
     cluster: Any, job: Job, recipe: Callable[[int], Path], references: Callable[[Path], Run], go: Path
 ) -> None:
     about = slurm(cluster, "scontrol", "show", "job", "--oneliner", job.id)
-    hours, minutes, _ = map(int, re.search(r" RunTime=(\d+):(\d+):(\d+)", about).groups())  # type: ignore[union-attr]
-    soon = 60 * hours + minutes + 2  # at least a minute from now, so that the warning is still to come
+    hours, minutes, seconds = map(int, re.search(r" RunTime=(\d+):(\d+):(\d+)", about).groups())  # type: ignore[union-attr]
+    soon = 60 * hours + minutes + (1 if seconds < 20 else 2)  # the warning, 30 s before, is still to come
     slurm(cluster, "scontrol", "update", f"jobid={job.id}", f"timelimit={soon}")
     assert cluster.wait_for_state(job.id, ("PENDING", "REQUEUED", *ENDED), PATIENCE_S) not in ENDED, job.log()
     slurm(cluster, "scontrol", "update", f"jobid={job.id}", "timelimit=30")
