@@ -2,8 +2,10 @@
 
 The lease is a file that is created exclusively, which works on NFS as well, and touched while its holder lives. It may
 be taken over when its holder is gone: on the same host that is seen at once, elsewhere after EXPIRES_AFTER_S.
+File systems without hard links (exFAT, some network drives) create it in two steps, and its content comes second.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -17,6 +19,7 @@ from pathlib import Path
 from cifarscale.files import writing_to
 
 TOUCHED_EVERY_S = 10
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 EXPIRES_AFTER_S = 60
 
 
@@ -51,13 +54,21 @@ def lease(path: Path, refuse: Callable[[str], Exception], patience_s: float = 0)
 
 
 def _create(path: Path) -> bool:
-    """Whether this process made the file; a reader finds it whole, since it is linked into place."""
+    """Whether this process made the file; a reader finds it whole, where it can be linked into place."""
     mine = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}")
     mine.write_text(json.dumps(_about_me()))
     try:
         os.link(mine, path)
     except FileExistsError:
         return False
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        try:
+            with path.open("x") as file:
+                file.write(json.dumps(_about_me()))
+        except FileExistsError:
+            return False
     finally:
         mine.unlink()
     return True
@@ -70,7 +81,7 @@ def living_holder(path: Path) -> str:
         age = _now_there(path) - path.stat().st_mtime
     except FileNotFoundError:
         return ""
-    if age > EXPIRES_AFTER_S:
+    if abs(age) > EXPIRES_AFTER_S:  # one from the future was written by a clock that was wrong: none touches it now
         return ""
     try:
         about = json.loads(text)

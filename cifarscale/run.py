@@ -4,10 +4,12 @@ import json
 import logging
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from cifarscale.config.recipe import Recipe, stages_of
 from cifarscale.cores import Cores, available_cores
 from cifarscale.data.dataset import Dataset
 from cifarscale.distributed import Group, pick_device, process_group
+from cifarscale.errors import RunError
 from cifarscale.files import write_json_atomically, write_text_atomically
 from cifarscale.lease import lease
 from cifarscale.measure import open_reference
@@ -66,11 +69,27 @@ def run_job(
     folder = RunFolder(run_dir)
     device = pick_device(placement.device, ranks.local_rank)
     stopping = nullcontext(stop) if stop else stop_on_signals()
-    with process_group(ranks, device) as group:
+    with process_group(ranks, device) as group, _naming_want_of_memory(device):
         if not ranks.is_first:
             return _run(recipe, folder, placement, group, device, sink, stopping)
         with lease(folder.lease, folder.refusal, placement.patience_s):
             return _run(recipe, folder, placement, group, device, sink, stopping)
+
+
+@contextmanager
+def _naming_want_of_memory(device: torch.device) -> Iterator[None]:
+    """Raises: RunError in one line where torch, or Python, has no memory left."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        said = str(error).splitlines()[0] if str(error) else "MemoryError"
+        if not isinstance(error, MemoryError) and not re.search("out of memory|can't allocate memory", said):
+            raise
+        said = said[said.find(": ") + 1 :].strip()
+        raise RunError(
+            f"the memory of {device_name(device)} does not suffice ({said}). Take a smaller network or "
+            "training.global_batch_size, more ranks, or more training.slices, which are computed in turn"
+        ) from error
 
 
 def _run(

@@ -73,7 +73,7 @@ class RunFolder:
 
     def refusal(self, holder: str) -> RunError:
         """What a second writer is told."""
-        return RunError(f"{self.path} is being written by {holder}")
+        return RunError(f"{self.path} is being written by {holder}; one that is gone is forgotten after a minute")
 
     def result(self) -> dict[str, Any] | None:
         """The final figures, None while the run is not complete, or where the file is damaged: they are found again."""

@@ -38,7 +38,7 @@ NOT_RUN = {
 }
 """Commands that no test runs, and the words that tell readers why, in the same section of the page. The tests run with
 what pip and make install; W&B's uploads are tested in tests/tracking, against a server of their own."""
-PATIENCE_S = 570
+PATIENCE_S = 870
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from cifarscale.checkpoint import load_checkpoint, newest_checkpoint
 from cifarscale.run_folder import RunFolder
 from cifarscale.tracking.metrics import differs, read_metrics
 
-PATIENCE_S = 120
+PATIENCE_S = 300
 """After which a test that waits gives up: for processes that hang, not a measure of anything."""
 
 

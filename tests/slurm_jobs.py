@@ -10,7 +10,7 @@ from runs import Run
 
 from cifarscale.cluster.submitted import submissions
 
-PATIENCE_S = 240
+PATIENCE_S = 480
 """After which something hangs: not a measure of anything."""
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL")
 

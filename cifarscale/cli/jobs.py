@@ -12,18 +12,27 @@ def jobs() -> None:
 
 @jobs.command("list")
 def list_jobs() -> None:
-    """All recipes that can be named here."""
+    """All recipes that can be named here; `cifarscale jobs show` tells the file of one, and all of its keys."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from cifarscale.config.load import load_job, recipe_files
     from cifarscale.config.recipe import Recipe
 
-    table = Table("name", "task", "steps", "description", "file")
+    known = (Column(name, no_wrap=True) for name in ("name", "task"))
+    table = Table(
+        *known,
+        Column("steps", justify="right", no_wrap=True),
+        "description",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     for name, path in recipe_files().items():
         job = load_job(str(path))
         steps = f"{job.training.max_steps:,}" if isinstance(job, Recipe) else "–"
-        table.add_row(name, job.task, steps, job.description, str(path))
+        table.add_row(name, job.task, steps, job.description)
     Console().print(table)
 
 
@@ -32,9 +41,9 @@ def list_jobs() -> None:
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe; repeatable.")
 def show(recipe: str, overrides: tuple[str, ...]) -> None:
     """RECIPE with every default written out, as TOML."""
-    from cifarscale.config.load import load_job, recipe_toml
+    from cifarscale.config.load import find_recipe, load_job, recipe_toml
 
-    click.echo(recipe_toml(load_job(recipe, overrides)), nl=False)
+    click.echo(f"# {find_recipe(recipe)}\n{recipe_toml(load_job(recipe, overrides))}", nl=False)
 
 
 @jobs.command()
@@ -52,20 +61,21 @@ def copy(recipe: str, target: Path | None) -> None:
 
 @click.command(short_help="List the networks that recipes can name.")
 def models() -> None:
-    """The networks that recipes can name, with their parameters and multiply-accumulates an image."""
+    """The networks that recipes can name, with their parameters and multiply-accumulates an image.
+
+    An indented line is the network above it with one option changed.
+    """
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Column, Table
 
     from cifarscale.models.registry import summaries
 
-    table = Table(Column("model", no_wrap=True), "what it is")
-    table.add_column("parameters", justify="right")
-    table.add_column("MACs", justify="right")
+    numbers = (Column(name, justify="right", no_wrap=True) for name in ("parameters", "MACs"))
+    table = Table(
+        Column("model", no_wrap=True), *numbers, "what it is", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+    )
     for summary in summaries():
-        table.add_row(
-            summary.name.replace(" ", "\n"),
-            summary.description,
-            f"{summary.parameters:,}",
-            f"{summary.macs / 1e6:.2f} M",
-        )
+        name = f"  {summary.options}" if summary.options else summary.name
+        table.add_row(name, f"{summary.parameters:,}", f"{summary.macs / 1e6:.2f} M", summary.description)
     Console().print(table)

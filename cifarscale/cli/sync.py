@@ -9,22 +9,23 @@ import click
 from cifarscale.cli.options import short_path
 
 
-@click.command(short_help="Upload to W&B what runs wrote while offline.")
+@click.command(short_help="Upload runs to W&B that were offline, or untracked.")
 @click.argument("runs", nargs=-1, type=click.Path(exists=True, file_okay=False, path_type=Path))
 def sync(runs: tuple[Path, ...]) -> None:
     """Upload to Weights & Biases what RUNS, or all below runs/, wrote while they were offline.
 
-    RUNS are run folders, or those of sweeps. What is uploaded already is left alone, so this can be repeated.
+    RUNS are run folders, or those of sweeps. A run that is named is uploaded also if W&B was off for it, from its
+    figures. What is uploaded already is left alone, so this can be repeated.
     """
     from cifarscale.errors import EXIT_ERROR, CifarscaleError, RunError
     from cifarscale.run_folder import run_folders
-    from cifarscale.tracking.wandb_sync import require_server, sync_run, tracked_runs
+    from cifarscale.tracking.wandb_sync import require_server, runs_to_upload, sync_run
 
-    found = tracked_runs(runs or run_folders())
+    found = runs_to_upload(runs or run_folders(), untracked_too=bool(runs))
     if not found:
         where = ", ".join(map(str, runs)) or "runs/"
         raise RunError(
-            f"nothing to upload: W&B was on for no run in {where}. Run: cifarscale train RECIPE --wandb offline"
+            f"nothing to upload: W&B was on for no run in {where}. To upload one nevertheless, run: cifarscale sync RUN"
         )
     require_server()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the upload under way ends, too

@@ -59,8 +59,7 @@ def partition_state(name: str, settings: Mapping[str, str], states: Mapping[str,
         if state == "DOWN":
             return warning("partition", f"{text}; it is DOWN: jobs wait", "take another one, or ask")
         return failure("partition", f"{text}; it is {state}", "take another one, or wait until it is open again")
-    gone = ("down", "drain", "fail", "maint", "unk", "power")
-    if not any(number for state, number in states.items() if not state.startswith(gone)):
+    if all(map(slurm.is_away, states)):
         return warning(
             "partition", f"{text}: none runs jobs now, so jobs wait", "take another one, or ask; sinfo -R says why"
         )

@@ -380,12 +380,22 @@ def partition_settings(name: str) -> dict[str, str]:
 
 
 def node_states(partition: str) -> dict[str, int]:
-    """How many nodes of a partition are in which state, in SLURM's words: idle, mixed, allocated, drained, down, …"""
+    """How many nodes are in which state, in SLURM's words: idle, mixed, allocated, drained, down*, …
+
+    Args:
+        partition: one, or several as in `a,b`; all for an empty name.
+    """
     states: dict[str, int] = {}
-    for row in command("sinfo", "--noheader", "--partition", partition, "--format", "%D|%T").splitlines():
+    chosen = ("--partition", partition) if partition else ("--all",)
+    for row in command("sinfo", "--noheader", *chosen, "--format", "%D|%T").splitlines():
         nodes, state = row.split("|")
         states[state] = states.get(state, 0) + int(nodes)
     return states
+
+
+def is_away(node_state: str) -> bool:
+    """Whether a node in this state runs no jobs now; `*` is one that does not answer."""
+    return node_state.startswith(("down", "drain", "fail", "maint", "unk", "power")) or node_state.endswith("*")
 
 
 def cancel(job_id: str) -> None:

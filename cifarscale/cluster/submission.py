@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,6 +49,7 @@ _NOT_NOW = (
     "Waiting for burst buffer",
 )
 """What SLURM says of a job that it would take, and let wait."""
+_NEVER_OR_NOT_NOW = "Requested node configuration is not available"
 MAX_TIMEOUTS = 1_000_000
 """How often a job may reach its time limit: as often as it takes."""
 
@@ -94,7 +95,8 @@ def queue(
         with slurm.in_plain_environment(), executor.batch():
             jobs = [executor.submit(SlurmTask(call, profile.interface, code)) for call in calls]
     except (FailedJobError, FailedSubmissionError) as error:
-        raise ClusterError(f"sbatch refused the job: {_in_one_line(str(error))}") from error
+        said = _in_one_line(str(error))
+        raise ClusterError(f"sbatch refused the job: {said}. Run: cifarscale profiles check {profile.name}") from error
     return [slurm.JobKey(job.job_id, executor.script) for job in jobs]
 
 
@@ -140,6 +142,8 @@ def _removed_if_refused(works: Sequence[Work], folder: Path) -> Iterator[None]:
         if not any(submissions(work.run_dir) for work in works):
             for path in new:
                 shutil.rmtree(path, ignore_errors=True)
+            with suppress(OSError):  # there are other arrays
+                folder.parent.rmdir()
         raise
 
 
@@ -162,7 +166,10 @@ def check_with_slurm(folder: Path, name: str, profile: Profile, plan: Plan) -> s
     if not done.returncode:
         return ""
     said = _in_one_line(done.stderr)
-    if not any(words in said for words in _NOT_NOW):
+    waits = any(words in said for words in _NOT_NOW)
+    if _NEVER_OR_NOT_NOW in said:
+        waits = any(map(slurm.is_away, slurm.node_states(profile.partition)))
+    if not waits:
         raise ClusterError(f"SLURM would refuse the job: {said}. Run: cifarscale profiles check {profile.name}")
     return said.removeprefix("allocation failure: ")
 

@@ -210,6 +210,8 @@ def _flat(table: Mapping[str, Any], leaves: Mapping[str, Any] | None = None, pre
 
 def _problem(distribution: Distribution) -> str:
     """What is wrong with its values; empty if nothing."""
+    if empty := [kind for kind in KINDS if kind in distribution.model_fields_set and not getattr(distribution, kind)]:
+        return f"{empty[0]} = [] is empty: it needs at least one value"
     given = [kind for kind in KINDS if getattr(distribution, kind)]
     if len(given) != 1:
         what = " and ".join(given) or "nothing"

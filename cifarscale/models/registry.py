@@ -23,27 +23,27 @@ LATENT_SHAPE = (100,)
 _CLASSIFIERS: dict[str, Callable[..., Classifier]] = {"small_filters_cnn": SmallFiltersCNN, "resnet": ResNet}
 
 _DESCRIBED: tuple[tuple[str, dict[str, Any], str], ...] = (
-    ("small_filters_cnn", {}, "three 3x3 convolutions of 8, 16, 32 channels with max pooling, one linear layer"),
-    ("small_filters_cnn", {"activation": "leaky_relu"}, "a slope of 0.01 below zero: no unit dies"),
-    ("small_filters_cnn", {"activation": "silu"}, "x * sigmoid(x): smooth, not monotone"),
-    ("small_filters_cnn", {"normalisation": "batch"}, "batch normalisation after each convolution"),
-    ("small_filters_cnn", {"residual": True}, "a residual block after each pooling"),
-    ("small_filters_cnn", {"attention": "squeeze_excitation"}, "channels scaled by their means, in each stage"),
-    ("small_filters_cnn", {"attention": "self_attention"}, "attention over the 8x8 positions of the second stage"),
-    ("small_filters_cnn", {"width": 16}, "twice the channels: 16, 32, 64"),
-    ("resnet", {}, "pre-activation residual network of 10 layers, 32 to 128 channels"),
-    ("resnet", {"blocks_per_stage": 2}, "the same with 16 layers"),
+    ("small_filters_cnn", {}, "three 3x3 convolutions"),
+    ("small_filters_cnn", {"activation": "leaky_relu"}, "slope 0.01 below zero"),
+    ("small_filters_cnn", {"activation": "silu"}, "x * sigmoid(x)"),
+    ("small_filters_cnn", {"normalisation": "batch"}, "after each convolution"),
+    ("small_filters_cnn", {"residual": True}, "after each pooling"),
+    ("small_filters_cnn", {"attention": "squeeze_excitation"}, "scales channels"),
+    ("small_filters_cnn", {"attention": "self_attention"}, "over 8x8 positions"),
+    ("small_filters_cnn", {"width": 16}, "twice the channels"),
+    ("resnet", {}, "10 layers"),
+    ("resnet", {"blocks_per_stage": 2}, "16 layers"),
 )
 
 _GENERATORS: tuple[tuple[dict[str, Any], str], ...] = (
-    ({}, "4x4 transposed convolutions of 128, 64, 32 and 3 channels"),
-    ({"upsampling": "residual"}, "residual blocks of two 3x3 convolutions, nearest-neighbour upsampling"),
+    ({}, "transposed convolutions"),
+    ({"upsampling": "residual"}, "residual blocks"),
 )
 _DISCRIMINATORS: tuple[tuple[dict[str, Any], str], ...] = (
-    ({}, "4x4 convolutions with stride 2, of 32, 64 and 128 channels"),
-    ({"downsampling": "residual"}, "residual blocks of two 3x3 convolutions, average pooling"),
-    ({"minibatch": "discrimination"}, "sees the samples' distances from each other"),
-    ({"minibatch": "stddev"}, "sees the standard deviation over the samples"),
+    ({}, "strided convolutions"),
+    ({"downsampling": "residual"}, "residual blocks"),
+    ({"minibatch": "discrimination"}, "sees distances"),
+    ({"minibatch": "stddev"}, "sees their deviation"),
 )
 
 
@@ -52,8 +52,10 @@ class ModelSummary:
     """One line of the table of models."""
 
     name: str
-    """The registered name, and the options that differ from the defaults."""
+    options: str
+    """Those that differ from the defaults, as KEY=VALUE."""
     description: str
+    """In a few words."""
     parameters: int
     """Trainable parameters."""
     macs: int
@@ -93,28 +95,27 @@ def count_macs(module: nn.Module, input_shape: tuple[int, ...]) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def summarise(name: str, description: str, module: nn.Module, input_shape: tuple[int, ...]) -> ModelSummary:
+def summarise(
+    name: str, options: dict[str, Any], description: str, module: nn.Module, input_shape: tuple[int, ...]
+) -> ModelSummary:
     """The line of the table for one network."""
-    return ModelSummary(name, description, count_parameters(module), count_macs(module, input_shape))
+    changed = " ".join(f"{option}={str(value).lower()}" for option, value in options.items())
+    return ModelSummary(name, changed, description, count_parameters(module), count_macs(module, input_shape))
 
 
 def summaries() -> tuple[ModelSummary, ...]:
     """Every network with its defaults, and the options worth comparing, one changed at a time."""
     with torch.device("meta"):
         classifiers = tuple(
-            summarise(_label(name, options), description, classifier(name, **options), IMAGE_SHAPE)
+            summarise(name, options, description, classifier(name, **options), IMAGE_SHAPE)
             for name, options, description in _DESCRIBED
         )
         generators = tuple(
-            summarise(_label("dcgan generator", options), description, Generator(**options), LATENT_SHAPE)
+            summarise("dcgan generator", options, description, Generator(**options), LATENT_SHAPE)
             for options, description in _GENERATORS
         )
         discriminators = tuple(
-            summarise(_label("dcgan discriminator", options), description, Discriminator(**options), IMAGE_SHAPE)
+            summarise("dcgan discriminator", options, description, Discriminator(**options), IMAGE_SHAPE)
             for options, description in _DISCRIMINATORS
         )
     return (*classifiers, *generators, *discriminators)
-
-
-def _label(name: str, options: dict[str, Any]) -> str:
-    return " ".join([name, *(f"{option}={str(value).lower()}" for option, value in options.items())])

@@ -10,14 +10,23 @@ from pathlib import Path
 from cifarscale.config.load import load_recipe
 from cifarscale.errors import CifarscaleError, ConfigError, RunError
 from cifarscale.lease import living_holder
+from cifarscale.run_folder import RunFolder
 from cifarscale.tracking.wandb_folder import WandbFolder
 from cifarscale.tracking.wandb_mode import is_installed, why_unreachable
 
 
-def tracked_runs(folders: Iterable[Path]) -> list[Path]:
-    """The run folders that W&B writes to: among these, and among the trials of the sweeps in these."""
+def runs_to_upload(folders: Iterable[Path], untracked_too: bool = False) -> list[Path]:
+    """The run folders that W&B writes to: among these, and among the trials of the sweeps in these.
+
+    Args:
+        untracked_too: also those that have figures, and of which W&B was not told, or whose `wandb/` is lost.
+    """
     candidates = (run for folder in folders for run in (folder, *sorted(folder.glob("trials/*"))))
-    return [run for run in candidates if WandbFolder(run).id.is_file()]
+    return [
+        run
+        for run in candidates
+        if WandbFolder(run).id.is_file() or (untracked_too and RunFolder(run).metrics.is_file())
+    ]
 
 
 def require_server() -> None:
@@ -42,7 +51,7 @@ def sync_run(run_dir: Path) -> bool:
     if holder := living_holder(run_dir / ".lease"):
         raise RunError(f"{run_dir} is being written by {holder}; run cifarscale sync {run_dir} when it has ended")
     file = folder.offline_file()
-    if file is None:  # the upload of an online run was cut short
+    if file is None:  # the upload of an online run was cut short, or W&B was not told of the run
         from cifarscale.tracking.wandb_sink import rebuild_offline
 
         path = run_dir / "result.json"

@@ -576,6 +576,7 @@ def test_half_precision_trains_nearly_as_single(
     assert run.metrics() != runs("plain", 1).metrics()
 
 
+@pytest.mark.thorough
 def test_compiled_networks_train_nearly_as_others(
     runs: Function, tiny: Path, shards: Path, opened: Function, cifarscale: Function, tmp_path: Path
 ) -> None:

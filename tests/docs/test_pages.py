@@ -8,11 +8,15 @@ from documents import HERE, PAGES, README, Page, furnish, run_commands
 
 from cifarscale.data.source import Source
 
+LONG = ("docs/sweeps.md", "docs/generators.md")
 WITH_COMMANDS = [page for page in PAGES if page != README and page.commands(HERE)]
 
 
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.thorough if page.name in LONG else ()) for page in WITH_COMMANDS],
+    ids=lambda page: page.name,
+)
 def test_its_commands_run_in_order(page: Page, source: Source, tmp_path: Path, preloaded: Callable[[], str]) -> None:
     if any("wandb" in command or "dashboard" in command for command in page.commands(HERE)):
         pytest.importorskip("wandb")

@@ -2,13 +2,11 @@
 
 from pathlib import Path
 
-import pytest
 from documents import HERE, README, furnish, run_commands
 
 from cifarscale.data.source import Source
 
 
-@pytest.mark.timeout(600)
 def test_its_commands_run_in_order(source: Source, tmp_path: Path) -> None:
     furnish(tmp_path, source)
     run_commands(README.commands(HERE), tmp_path)

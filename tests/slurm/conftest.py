@@ -22,7 +22,7 @@ from cifarscale.run import run_job
 
 SCRIPT = Path(__file__).parents[2] / "slurm/testcluster/testcluster"
 
-PATIENCE_S = 120
+PATIENCE_S = 300
 """After which something hangs: not a measure of anything."""
 
 CNN = """
@@ -178,7 +178,7 @@ def command(cluster: Any, tmp_path: Path) -> Callable[..., subprocess.CompletedP
             env=os.environ | cluster.environment | environment,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=480,
             check=False,
         )
 

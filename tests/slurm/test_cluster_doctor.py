@@ -16,7 +16,7 @@ from cifarscale.config.profile import load_profile, profile_toml
 
 pytestmark = pytest.mark.slurm
 
-PATIENCE_S = 120
+PATIENCE_S = 300
 
 Command = Callable[..., subprocess.Popen[str]]
 

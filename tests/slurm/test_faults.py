@@ -96,7 +96,12 @@ def preempt_by_sigterm(cluster: Any, job: Job) -> None:
 
 
 @pytest.mark.parametrize(
-    "fault", [preempt, preempt_by_sigterm, warn, restart_controller, kill_node], ids=lambda fault: fault.__name__
+    "fault",
+    [
+        *(preempt, preempt_by_sigterm, kill_node),
+        *(pytest.param(fault, marks=pytest.mark.thorough) for fault in (warn, restart_controller)),
+    ],
+    ids=lambda fault: fault.__name__,
 )
 def test_a_run_ends_as_if_nothing_had_happened(
     fault: Callable[[Any, Job], None],
@@ -161,7 +166,6 @@ def test_a_cancelled_job_does_not_come_back(cluster: Any, job: Job, go: Path) ->
     assert sum(row["JobID"] == job.id for row in cluster.sacct(job.id)) == 1
 
 
-@pytest.mark.timeout(600)
 def test_a_run_goes_on_after_its_time_limit(
     cluster: Any, job: Job, recipe: Callable[[int], Path], references: Callable[[Path], Run], go: Path
 ) -> None:

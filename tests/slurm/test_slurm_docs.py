@@ -24,7 +24,6 @@ def folder(script: Callable[..., Any]) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "page",
     [

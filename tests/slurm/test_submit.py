@@ -86,7 +86,8 @@ def test_evaluate_is_a_job_like_the_others(
     assert found["top1"] == trained.result()["test"]["top1"]
 
 
-@pytest.mark.parametrize("num_jobs", [4, pytest.param(10, marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("num_jobs", [4, 10])
 def test_jobs_at_once_all_succeed(
     submit: Callable[..., Job], recipe: Callable[[int], Path], tmp_path: Path, num_jobs: int
 ) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 pytestmark = pytest.mark.slurm
 
-PATIENCE_S = 60
+PATIENCE_S = 120
 
 Cluster = Any
 """That of conftest.py."""

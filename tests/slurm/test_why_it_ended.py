@@ -128,6 +128,7 @@ def test_the_rank_whose_exception_ended_a_job_is_named_and_comes_first(
         assert "cifarscale submit long.toml" in found
 
 
+@pytest.mark.thorough
 def test_a_time_limit_that_came_before_the_job_was_queued_again_is_told(
     cluster: Any, submit: Callable[..., str], why: Callable[[str], str], tmp_path: Path
 ) -> None:

@@ -66,7 +66,7 @@ def mentioning(folder: Path) -> dict[int, bytes]:
     return found
 
 
-@pytest.mark.parametrize("fails", [False, True], ids=["ends", "raises"])
+@pytest.mark.parametrize("fails", [False, pytest.param(True, marks=pytest.mark.thorough)], ids=["ends", "raises"])
 def test_it_leaves_nothing_when_the_block_ends(fails: bool) -> None:
     shared = set(os.listdir("/dev/shm"))
     driver, folder = start(fails)
@@ -144,7 +144,9 @@ def start_rank(meeting: Path, rank: int, join_timeout_s: int, *options: str) -> 
     )
 
 
-@pytest.mark.parametrize("options", [(), ("interrupted",)], ids=["ends", "is-interrupted"])
+@pytest.mark.parametrize(
+    "options", [(), pytest.param(("interrupted",), marks=pytest.mark.thorough)], ids=["ends", "is-interrupted"]
+)
 def test_nodes_join_compute_at_once_and_end_alike(tmp_path: Path, options: tuple[str, ...]) -> None:
     ranks = [start_rank(tmp_path, rank, PATIENCE_S, *options) for rank in range(2)]
     told = [rank.communicate(timeout=2 * PATIENCE_S) for rank in ranks]

@@ -95,6 +95,16 @@ def test_without_a_server_it_is_one_line(
     assert len(ended.stderr.splitlines()) == 1
 
 
+def test_a_run_that_is_named_is_uploaded_also_if_nobody_told_of_it_before(
+    cifarscale: Function, train: Function, server: WandbServer
+) -> None:
+    train(Path("runs/untracked"))
+    assert cifarscale("sync", "runs/untracked").stdout == "runs/untracked  uploaded\n"
+    (uploaded,) = server.runs.values()
+    assert [row["step"] for row in uploaded.rows] == [*range(2, 21, 2)]
+    assert uploaded.exit_code == 0
+
+
 def test_without_offline_runs_it_is_one_line(cifarscale: Function, train: Function) -> None:
     train(Path("runs/untracked"))
     ended = cifarscale("sync")

@@ -118,7 +118,7 @@ def test_macs_are_those_counted_by_hand() -> None:
 
 
 def test_the_table_of_models_has_both_and_their_options() -> None:
-    table = {summary.name: summary for summary in summaries()}
+    table = {f"{summary.name} {summary.options}".strip(): summary for summary in summaries()}
     assert (table["dcgan generator"].parameters, table["dcgan generator"].macs) == (370_624, 4_792_320)
     assert (table["dcgan discriminator"].parameters, table["dcgan discriminator"].macs) == (167_808, 4_589_568)
     assert table["dcgan generator upsampling=residual"].macs > table["dcgan generator"].macs

@@ -1,5 +1,6 @@
 """A lease has one holder at a time, and none for ever."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -52,6 +53,18 @@ def test_the_holder_excludes_others_by_its_name_and_then_releases(path: Path) ->
     assert not list(path.parent.iterdir())
     with lease(path, refusal):
         pass
+
+
+def test_it_works_where_the_file_system_has_no_hard_links(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with lease(path, refusal):
+        with pytest.raises(RunError, match="held by process"), lease(path, refusal):
+            pass
+        assert [each.name for each in path.parent.iterdir()] == [path.name]
+    assert not list(path.parent.iterdir())
 
 
 def test_an_error_inside_releases_the_lease(path: Path) -> None:
@@ -112,10 +125,11 @@ def test_a_lease_of_another_host_is_respected_while_it_is_touched(path: Path) ->
     assert json.loads(path.read_text())["host"] == "elsewhere"
 
 
+@pytest.mark.parametrize("age_s", [LONG_AGO_S, -LONG_AGO_S], ids=["of-long-ago", "of-the-future"])
 @pytest.mark.parametrize("host", ["elsewhere", socket.gethostname()])
-def test_an_expired_lease_is_taken_over(path: Path, host: str) -> None:
+def test_an_expired_lease_is_taken_over(path: Path, host: str, age_s: float) -> None:
     path.parent.mkdir()
-    leave_lease(path, host, os.getppid(), age_s=LONG_AGO_S)
+    leave_lease(path, host, os.getppid(), age_s)
     with lease(path, refusal):
         assert json.loads(path.read_text())["host"] == socket.gethostname()
     assert not list(path.parent.iterdir())

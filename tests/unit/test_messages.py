@@ -38,6 +38,14 @@ def test_what_is_written_as_in_python_is_answered_in_toml(override: str, expecte
     assert expected in str(caught.value)
 
 
+def test_a_network_that_no_memory_can_hold_is_one_line(shards: Path, tmp_path: Path) -> None:
+    arguments = ["train", "demo", "--data", str(shards), "--run-dir", str(tmp_path), "--set", "model.width=100000"]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 1
+    assert "does not suffice (" in done.stderr.splitlines()[-1]
+    assert "Take a smaller network or training.global_batch_size" in done.stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize(("name", "expected"), [("x.jpg", "Name a .png"), ("used", "holds 1 files already")])
 def test_images_go_into_a_new_folder_or_a_png(tmp_path: Path, name: str, expected: str) -> None:
     """Found before a network is opened, so an empty folder will do for the run."""
