@@ -10,7 +10,6 @@ from pathlib import Path
 from cifarscale.config.load import load_recipe
 from cifarscale.errors import CifarscaleError, ConfigError, RunError
 from cifarscale.lease import living_holder
-from cifarscale.run_folder import RunFolder
 from cifarscale.tracking.wandb_folder import WandbFolder
 from cifarscale.tracking.wandb_mode import is_installed, why_unreachable
 
@@ -25,7 +24,7 @@ def runs_to_upload(folders: Iterable[Path], untracked_too: bool = False) -> list
     return [
         run
         for run in candidates
-        if WandbFolder(run).id.is_file() or (untracked_too and RunFolder(run).metrics.is_file())
+        if WandbFolder(run).id.is_file() or (untracked_too and (run / "metrics.jsonl").is_file())
     ]
 
 

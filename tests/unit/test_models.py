@@ -285,7 +285,7 @@ def test_classifier_passes_its_options_on() -> None:
 def test_summaries_are_distinct_and_the_first_is_the_published_network() -> None:
     table = summaries()
     assert (table[0].name, table[0].parameters, table[0].macs) == ("small_filters_cnn", 57_332, 862_208)
-    assert len({summary.name for summary in table}) == len(table)
+    assert len({(summary.name, summary.options) for summary in table}) == len(table)
     assert all(summary.description and summary.parameters and summary.macs for summary in table)
 
 
