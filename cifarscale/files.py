@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,11 @@ def is_listed(path: Path) -> bool:
         return path.name in os.listdir(path.parent)
     except (FileNotFoundError, NotADirectoryError):
         return False
+
+
+def typed(path: Path | str) -> str:
+    """A path as one types it in a shell."""
+    return shlex.quote(str(path))
 
 
 @contextmanager

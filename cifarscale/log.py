@@ -2,7 +2,9 @@
 
 import io
 import logging
+import os
 import sys
+from typing import Any
 
 from rich.console import Console
 
@@ -17,8 +19,41 @@ class _ConsoleHandler(logging.Handler):
         console.print(self.format(record), markup=False, highlight=False, soft_wrap=True)
 
 
+class _ForReader(io.FileIO):
+    """A file descriptor whose reader may go away, as those of pipes do: what is written after that is for nobody."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            return len(data)
+
+
+def _outlive_readers() -> None:
+    """Work goes on when nobody reads what it prints any more: `train | head`, or a Ctrl-C that ends `tee` first."""
+    for name, own in (("stdout", sys.__stdout__), ("stderr", sys.__stderr__)):
+        stream = getattr(sys, name)
+        if stream is not own or not isinstance(stream, io.TextIOWrapper):
+            continue  # somebody else's
+        stream.flush()
+        raw = _ForReader(stream.fileno(), "wb", closefd=False)
+        buffered = io.BufferedWriter(raw)
+        tolerant = io.TextIOWrapper(
+            buffered,
+            stream.encoding,
+            stream.errors,
+            line_buffering=stream.line_buffering,
+            write_through=name == "stderr",
+        )
+        setattr(sys, name, tolerant)
+
+
 def configure_logging(rank: int = 0, world_size: int = 1, debug: bool = False) -> None:
     """Sends `cifarscale`'s log to standard error: info from rank 0, warnings from all ranks."""
+    _outlive_readers()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as standard error is: no figure is lost for a character
     logger = logging.getLogger("cifarscale")

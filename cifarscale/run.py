@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from cifarscale.config.recipe import Recipe, stages_of
 from cifarscale.cores import Cores, available_cores
 from cifarscale.data.dataset import Dataset
 from cifarscale.distributed import Group, pick_device, process_group
-from cifarscale.errors import RunError
+from cifarscale.errors import CifarscaleError, Interrupted, RunError
 from cifarscale.files import write_json_atomically, write_text_atomically
 from cifarscale.lease import lease
 from cifarscale.measure import open_reference
@@ -111,6 +111,7 @@ def _run(
         if group.ranks.is_first:
             mode = wandb_mode(recipe.tracking)
             folder.prepare(recipe, data.manifest)
+            folder.error_file.unlink(missing_ok=True)
             folder.describe(describe_environment(group.ranks, device))
             more = (sink,) if sink else ()
             sinks = Sinks([MetricsLog(folder.metrics), *sinks_of(folder.path, recipe, mode), *more])
@@ -121,6 +122,9 @@ def _run(
     try:
         result = _train(recipe, folder, data, group, device, sinks, placement.num_workers, stopping)
     except BaseException as end:
+        if group.ranks.is_first and isinstance(end, Exception) and not isinstance(end, Interrupted):
+            with suppress(OSError, CifarscaleError):  # the disk may be full, which is what ended it then
+                write_json_atomically(folder.error_file, {"message": str(end) or type(end).__name__})
         sinks.finish(None, end)
         raise
     sinks.finish(result, None)

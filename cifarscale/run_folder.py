@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,11 @@ class RunFolder:
         return self.path / "result.json"
 
     @property
+    def error_file(self) -> Path:
+        """Is there while the newest start of the run has ended with an error."""
+        return self.path / "error.json"
+
+    @property
     def samples(self) -> Path:
         return self.path / "samples"
 
@@ -85,6 +91,13 @@ class RunFolder:
             log.warning("%s is damaged, and does not count", self.result_file)
             return None
         return result if isinstance(result, dict) else None
+
+    def error(self) -> str:
+        """What ended the newest start; empty where it goes on, was asked to stop, was killed, or is complete."""
+        try:
+            return str(json.loads(self.error_file.read_text(encoding="utf-8"))["message"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
 
     def load_job(self) -> Job:
         """The job that runs here. Raises: RunError if this is not a run folder."""
@@ -123,6 +136,11 @@ class RunFolder:
             write_text_atomically(self.recipe, recipe_toml(job))
             if manifest is not None:
                 manifest.save(self.path)
+
+    def saved_step(self) -> int | None:
+        """Step of the newest checkpoint, as its name says; it may be damaged."""
+        names = self.checkpoints.glob("step-*.pt")
+        return max((int(match[1]) for name in names if (match := re.match(r"step-(\d+)\.", name.name))), default=None)
 
     def environment(self) -> dict[str, Any]:
         """What the job ran on last; empty where that is not known."""

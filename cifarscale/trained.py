@@ -13,6 +13,7 @@ from cifarscale.config.cnn import CnnRecipe
 from cifarscale.config.dcgan import DcganRecipe
 from cifarscale.data.manifest import Manifest
 from cifarscale.errors import CheckpointError, RunError
+from cifarscale.files import typed
 from cifarscale.models.dcgan import Generator
 from cifarscale.run_folder import RunFolder
 from cifarscale.training.cnn import build_classifier
@@ -94,8 +95,9 @@ def _newest_state(run_dir: Path, device: torch.device) -> dict[str, Any]:
     if path is None and has_checkpoints(folder.checkpoints) and folder.result() is not None:
         raise CheckpointError(
             f"{run_dir} is complete, but its weights are lost: all of its checkpoints are damaged. Remove "
-            f"{folder.result_file.name} and checkpoints/ from it to train it again: cifarscale train {folder.recipe}"
+            f"{folder.result_file.name} and checkpoints/ from it, and train it again: "
+            f"cifarscale train {typed(folder.recipe)}"
         )
     if path is None:
-        raise CheckpointError(f"{run_dir} has no checkpoint yet. Run: cifarscale train {folder.recipe}")
+        raise CheckpointError(f"{run_dir} has no checkpoint yet. Run: cifarscale train {typed(folder.recipe)}")
     return load_checkpoint(path, device)

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from cifarscale.files import typed
+
 
 @click.group(short_help="List, show and copy recipes.")
 def jobs() -> None:
@@ -56,7 +58,7 @@ def copy(recipe: str, target: Path | None) -> None:
 
     target = target or Path("jobs") / f"{Path(recipe).stem}.toml"
     copy_file(find_recipe(recipe), target)
-    click.echo(f"{target}; next: cifarscale train {target}")
+    click.echo(f"{target}; next: cifarscale train {typed(target)}")
 
 
 @click.command(short_help="List the networks that recipes can name.")

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from cifarscale.cli.options import short_path
+from cifarscale.files import typed
 
 profile_argument = click.argument("profile", metavar="[NAME]", required=False)
 
@@ -65,4 +66,4 @@ def copy(profile: str, target: Path | None) -> None:
 
     target = target or Path("slurm/profiles") / f"{Path(profile).stem}.toml"
     copy_file(find_profile(profile), target)
-    click.echo(f"{target}; next: cifarscale profiles check {target.stem}")
+    click.echo(f"{target}; next: cifarscale profiles check {typed(target.stem)}")

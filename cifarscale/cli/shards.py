@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from cifarscale.cli.options import DATASETS
+from cifarscale.files import typed
 
 
 @click.group(short_help="Build, verify and describe data sets.")
@@ -32,7 +33,7 @@ def build(data: str, source: Path | None, out: Path | None, num_shards: int, for
     _show(folder)
     published = manifest == published_manifest(data)
     click.echo(f"fingerprint {manifest.fingerprint}{', equal to the published one' if published else ''}")
-    click.echo(f"next  cifarscale train cnn --data {folder}")
+    click.echo(f"next  cifarscale train cnn --data {typed(folder)}")
 
 
 @shards.command()

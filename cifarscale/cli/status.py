@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cifarscale.cli.options import short_path
+from cifarscale.files import typed
 
 if TYPE_CHECKING:
     from cifarscale.cluster.status import RunStatus
@@ -62,7 +63,7 @@ def runs(folder: Path) -> None:
     console = Console()
     console.print(table)
     for found in statuses:
-        if found.state == "damaged":
+        if found.state in ("damaged", "failed"):
             console.print(f"{found.run_dir.name}: {found.reason}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -84,7 +85,7 @@ def logs(job_or_run: str, rank: int | None, follow: bool) -> None:
     while (path := rank_log(run_dir, rank or 0)) is None:
         if not (follow and goes_on()):
             name = short_path(run_dir)
-            raise RunError(f"{name} has no log of rank {rank or 0} yet. Run: cifarscale status {name}")
+            raise RunError(f"{name} has no log of rank {rank or 0} yet. Run: cifarscale status {typed(name)}")
         time.sleep(1)
     for text in _growing(path, lambda: follow and goes_on()):
         click.echo(text, nl=False)
@@ -187,6 +188,8 @@ def outcome(result: dict[str, object]) -> str:
     test, distance, best = result.get("test"), result.get("distance"), result.get("best")
     if isinstance(best, dict):
         return f"{result['metric']} {best['value']:.4f} in trial {best['trial']}"
+    if "best" in result:
+        return f"none of {result['trials']} trials came to a figure"
     if isinstance(test, dict):
         return f"test top-1 {test['top1']:.2%}"
     if isinstance(distance, dict):

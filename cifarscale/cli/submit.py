@@ -8,6 +8,7 @@ import click
 
 from cifarscale.cli.options import short_path, tracked, wandb_option
 from cifarscale.cli.status import outcome
+from cifarscale.files import typed
 
 if TYPE_CHECKING:
     from cifarscale.cluster.plan import Plan
@@ -179,8 +180,8 @@ def _named(run_dir: Path) -> str:
 def _show_submitted(work: "Work", job: "Submitted") -> None:
     click.echo(f"job        {job.job_id}")
     click.echo(f"run folder {short_path(work.run_dir)}")
-    click.echo(f"next       cifarscale status {short_path(work.run_dir)}")
-    click.echo(f"           cifarscale logs {short_path(work.run_dir)} -f")
+    click.echo(f"next       cifarscale status {typed(short_path(work.run_dir))}")
+    click.echo(f"           cifarscale logs {typed(short_path(work.run_dir))} -f")
 
 
 def _wait(works: "list[Work]", submitted: "list[Submitted]") -> int:
@@ -209,7 +210,7 @@ def _wait(works: "list[Work]", submitted: "list[Submitted]") -> int:
     for work in works:
         name = short_path(work.run_dir)
         if work in failed:
-            click.echo(f"error: {name} is not complete. Run: cifarscale why {name}", err=True)
+            click.echo(f"error: {name} is not complete. Run: cifarscale why {typed(name)}", err=True)
         else:
             click.echo(f"result     {name}/result.json")
     return 1 if failed else 0

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import click
 
 from cifarscale.cli.options import short_path, tracked, wandb_option
+from cifarscale.files import typed
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -193,4 +194,4 @@ def _show_result(folder: "SweepFolder", result: dict[str, Any]) -> None:
     click.echo(f"best    {short_path(folder.best)} (trial {result['best']['trial']})")
     if result["best"]["overrides"].get("later"):
         click.echo("        it changes keys in the middle of the run, as that trial and those before it did")
-    click.echo(f"next    cifarscale train {short_path(folder.best)}")
+    click.echo(f"next    cifarscale train {typed(short_path(folder.best))}")

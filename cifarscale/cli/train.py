@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cifarscale.cli.options import device_option, nproc_option, tracked, wandb_option
+from cifarscale.files import typed
 from cifarscale.signals import leaving_on_signals
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def _show(result: dict[str, Any], run_dir: Path) -> None:
             click.echo(f"{result['distance']['metric']} {result['distance']['distance']:.2f}")
         click.echo(f"samples {run_dir / result['samples']}")
         click.echo(f"result  {run_dir / 'result.json'}")
-        click.echo(f"next    cifarscale generate {run_dir} --out samples.png")
+        click.echo(f"next    cifarscale generate {typed(run_dir)} --out samples.png")
         return
     table = Table(title=title, caption=rate)
     for column in ("split", "top-1", "top-5", "loss"):
@@ -98,4 +99,4 @@ def _show(result: dict[str, Any], run_dir: Path) -> None:
             table.add_row(split, f"{figures['top1']:.2%}", f"{figures['top5']:.2%}", f"{figures['loss']:.4f}")
     Console().print(table)
     click.echo(f"result  {run_dir / 'result.json'}")
-    click.echo(f"next    cifarscale evaluate {run_dir}")
+    click.echo(f"next    cifarscale evaluate {typed(run_dir)}")

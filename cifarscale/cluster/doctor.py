@@ -29,6 +29,10 @@ from cifarscale.files import writing_to
 from cifarscale.run_folder import RUNS_ROOT
 
 log = logging.getLogger(__name__)
+_ERROR = re.compile(
+    r"[\w.]*(Error|Exception)\b|([\w.]+: )*(fatal )?error\b|.*: (command not found|No such file)", re.IGNORECASE
+)
+"""How a line begins that says what went wrong; those of a traceback begin with a space."""
 
 NAME = "cifarscale-doctor"
 """Of the job."""
@@ -201,12 +205,12 @@ def _ended(state: slurm.JobState | None, job_id: str, folder: Path) -> Finding:
 
 
 def _first_error(logs: Sequence[Path]) -> str:
-    """The first line of a log that speaks of an error: later ones are about what follows from it. Else the last one."""
+    """The first error that a log tells of: later ones are about what follows from it. Else its last line."""
     texts = [path.read_text(encoding="utf-8", errors="replace") for path in logs]
-    lines = [line.strip() for text in texts for line in text.splitlines() if line.strip()]
+    lines = [line.rstrip() for text in texts for line in text.splitlines() if line.strip()]
     if not lines:
         return "it wrote no log, as if its node did not share the folder"
-    return next((line for line in lines if re.search("error", line, re.IGNORECASE)), lines[-1])
+    return next((line for line in lines if _ERROR.match(line)), lines[-1])
 
 
 def _reports(folder: Path, world_size: int, patience_s: float) -> list[Report]:

@@ -89,6 +89,8 @@ def _killed(seen: Evidence, first: Death) -> Explanation:
         (about for word, about in _SIGNALS.items() if first.how.startswith(word)),
         (f"was ended by a signal ({first.how})", ()),
     )
+    if len(first.ranks) > 1:
+        how = re.sub(r"^was ", "were ", how)
     headline = f"{_job_ended(seen)}: {who} {how}"
     details = (*_about_memory(used, requested), *_said(seen))
     return Explanation(headline, details, quote, (*(line.format(node=first.node) for line in advice), *again(seen)))

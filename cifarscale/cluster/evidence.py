@@ -113,7 +113,7 @@ def gather(run_dir: Path, name: str, job: Submitted | None) -> Evidence:
         tail=tail,
         is_complete=folder.result() is not None,
         holder=living_holder(folder.lease),
-        step=max((line["step"] for line in lines), default=None),
+        step=max((*(line["step"] for line in lines), *filter(None, [folder.saved_step()])), default=None),
         max_steps=recipe.training.max_steps if isinstance(recipe, Recipe) else None,
         silent_s=None if newest is None else time.time() - newest,
         between_s=median(b - a for a, b in pairwise(times)) if len(times) > 2 else None,

@@ -40,9 +40,10 @@ class Goodput:
         computing: in training steps that count, but for waiting for data.
         waiting_for_data: in training steps that count.
         starting: from a start to the first step.
-        between_steps: evaluations, checkpoints and the final figures.
+        between_steps: evaluations, checkpoints and, of a complete run, the final figures.
         lost: in steps that were computed again, or in starts of which nothing remains.
         starts: how often SLURM has started it.
+        silent: since the newest line of a run that is not complete: steps since then, an evaluation, or a hang.
     """
 
     queued: float
@@ -53,6 +54,7 @@ class Goodput:
     between_steps: float | None
     lost: float | None
     starts: int
+    silent: float | None = 0.0
 
     @property
     def total(self) -> float:
@@ -85,7 +87,9 @@ class _Span:
     lines: list[Mapping[str, Any]]
 
 
-def goodput(attempts: Sequence[Attempt], lines: Sequence[Mapping[str, Any]], now: float) -> Goodput:
+def goodput(
+    attempts: Sequence[Attempt], lines: Sequence[Mapping[str, Any]], now: float, is_complete: bool = True
+) -> Goodput:
     """Where the time of a run went.
 
     Args:
@@ -113,12 +117,15 @@ def goodput(attempts: Sequence[Attempt], lines: Sequence[Mapping[str, Any]], now
         spans.append(_Span(begin, end, attempt.end is None, own))
     allocated = sum(span.end - span.begin for span in spans)
     if not all("time" in line for line in trained):  # a run before lines had a time
-        return Goodput(queued, allocated, computing, waited, None, None, None, len(spans))
-    return Goodput(queued, allocated, computing, waited, *_overhead(spans), len(spans))
+        return Goodput(queued, allocated, computing, waited, None, None, None, len(spans), None)
+    starting, between, lost, rest = _overhead(spans)
+    final, silent = (rest, 0.0) if is_complete else (0.0, rest)
+    return Goodput(queued, allocated, computing, waited, starting, between + final, lost, len(spans), silent)
 
 
-def _overhead(spans: Sequence[_Span]) -> tuple[float, float, float]:
-    """Seconds of starting, between steps, and lost."""
+def _overhead(spans: Sequence[_Span]) -> tuple[float, float, float, float]:
+    """Seconds of starting, between steps, lost, and after the newest line."""
+    newest = 0.0
     starting = between = lost = counted = 0.0
     for span in spans:
         if not span.lines:
@@ -132,9 +139,9 @@ def _overhead(spans: Sequence[_Span]) -> tuple[float, float, float]:
         starting += to_first - computed
         between += max(0.0, last["time"] - first["time"] - (last["seconds"] - first["seconds"]))
         rest = span.end - last["time"]
-        between += rest if span is spans[-1] else 0.0
+        newest = rest if span is spans[-1] else 0.0
         lost += 0.0 if span is spans[-1] else rest
-    return starting, between, lost
+    return starting, between, lost, newest
 
 
 def usage(attempts: Sequence[Attempt]) -> Usage | None:
@@ -224,6 +231,7 @@ def rows(found: Goodput) -> list[tuple[str, str]]:
         ("starting", found.starting),
         ("evaluating, saving", found.between_steps),
         ("lost to restarts", found.lost),
+        ("since its last line", found.silent or None),
     ]
     if found.lost is None:
         rest = max(0.0, found.allocated - found.computing - found.waiting_for_data)
@@ -260,11 +268,11 @@ def goodput_rows(run_dir: Path) -> list[tuple[str, str]]:
         raise RunError(f"{run_dir} trains nothing, so there is no goodput of it")
     attempts = [attempt for job in jobs for attempt in slurm.attempts(job.key)]
     lines = read_metrics(folder.metrics)
-    found = goodput(attempts, lines, time.time())
+    complete = folder.result() is not None
+    found = goodput(attempts, lines, time.time(), complete)
     rates = [line["images_per_second"] for line in lines if line.get("images_per_second")]
     pace = median(rates[-20:]) / recipe.training.global_batch_size if rates else None
     step = max((line["step"] for line in lines), default=0)
-    complete = folder.result() is not None
     shown = rows(found) + slow_rank(lines)
     return shown + better_request(found, usage(attempts), step, recipe.training.max_steps, pace, complete)
 

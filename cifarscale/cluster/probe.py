@@ -21,7 +21,7 @@ from cifarscale.data.manifest import MANIFEST_NAME, Manifest
 from cifarscale.distributed import Group, process_group
 from cifarscale.errors import CifarscaleError, DataError
 from cifarscale.evaluation.features import official_weights
-from cifarscale.files import write_json_atomically
+from cifarscale.files import typed, write_json_atomically
 from cifarscale.ranks import NODES_VARIABLE, Ranks, ranks_from_environment
 from cifarscale.rendezvous import meet
 
@@ -129,7 +129,7 @@ def shards_digest(shards: Path) -> str:
                 digest.update(f"{entry.name} {(shards / entry.name).stat().st_size}\n".encode())
     except OSError as error:
         raise DataError(
-            f"cannot read {error.filename}: {error.strerror}. Run: cifarscale shards verify {shards}"
+            f"cannot read {error.filename}: {error.strerror}. Run: cifarscale shards verify {typed(shards)}"
         ) from error
     return digest.hexdigest()[:16]
 

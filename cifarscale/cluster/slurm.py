@@ -249,10 +249,10 @@ def _from_controller(job: JobKey) -> JobState | None:
         found = dict(re.findall(r"(\w+)=(\S*)", line))
         names = (found["JobId"], f"{found.get('ArrayJobId')}_{found.get('ArrayTaskId')}")
         if job.job_id in names and job.script in line:
-            reason = "" if found["Reason"] == "None" else found["Reason"]
+            state, reason = found["JobState"], found["Reason"]
             nodes = found.get("NodeList", "").replace("(null)", "")
             start = _time(found["StartTime"])
-            return JobState(job.job_id, found["JobState"], reason, int(found["Restarts"]), nodes, start)
+            return JobState(job.job_id, state, _of_waiting(state, reason), int(found["Restarts"]), nodes, start)
     return None
 
 
@@ -270,7 +270,14 @@ def _from_accounting(job: JobKey, known: Sequence[Attempt]) -> JobState | None:
     if not starts:
         return None
     last = starts[-1]
-    return JobState(job.job_id, last.state, last.reason, len(starts) - 1, last.nodes, last.start)
+    return JobState(
+        job.job_id, last.state, _of_waiting(last.state, last.reason), len(starts) - 1, last.nodes, last.start
+    )
+
+
+def _of_waiting(state: str, reason: str) -> str:
+    """SLURM leaves the reason why a job was last pending where it is when the job has ended."""
+    return reason if state in _WAITING and reason != "None" else ""
 
 
 def attempts(*jobs: JobKey) -> list[Attempt]:

@@ -20,7 +20,8 @@ class RunStatus:
     """A run and its newest job. What there is none of is None.
 
     Attributes:
-        state: of the folder: complete, writing (a process holds it), interrupted (it has begun), not begun, or damaged.
+        state: of the folder: complete, writing (a process holds it), failed (by an error), interrupted (it has begun),
+            not begun, or damaged.
         job_state: what SLURM says of the job; `unknown` if it has forgotten it, or cannot be asked.
         restarts: how often SLURM has started the job again.
         reason: why the job is pending, or the error that ended it.
@@ -76,12 +77,13 @@ def _status(run_dir: Path, seen: slurm.JobState | None) -> RunStatus:
     trained: dict[str, Any] = next((line for line in reversed(lines) if "images_per_second" in line), {})
     submitted = submissions(run_dir)
     state = folder_state(folder, bool(lines))
+    max_steps = job.training.max_steps if isinstance(job, Recipe) else None
     reason = ""
     if seen is not None and seen.is_active:
         reason = seen.reason
-    elif submitted and state != "complete":
-        causes = newest_failures(submitted[-1])
-        reason = causes[0].message if causes else seen.reason if seen else ""
+    elif state != "complete":
+        causes = newest_failures(submitted[-1]) if submitted else []
+        reason = causes[0].message if causes else folder.error()
     return RunStatus(
         run_dir=run_dir,
         task=job.task,
@@ -90,8 +92,8 @@ def _status(run_dir: Path, seen: slurm.JobState | None) -> RunStatus:
         job_state=None if not submitted else seen.state if seen else "unknown",
         restarts=seen.restarts if seen else None,
         reason=reason,
-        step=trained.get("step"),
-        max_steps=job.training.max_steps if isinstance(job, Recipe) else None,
+        step=max_steps if state == "complete" else trained.get("step"),
+        max_steps=max_steps,
         loss=trained.get("loss"),
         images_per_second=trained.get("images_per_second"),
         is_active=(seen is not None and seen.is_active) if submitted else state == "writing",
@@ -104,6 +106,8 @@ def folder_state(folder: RunFolder, has_lines: bool) -> str:
         return "complete"
     if living_holder(folder.lease):
         return "writing"
+    if folder.error():
+        return "failed"
     return "interrupted" if has_lines or folder.checkpoints.is_dir() else "not begun"
 
 

@@ -26,7 +26,7 @@ from cifarscale.cluster.submitted import Submitted, submissions
 from cifarscale.cluster.work import Work
 from cifarscale.config.profile import Profile
 from cifarscale.errors import ClusterError, RunError
-from cifarscale.files import write_text_atomically, writing_to
+from cifarscale.files import typed, write_text_atomically, writing_to
 from cifarscale.lease import lease, living_holder
 from cifarscale.run import git_state
 from cifarscale.run_folder import RunFolder
@@ -229,7 +229,7 @@ def _require_free(run_dir: Path) -> None:
         if state is not None and state.is_active:
             raise RunError(
                 f"{run_dir} is {state.state.lower()} already, as job {state.job_id}. "
-                f"Run: cifarscale status {run_dir}, or cifarscale cancel {run_dir}"
+                f"Run: cifarscale status {typed(run_dir)}, or cifarscale cancel {typed(run_dir)}"
             )
     folder = RunFolder(run_dir)
     if holder := living_holder(folder.lease):

@@ -23,6 +23,7 @@ from cifarscale.config.load import with_values
 from cifarscale.config.profile import Profile, with_options
 from cifarscale.config.recipe import Recipe
 from cifarscale.errors import ClusterError
+from cifarscale.files import typed
 from cifarscale.run_folder import RunFolder
 from cifarscale.tracking.metrics import differs, read_metrics
 
@@ -182,7 +183,7 @@ def _complete(work: Work, running: Running) -> None:
     while (end := running.end()) is None:
         time.sleep(0.5)
     if RunFolder(work.run_dir).result() is None:
-        raise ClusterError(f"{work.run_dir} did not complete: {end}. Run: cifarscale why {work.run_dir}")
+        raise ClusterError(f"{work.run_dir} did not complete: {end}. Run: cifarscale why {typed(work.run_dir)}")
 
 
 def _kill_midway(work: Work, running: Running) -> None:

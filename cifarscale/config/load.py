@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -50,8 +51,13 @@ def load_job(name_or_path: str, overrides: Iterable[str] = ()) -> Job:
     values = read_toml(path)
     for override in overrides:
         _apply_override(values, override)
-    values["name"] = values.get("name") or path.stem
+    values["name"] = values.get("name") or _name_of(path)
     return parse_job(values, str(path))
+
+
+def _name_of(path: Path) -> str:
+    """A file's name, with what a job's name cannot hold (`#`, quotes, brackets) as dashes."""
+    return re.sub(r"[^\w .+-]", "-", path.stem).lstrip(" .+-") or "recipe"
 
 
 def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:

@@ -8,7 +8,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cifarscale.errors import DataError
-from cifarscale.files import bundled_folders, write_json_atomically
+from cifarscale.files import bundled_folders, typed, write_json_atomically
 
 MANIFEST_NAME = "manifest.json"
 
@@ -68,12 +68,12 @@ class Manifest(_Entry):
         except FileNotFoundError:
             raise DataError(
                 f"{folder} is not a folder of shards: it has no {MANIFEST_NAME}. "
-                f"Run: cifarscale shards build --data cifar100 --out {folder}, or with --data synthetic"
+                f"Run: cifarscale shards build --data cifar100 --out {typed(folder)}, or with --data synthetic"
             ) from None
         except (ValidationError, UnicodeDecodeError) as error:
             raise DataError(
                 f"{path} is damaged or of another format ({str(error).splitlines()[0]}). "
-                f"Build again: cifarscale shards build --out {folder} --force, with its --data"
+                f"Build again: cifarscale shards build --out {typed(folder)} --force, with its --data"
             ) from error
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror}") from error

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from cifarscale.data.manifest import Manifest, ShardEntry, SplitEntry
 from cifarscale.data.source import Source, Split
 from cifarscale.errors import DataError
-from cifarscale.files import writing_to
+from cifarscale.files import typed, writing_to
 
 IMAGE_SIZE = 32
 _PPM_HEADER = b"P6 32 32 255\n"
@@ -170,7 +170,8 @@ def _checked_bytes(folder: Path, entry: ShardEntry, known: dict[str, str] | None
 
 
 def _rebuild(folder: Path) -> str:
-    return f"Run: cifarscale shards verify {folder}, then shards build --out {folder} --force with its --data"
+    name = typed(folder)
+    return f"Run: cifarscale shards verify {name}, then shards build --out {name} --force with its --data"
 
 
 def _shard_bytes(source: Source, split: Split, start: int, stop: int) -> bytes:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from cifarscale.config.recipe import Recipe, resolved
 from cifarscale.errors import Interrupted, RunError
+from cifarscale.files import typed
 from cifarscale.tracking.wandb_folder import WandbFolder
 from cifarscale.tracking.wandb_media import log_media
 from cifarscale.tracking.wandb_mode import why_unreachable
@@ -100,7 +101,7 @@ class WandbSink:
 
     def _follow(self) -> None:
         run, after = open_run(self._folder, self._recipe, self._mode)
-        later = f"offline, in {self._folder.path}; to upload it run: cifarscale sync {self._folder.run_dir}"
+        later = f"offline, in {self._folder.path}; to upload it run: cifarscale sync {typed(self._folder.run_dir)}"
         log.info("W&B %s", later if run.offline else run.url)
         rows = Rows(self._folder.run_dir, after)
         is_over = False

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cifarscale.config.load import load_recipe
 from cifarscale.errors import CifarscaleError, ConfigError, RunError
+from cifarscale.files import typed
 from cifarscale.lease import living_holder
 from cifarscale.tracking.wandb_folder import WandbFolder
 from cifarscale.tracking.wandb_mode import is_installed, why_unreachable
@@ -48,7 +49,9 @@ def sync_run(run_dir: Path) -> bool:
     if folder.uploaded.is_file():
         return False
     if holder := living_holder(run_dir / ".lease"):
-        raise RunError(f"{run_dir} is being written by {holder}; run cifarscale sync {run_dir} when it has ended")
+        raise RunError(
+            f"{run_dir} is being written by {holder}; run cifarscale sync {typed(run_dir)} when it has ended"
+        )
     file = folder.offline_file()
     if file is None:  # the upload of an online run was cut short, or W&B was not told of the run
         from cifarscale.tracking.wandb_sink import rebuild_offline

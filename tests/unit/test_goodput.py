@@ -55,13 +55,16 @@ def line(step: int, time: float, seconds: float, waited: float = 0.0) -> dict[st
     return {"step": step, "time": stamp(time), "seconds": seconds, "data_seconds": waited, "images_per_second": 640.0}
 
 
-def measured(attempts: Sequence[Attempt], lines: Sequence[Mapping[str, Any]], now: float = NOW) -> Goodput:
+def measured(
+    attempts: Sequence[Attempt], lines: Sequence[Mapping[str, Any]], now: float = NOW, is_complete: bool = True
+) -> Goodput:
     """The goodput, of which the parts must add up."""
-    found = goodput(attempts, lines, stamp(now))
+    found = goodput(attempts, lines, stamp(now), is_complete)
     assert found.starting is not None
     assert found.between_steps is not None
     assert found.lost is not None
-    parts = found.computing + found.waiting_for_data + found.starting + found.between_steps + found.lost
+    assert found.silent is not None
+    parts = found.computing + found.waiting_for_data + found.starting + found.between_steps + found.lost + found.silent
     assert parts == pytest.approx(found.allocated)
     assert found.total == found.queued + found.allocated
     return found
@@ -81,6 +84,13 @@ def test_a_start_without_interruption() -> None:
         lost=0,
         starts=1,
     )
+
+
+def test_a_hang_is_not_taken_for_an_evaluation() -> None:
+    lines = [line(50, 160, 40), line(100, 200, 80)]
+    found = measured([start(0, 100, None)], lines, now=900, is_complete=False)
+    assert (found.between_steps, found.silent) == (0, 700)
+    assert ("since its last line", "11 min 40 s, 77.8%") in rows(found)
 
 
 def test_what_was_computed_again_is_lost() -> None:

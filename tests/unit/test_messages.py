@@ -9,9 +9,12 @@ import pytest
 from click.testing import CliRunner
 
 from cifarscale.cli.main import main
+from cifarscale.cli.status import outcome
+from cifarscale.cluster.doctor import _first_error
 from cifarscale.config.load import load_recipe
-from cifarscale.errors import ConfigError
+from cifarscale.errors import CifarscaleError, ConfigError
 from cifarscale.evaluation import distance
+from cifarscale.files import typed
 from cifarscale.log import console
 from cifarscale.tracking.progress import TrainingProgress
 
@@ -82,3 +85,87 @@ def test_output_that_takes_only_ascii_is_no_reason_to_fail() -> None:
     done = subprocess.run(command, env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     assert b"\\u2013" in done.stdout
+
+
+def invoke(*arguments: object) -> str:
+    return CliRunner().invoke(main, list(map(str, arguments))).output
+
+
+def test_a_run_that_failed_is_shown_as_failed_with_its_error_until_it_goes_on(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "/nowhere")
+    steps = ("training.max_steps=6", "training.log_every=4", "evaluation.every=0")
+    sets = [part for value in steps for part in ("--set", value)]
+    where = ("--data", shards, "--run-dir", "runs/r")
+    monkeypatch.setattr("cifarscale.training.engine.Engine._save", _no_disk)
+    invoke("train", "demo", *sets, *where)
+    shown = " ".join(invoke("runs").split())
+    assert "failed" in shown
+    assert "r: cannot write here" in shown
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    invoke("train", "demo", *sets, *where)
+    shown = " ".join(invoke("runs").split())
+    assert "complete" in shown
+    assert "6/6" in shown
+    assert "cannot write" not in shown
+
+
+def _no_disk(*_: object) -> None:
+    raise CifarscaleError("cannot write here")
+
+
+def test_a_sweep_of_which_nothing_came_says_so() -> None:
+    assert outcome({"metric": "top1", "trials": 3, "best": None}) == "none of 3 trials came to a figure"
+
+
+@pytest.mark.parametrize(
+    ("stem", "name"), [("my run #3 (new)", "my run -3 -new-"), ("it's", "it-s"), ("(a)", "a-"), ("#", "recipe")]
+)
+def test_a_recipe_may_lie_in_a_file_of_any_name(stem: str, name: str, tmp_path: Path) -> None:
+    path = tmp_path / f"{stem}.toml"
+    path.write_text('task = "cnn"')
+    assert load_recipe(str(path)).name == name
+
+
+def test_commands_to_type_are_quoted(tmp_path: Path) -> None:
+    (tmp_path / "my runs").mkdir()
+    told = invoke("evaluate", tmp_path / "my runs")
+    assert typed(tmp_path / "my runs") == f"'{tmp_path}/my runs'"
+    assert "is not a run folder" in told
+
+
+def test_the_error_of_a_job_is_not_a_line_of_its_source(tmp_path: Path) -> None:
+    log = tmp_path / "1_0_log.out"
+    log.write_text(
+        'Traceback (most recent call last):\n  File "x.py", line 3, in f\n    raise RuntimeError(\n'
+        "RuntimeError: no Python here\nsrun: error: n1: task 0: Exited with exit code 1\n"
+    )
+    assert _first_error([log]) == "RuntimeError: no Python here"
+    log.write_text("module: command not found\nbash: python9: No such file or directory\nlast\n")
+    assert _first_error([log]) == "module: command not found"
+    log.write_text("one\nlast\n")
+    assert _first_error([log]) == "last"
+
+
+def test_a_reader_that_goes_away_does_not_end_a_training(shards: Path, tmp_path: Path) -> None:
+    where = (
+        "--data",
+        shards,
+        "--run-dir",
+        tmp_path / "run",
+        "--set",
+        "training.max_steps=200",
+        "--set",
+        "evaluation.every=0",
+    )
+    command = [sys.executable, "-m", "cifarscale", "train", "demo", *map(str, where), "--set", "training.log_every=1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    while "step 1/200" not in process.stdout.readline():
+        assert process.poll() is None
+    process.stdout.close()
+    assert process.wait(300) == 0
+    assert (tmp_path / "run/result.json").exists()
