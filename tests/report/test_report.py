@@ -214,7 +214,7 @@ def test_a_damaged_checkpoint_is_said_in_the_page(cnn_run: Path, shards: Path, t
     shutil.copytree(cnn_run, run)
     for checkpoint in (run / "checkpoints").iterdir():
         checkpoint.write_bytes(b"damaged")
-    assert "has no checkpoint yet" in written(run, tmp_path / "page.html", shards)
+    assert "its weights are lost" in written(run, tmp_path / "page.html", shards)
 
 
 def opened(browser: "Chrome", page: Path, width: int = 1200) -> None:
