@@ -87,6 +87,9 @@ def find_run(job_or_run: str) -> tuple[Path, Submitted | None]:
         found = [(run_dir, job) for run_dir, job in jobs if job.job_id == job_or_run] or [
             (run_dir, job) for run_dir, job in jobs if slurm.array_job(job.job_id) == job_or_run
         ]
+        if found:  # of several jobs that have had this number the newest
+            _, newest = max(found, key=lambda of_run: of_run[1].submitted)
+            found = [(run_dir, job) for run_dir, job in found if job.script == newest.script]
         if len(found) == 1:
             return found[0]
         if found:

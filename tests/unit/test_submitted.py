@@ -53,6 +53,15 @@ def test_a_run_that_was_never_submitted_has_no_job(run: Callable[..., Path]) -> 
     assert find_run(str(path)) == (path, None)
 
 
+def test_of_two_jobs_that_have_had_the_same_number_the_newer_is_meant(run: Callable[..., Path]) -> None:
+    for name, when in (("old", "2026-01-01T10:00:00+00:00"), ("new", "2026-02-01T10:00:00+00:00")):
+        path = run(f"runs/{name}", "7")
+        remembered = path / "slurm/jobs.jsonl"
+        about = json.loads(remembered.read_text()) | {"script": f"{name}.sh", "submitted": when}
+        remembered.write_text(json.dumps(about) + "\n")
+    assert find_run("7")[0].name == "new"
+
+
 @pytest.mark.parametrize("damage", ["", "\0\0", '{"job_id": "8"}', "[1]", "{"])
 def test_a_damaged_line_is_left_out(run: Callable[..., Path], damage: str) -> None:
     path = run("runs/cnn-0123", "7", "9")
