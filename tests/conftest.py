@@ -27,7 +27,7 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def preloaded() -> Iterator[Callable[[], str]]:
-    """Has `python -m cifarscale …` begin by a fork of a process that has imported torch"""
+    """Has `python -m cifarscale …` begin by a fork of a process that has imported torch."""
     with forking() as path:
         yield path
 

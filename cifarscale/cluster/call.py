@@ -29,6 +29,11 @@ class Call:
     command: list[str] = field(default_factory=lambda: list(sys.argv))
     debug: bool = field(default_factory=lambda: logging.getLogger("cifarscale").isEnabledFor(logging.DEBUG))
 
+    @property
+    def device(self) -> str:
+        """Where it computes: `cpu`, `cuda` or `auto`."""
+        return str(self.arguments.get("placement", self.arguments).get("device", "cpu"))
+
 
 def training(recipe: Recipe, run_dir: Path, placement: "Placement") -> Call:
     """Trains a resolved recipe."""

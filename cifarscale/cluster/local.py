@@ -30,7 +30,7 @@ def run_locally(call: Call, nproc: int, logs: Path) -> None:
     Raises: what the rank that failed first raised; Interrupted if they stopped because they were asked to.
     """
     cores = len(os.sched_getaffinity(0))
-    if call.arguments.get("device", "cpu") != "cuda" and nproc > 2 * cores:
+    if call.device != "cuda" and nproc > 2 * cores:
         log.warning("%d processes share %d cores and their memory: each takes about 0.5 GB", nproc, cores)
     with writing_to(logs):
         logs.mkdir(parents=True, exist_ok=True)
