@@ -117,7 +117,11 @@ def test_an_array_is_one_job_for_each_value(
 
 
 def test_a_run_that_is_queued_or_runs_is_not_submitted_twice_and_a_complete_one_shows_its_result(
-    submit: Callable[..., Job], command: Callable[..., Any], recipe: Callable[[int], Path], data: Path
+    submit: Callable[..., Job],
+    command: Callable[..., Any],
+    recipe: Callable[[int], Path],
+    references: Callable[[Path], Run],
+    data: Path,
 ) -> None:
     job = submit(recipe(20_000))
     again = ("submit", recipe(20_000), "--nodes", 2, "--data", data, "--run-dir", job.run.path)
@@ -132,8 +136,8 @@ def test_a_run_that_is_queued_or_runs_is_not_submitted_twice_and_a_complete_one_
     assert command("cancel", job.id).returncode == 0
     job.cluster.wait_for_state(job.id, ENDED, 60)
     assert job.state() == "CANCELLED"
-    short = submit(recipe(20), "--wait", run_dir=job.run.path.with_name("short"))
-    shown = command("submit", recipe(20), "--nodes", 2, "--data", data, "--run-dir", short.run.path)
+    complete = shutil.copytree(references(recipe(60)).path, job.run.path.with_name("complete"))
+    shown = command("submit", recipe(60), "--nodes", 2, "--data", data, "--run-dir", complete)
     assert shown.returncode == 0
     assert "complete" in shown.stdout
     assert "test top-1" in command("runs", ".").stdout

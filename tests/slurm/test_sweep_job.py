@@ -22,10 +22,11 @@ SWEEP = """
 task = "sweep"
 base = "cnn"
 num_trials = 6
+cpus_per_trial = 2
 
 [set]
 "data.num_validation" = 100
-"training.max_steps" = 60
+"training.max_steps" = 40
 "training.log_every" = 5
 "training.checkpoint_every" = 20
 "evaluation.every" = 20
