@@ -310,6 +310,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         ["schedule.warmup_steps=9", "training.max_steps=9"],
         ["schedule.warmup_steps = 9", "training.max_steps = 9"],
     ),
+    "compiled and exact": (["training.compile=true"], ["training.compile = true", "training.slices=0"]),
     "slices not a power of two": (["training.slices=3"], ["training.slices = 3", "power of two"]),
     "slices that do not divide the batch": (
         ["training.global_batch_size=36", "training.slices=8"],

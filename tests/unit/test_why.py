@@ -255,6 +255,12 @@ def test_a_rank_that_a_signal_ended_is_the_cause_of_what_the_others_tell(how: st
     assert found.quote.lines[-1] == "its last words"
 
 
+@pytest.mark.parametrize(("tasks", "words"), [("task 3", "rank 3 on n2 was"), ("tasks 2-3", "ranks 2, 3 on n2 were")])
+def test_one_rank_was_killed_and_several_were(tasks: str, words: str) -> None:
+    log = (STARTED, f"srun: error: n2: {tasks}: Killed")
+    assert explain(seen(log=log)).headline == f"job 12 failed: {words} killed (SIGKILL)"
+
+
 @pytest.mark.parametrize("state", ["OUT_OF_MEMORY", "FAILED"])
 def test_a_kill_near_the_limit_of_memory_is_want_of_memory(state: str) -> None:
     """16 GiB on two nodes; each of the two tasks of a node used 3.9."""
