@@ -11,18 +11,18 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from cifarscale.config.distance import FidJob
-from cifarscale.cores import Cores
 from cifarscale.data.dataset import Dataset
 from cifarscale.data.images import read_image
 from cifarscale.data.shards import IMAGE_SIZE
-from cifarscale.distributed import pick_device, process_group
+from cifarscale.distributed.cores import Cores
+from cifarscale.distributed.group import pick_device, process_group
+from cifarscale.distributed.ranks import ranks_from_environment
 from cifarscale.evaluation.accuracy import evaluate_classifier
 from cifarscale.files import write_json_atomically
 from cifarscale.measure import images_of, open_reference
 from cifarscale.prepare import Placement
-from cifarscale.ranks import ranks_from_environment
 from cifarscale.run import device_name
-from cifarscale.run_folder import RunFolder
+from cifarscale.runs.run_folder import RunFolder
 from cifarscale.trained import TrainedClassifier, load_classifier, load_generator
 from cifarscale.training.cnn import training_normalisation
 from cifarscale.training.dcgan import generate_images, generated_images

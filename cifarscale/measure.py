@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from cifarscale.config.distance import DistanceConfig
-from cifarscale.cores import Cores
 from cifarscale.data.images import ImageSet, images_of_folder, images_of_split
 from cifarscale.data.manifest import Manifest
-from cifarscale.distributed import Group
+from cifarscale.distributed.cores import Cores
+from cifarscale.distributed.group import Group
 from cifarscale.errors import EvaluationError
 from cifarscale.evaluation.distance import Collected, Measure
 from cifarscale.evaluation.features import FeatureNetwork, Precision, classifier_features, inception

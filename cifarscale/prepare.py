@@ -14,7 +14,7 @@ from cifarscale.config.recipe import Job, Recipe
 from cifarscale.data.build import locate_shards
 from cifarscale.data.manifest import Manifest
 from cifarscale.errors import ConfigError
-from cifarscale.run_folder import RUNS_ROOT, RunFolder
+from cifarscale.runs.run_folder import RUNS_ROOT, RunFolder
 
 
 @dataclass(frozen=True)

@@ -17,23 +17,22 @@ from typing import Any
 import torch
 
 from cifarscale import __version__
-from cifarscale.checkpoint import checkpoint_step, has_checkpoints
 from cifarscale.config.cnn import CnnRecipe
 from cifarscale.config.dcgan import DcganRecipe
 from cifarscale.config.load import recipe_hash
 from cifarscale.config.recipe import Recipe, stages_of
-from cifarscale.cores import Cores, available_cores
 from cifarscale.data.dataset import Dataset
-from cifarscale.distributed import Group, pick_device, process_group
+from cifarscale.distributed.cores import Cores, available_cores
+from cifarscale.distributed.group import Group, pick_device, process_group
+from cifarscale.distributed.ranks import Ranks, ranks_from_environment
 from cifarscale.errors import CifarscaleError, Interrupted, RunError
 from cifarscale.files import write_json_atomically, write_text_atomically
-from cifarscale.lease import lease
 from cifarscale.measure import open_reference
 from cifarscale.models.registry import count_parameters
 from cifarscale.prepare import Placement, batch_size_per_rank
-from cifarscale.ranks import Ranks, ranks_from_environment
-from cifarscale.run_folder import RunFolder
-from cifarscale.signals import StopRequest, stop_on_signals
+from cifarscale.runs.checkpoint import checkpoint_step, has_checkpoints
+from cifarscale.runs.lease import lease
+from cifarscale.runs.run_folder import RunFolder
 from cifarscale.tracking.metrics import MetricsLog, read_metrics
 from cifarscale.tracking.progress import TrainingProgress
 from cifarscale.tracking.sink import Sink, Sinks
@@ -42,6 +41,7 @@ from cifarscale.tracking.wandb_sink import sinks_of
 from cifarscale.training.cnn import CnnTask
 from cifarscale.training.dcgan import DcganTask
 from cifarscale.training.engine import Engine, newest_on_first
+from cifarscale.training.signals import StopRequest, stop_on_signals
 from cifarscale.training.task import Task
 
 log = logging.getLogger(__name__)

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from cifarscale.checkpoint import has_checkpoints, load_checkpoint, newest_checkpoint
 from cifarscale.config.cnn import CnnRecipe
 from cifarscale.config.dcgan import DcganRecipe
 from cifarscale.data.manifest import Manifest
 from cifarscale.errors import CheckpointError, RunError
 from cifarscale.files import typed
 from cifarscale.models.dcgan import Generator
-from cifarscale.run_folder import RunFolder
+from cifarscale.runs.checkpoint import has_checkpoints, load_checkpoint, newest_checkpoint
+from cifarscale.runs.run_folder import RunFolder
 from cifarscale.training.cnn import build_classifier
 from cifarscale.training.dcgan import build_networks
 

@@ -27,10 +27,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-COMMANDS = {"cifarscale": "cifarscale.cli.main", "cifarscale.cluster.rank_launcher": "cifarscale.cluster.rank_launcher"}
+COMMANDS = {"cifarscale": "cifarscale.cli.main", "cifarscale.launch.rank_launcher": "cifarscale.launch.rank_launcher"}
 """Modules that are run as `python -m …`, and where the `main` of each lies."""
 SLOW_IMPORTS = (
-    *("cifarscale.cluster.worker", "cifarscale.cluster.verify", "cifarscale.cluster.doctor"),
+    *("cifarscale.launch.worker", "cifarscale.checks.verify", "cifarscale.checks.doctor"),
     *("cifarscale.evaluation.features", "cifarscale.report.page", "cifarscale.data.streaming", "rich.table"),
     "pytorch_fid.inception",
 )

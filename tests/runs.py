@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from cifarscale.checkpoint import load_checkpoint, newest_checkpoint
-from cifarscale.run_folder import RunFolder
+from cifarscale.runs.checkpoint import load_checkpoint, newest_checkpoint
+from cifarscale.runs.run_folder import RunFolder
 from cifarscale.tracking.metrics import differs, read_metrics
 
 PATIENCE_S = 300

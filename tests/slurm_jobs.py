@@ -8,7 +8,7 @@ from typing import Any
 
 from runs import Run
 
-from cifarscale.cluster.submitted import submissions
+from cifarscale.slurm.submitted import submissions
 
 PATIENCE_S = 480
 """After which something hangs: not a measure of anything."""

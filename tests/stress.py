@@ -26,10 +26,10 @@ from typing import Any
 from processes import children, descendants
 from runs import Run
 
-from cifarscale.checkpoint import checkpoint_step, newest_checkpoint
-from cifarscale.cluster.submitted import submissions
 from cifarscale.data.shards import write_shards
 from cifarscale.data.synthetic import synthetic_source
+from cifarscale.runs.checkpoint import checkpoint_step, newest_checkpoint
+from cifarscale.slurm.submitted import submissions
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTCLUSTER = ROOT / "slurm/testcluster/testcluster"

@@ -24,10 +24,10 @@ def doctor(profile: str | None, nodes: int | None, data: str | None, time_limit_
     Runs a job of a minute on some nodes, and says what is right, what is not, and what to do. With a profile whose
     launcher is local, such as `local`, its ranks are processes on this machine.
     """
+    from cifarscale.checks.doctor import examine, folder_of_its_own
     from cifarscale.cli.findings import show_findings
-    from cifarscale.cluster.doctor import examine, folder_of_its_own
-    from cifarscale.config.profile import load_profile
     from cifarscale.errors import ClusterError
+    from cifarscale.slurm.profile import load_profile
 
     chosen = load_profile(profile)
     with folder_of_its_own(chosen) as folder:

@@ -20,7 +20,7 @@ def evaluate(run: Path, split: str, data: str | None, nproc: int, device: str, c
     """Evaluate the classifier of RUN, a run folder, on a split: exact for any number of processes."""
     from cifarscale.data.build import locate_shards
     from cifarscale.prepare import Placement
-    from cifarscale.run_folder import RunFolder
+    from cifarscale.runs.run_folder import RunFolder
 
     recipe = RunFolder(run).load_recipe()
     placement = Placement(locate_shards(data or recipe.data.dataset), device)
@@ -30,8 +30,8 @@ def evaluate(run: Path, split: str, data: str | None, nproc: int, device: str, c
 
         evaluate_run(run, split, placement, path)
     else:
-        from cifarscale.cluster.call import evaluation
-        from cifarscale.cluster.local import run_locally
+        from cifarscale.launch.call import evaluation
+        from cifarscale.launch.local import run_locally
 
         run_locally(evaluation(run, split, placement, path), nproc, run / "logs")
     _show(json.loads(path.read_text(encoding="utf-8")), "classes" if classes else "superclasses")
@@ -47,7 +47,7 @@ def predict(run: Path, images: tuple[Path, ...], device: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from cifarscale.distributed import pick_device
+    from cifarscale.distributed.group import pick_device
     from cifarscale.inference import predict as predict_images
     from cifarscale.trained import load_classifier
 

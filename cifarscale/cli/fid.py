@@ -52,7 +52,7 @@ def fid(
     """
     from cifarscale.config.load import load_fid, with_values
     from cifarscale.prepare import shards_to_measure
-    from cifarscale.run_folder import RunFolder
+    from cifarscale.runs.run_folder import RunFolder
 
     job = with_values(load_fid(overrides), images=images, **_changes(options))
     folder = RunFolder(Path(images))
@@ -65,8 +65,8 @@ def fid(
 
             measure_images(job, shards, device, out, save_statistics)
         else:
-            from cifarscale.cluster.call import measurement
-            from cifarscale.cluster.local import run_locally
+            from cifarscale.launch.call import measurement
+            from cifarscale.launch.local import run_locally
 
             logs = folder.path / "logs" if is_run else Path(scratch)
             run_locally(measurement(job, shards, device, out, save_statistics), nproc, logs)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cifarscale.cluster.finding import Finding
+    from cifarscale.checks.finding import Finding
 
 _STYLES = {"ok": "green", "warning": "yellow", "failure": "bold red"}
 

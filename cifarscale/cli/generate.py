@@ -27,7 +27,7 @@ def generate(run: Path, num: int, class_name: str | None, seed: int, out: Path, 
 
     from PIL import Image
 
-    from cifarscale.distributed import pick_device
+    from cifarscale.distributed.group import pick_device
     from cifarscale.errors import ConfigError
     from cifarscale.files import writing_to
     from cifarscale.inference import generate as generate_images

@@ -22,7 +22,7 @@ from cifarscale.cli.train import train
 from cifarscale.cli.verify import verify
 from cifarscale.cli.why import why
 from cifarscale.errors import EXIT_INTERRUPTED, CifarscaleError
-from cifarscale.signals import StopSignal
+from cifarscale.training.signals import StopSignal
 
 
 class _Main(click.Group):

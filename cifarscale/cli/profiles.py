@@ -24,7 +24,7 @@ def list_profiles() -> None:
     from rich.console import Console
     from rich.table import Column, Table
 
-    from cifarscale.config.profile import load_profile, profile_files
+    from cifarscale.slurm.profile import load_profile, profile_files
 
     table = Table("name", "launcher", Column("description", overflow="fold"), Column("file", overflow="fold"))
     for name, path in profile_files().items():
@@ -37,7 +37,7 @@ def list_profiles() -> None:
 @profile_argument
 def show(profile: str | None) -> None:
     """Show a profile with every default, as TOML."""
-    from cifarscale.config.profile import load_profile, profile_toml
+    from cifarscale.slurm.profile import load_profile, profile_toml
 
     click.echo(profile_toml(load_profile(profile)), nl=False)
 
@@ -46,10 +46,10 @@ def show(profile: str | None) -> None:
 @profile_argument
 def check(profile: str | None) -> None:
     """Ask SLURM whether it would take jobs of a profile. Queues nothing."""
+    from cifarscale.checks.profile_check import check_profile
     from cifarscale.cli.findings import show_findings
-    from cifarscale.cluster.profile_check import check_profile
-    from cifarscale.config.profile import load_profile
     from cifarscale.errors import ClusterError
+    from cifarscale.slurm.profile import load_profile
 
     chosen = load_profile(profile)
     if failed := show_findings(check_profile(chosen)):
@@ -62,7 +62,7 @@ def check(profile: str | None) -> None:
 def copy(profile: str, target: Path | None) -> None:
     """Copy a profile to TARGET (default: slurm/profiles/NAME.toml here), to change it."""
     from cifarscale.config.lookup import copy_file
-    from cifarscale.config.profile import find_profile
+    from cifarscale.slurm.profile import find_profile
 
     target = target or Path("slurm/profiles") / f"{Path(profile).stem}.toml"
     copy_file(find_profile(profile), target)

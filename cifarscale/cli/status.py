@@ -11,8 +11,8 @@ from cifarscale.cli.options import short_path
 from cifarscale.files import typed
 
 if TYPE_CHECKING:
-    from cifarscale.cluster.status import RunStatus
-    from cifarscale.cluster.submitted import Submitted
+    from cifarscale.slurm.status import RunStatus
+    from cifarscale.slurm.submitted import Submitted
 
 job_or_run_argument = click.argument("job_or_run", metavar="JOB|RUN")
 
@@ -22,10 +22,10 @@ job_or_run_argument = click.argument("job_or_run", metavar="JOB|RUN")
 @click.option("--goodput", is_flag=True, help="Show where the hours of a run went, and what a better request would be.")
 def status(job_or_run: str | None, goodput: bool) -> None:
     """Show how far jobs are: one, or those of all run folders below runs/ that were submitted."""
-    from cifarscale.cluster.status import run_status, run_statuses
-    from cifarscale.cluster.submitted import find_run, submissions
     from cifarscale.errors import ConfigError
-    from cifarscale.run_folder import run_folders
+    from cifarscale.runs.run_folder import run_folders
+    from cifarscale.slurm.status import run_status, run_statuses
+    from cifarscale.slurm.submitted import find_run, submissions
 
     if goodput and job_or_run is None:
         raise ConfigError("--goodput is of one run. Run: cifarscale status RUN --goodput")
@@ -49,8 +49,8 @@ def runs(folder: Path) -> None:
     from rich.console import Console
     from rich.table import Column, Table
 
-    from cifarscale.cluster.status import run_statuses
-    from cifarscale.run_folder import RunFolder, run_folders
+    from cifarscale.runs.run_folder import RunFolder, run_folders
+    from cifarscale.slurm.status import run_statuses
 
     folders = run_folders(folder)
     if not folders:
@@ -73,9 +73,9 @@ def runs(folder: Path) -> None:
 @click.option("-f", "--follow", is_flag=True, help="Go on showing what is added, until the job ends.")
 def logs(job_or_run: str, rank: int | None, follow: bool) -> None:
     """Print what a rank of a job has printed; of a failed job first the error of the rank that failed first."""
-    from cifarscale.cluster.status import newest_failures, rank_log
-    from cifarscale.cluster.submitted import find_run
     from cifarscale.errors import RunError
+    from cifarscale.slurm.status import newest_failures, rank_log
+    from cifarscale.slurm.submitted import find_run
 
     run_dir, submitted = find_run(job_or_run)
     goes_on = _watching(run_dir, submitted)
@@ -95,9 +95,9 @@ def logs(job_or_run: str, rank: int | None, follow: bool) -> None:
 @job_or_run_argument
 def cancel(job_or_run: str) -> None:
     """End a job. Its run saves its state first, and goes on when it is submitted again."""
-    from cifarscale.cluster import slurm
-    from cifarscale.cluster.submitted import find_run
     from cifarscale.errors import RunError
+    from cifarscale.slurm import client as slurm
+    from cifarscale.slurm.submitted import find_run
 
     run_dir, submitted = find_run(job_or_run)
     if submitted is None:
@@ -113,8 +113,8 @@ def cancel(job_or_run: str) -> None:
 
 def _watching(run_dir: Path, submitted: "Submitted | None") -> Callable[[], bool]:
     """Tells at each call whether the run's job, or the process that writes the run, goes on."""
-    from cifarscale.cluster import slurm
-    from cifarscale.cluster.status import run_status
+    from cifarscale.slurm import client as slurm
+    from cifarscale.slurm.status import run_status
 
     if submitted is None or not slurm.available():
         return lambda: run_status(run_dir).is_active
@@ -169,7 +169,7 @@ def _show_goodput(run_dir: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from cifarscale.cluster.goodput import goodput_rows
+    from cifarscale.explain.goodput import goodput_rows
 
     table = Table("goodput", "")
     for name, value in goodput_rows(run_dir):

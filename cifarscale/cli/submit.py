@@ -11,10 +11,10 @@ from cifarscale.cli.status import outcome
 from cifarscale.files import typed
 
 if TYPE_CHECKING:
-    from cifarscale.cluster.plan import Plan
-    from cifarscale.cluster.submitted import Submitted
-    from cifarscale.cluster.work import Work
-    from cifarscale.config.profile import Profile
+    from cifarscale.slurm.plan import Plan
+    from cifarscale.slurm.profile import Profile
+    from cifarscale.slurm.submitted import Submitted
+    from cifarscale.work import Work
 
 
 @click.command(short_help="Queue a recipe on a SLURM cluster.")
@@ -55,13 +55,13 @@ def submit(
     The same command resumes a run that was interrupted, is refused while its job is queued or runs, and shows the
     result of a run that is complete.
     """
-    from cifarscale.cluster.local import run_locally
-    from cifarscale.cluster.submission import sbatch_script, submit
-    from cifarscale.cluster.work import make_work
     from cifarscale.config.load import load_job
-    from cifarscale.config.profile import load_profile, with_options
     from cifarscale.errors import ClusterError, ConfigError
-    from cifarscale.run_folder import folder_of
+    from cifarscale.launch.local import run_locally
+    from cifarscale.runs.run_folder import folder_of
+    from cifarscale.slurm.profile import load_profile, with_options
+    from cifarscale.slurm.submission import sbatch_script, submit
+    from cifarscale.work import make_work
 
     chosen = with_options(load_profile(profile), gpus_per_node=gpus_per_node, time=time)
     if array and run_dir:
@@ -121,10 +121,10 @@ def _variants(array: str) -> list[tuple[str, ...]]:
 
 def _plans(works: "list[Work]", profile: "Profile", nodes: int, num_workers: int, dry_run: bool) -> "list[Plan]":
     """The plan of each, checked against the cluster; a dry run does without one."""
-    from cifarscale.cluster import slurm
-    from cifarscale.cluster.plan import make_plan
-    from cifarscale.cluster.work import pace
-    from cifarscale.run_folder import run_folders
+    from cifarscale.runs.run_folder import run_folders
+    from cifarscale.slurm import client as slurm
+    from cifarscale.slurm.plan import make_plan
+    from cifarscale.work import pace
 
     partition = None
     if profile.launcher == "slurm" and (slurm.available() or not dry_run):
@@ -139,7 +139,7 @@ def _show_plan(works: "list[Work]", profile: "Profile", plan: "Plan") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from cifarscale.cluster.plan import trials_at_once
+    from cifarscale.slurm.plan import trials_at_once
 
     table = Table("plan", works[0].job.name, show_lines=False)
     on, cores = f"{plan.gpus_per_node} GPUs" if plan.gpus_per_node else "CPUs", f"{plan.cpus_per_task} cores"
@@ -172,7 +172,7 @@ def _show_plan(works: "list[Work]", profile: "Profile", plan: "Plan") -> None:
 
 
 def _named(run_dir: Path) -> str:
-    from cifarscale.run_folder import RunFolder
+    from cifarscale.runs.run_folder import RunFolder
 
     return short_path(run_dir) + (" (complete)" if RunFolder(run_dir).result() else "")
 
@@ -188,8 +188,8 @@ def _wait(works: "list[Work]", submitted: "list[Submitted]") -> int:
     """Shows each change of state until all jobs have ended. Returns: the exit code."""
     import time
 
-    from cifarscale.cluster import slurm
-    from cifarscale.run_folder import RunFolder
+    from cifarscale.runs.run_folder import RunFolder
+    from cifarscale.slurm import client as slurm
 
     shown: dict[str, str] = {}
     watches = [slurm.Watch(job.key, longest_s=10) for job in submitted]

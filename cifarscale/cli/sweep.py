@@ -14,7 +14,7 @@ from cifarscale.files import typed
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from cifarscale.cluster.trials import SweepFolder, Trial
+    from cifarscale.sweep.trials import SweepFolder, Trial
 
 
 @click.command(short_help="Search for better values of a recipe's keys.")
@@ -64,9 +64,10 @@ def sweep(
     job = load_job(_sweep_of(recipe), (*overrides, *flags, *tracked(wandb, "set.")))
     if not isinstance(job, SweepJob):
         raise ConfigError(f"{recipe} is a job of task {job.task!r}, and this needs task = 'sweep', as in sweep-cnn")
-    from cifarscale.cluster.sweep import check_resources, prepare_sweep, this_machine
-    from cifarscale.run_folder import folder_of
-    from cifarscale.signals import stop_on_signals
+    from cifarscale.config.sweep import check_resources
+    from cifarscale.runs.run_folder import folder_of
+    from cifarscale.sweep.prepared import prepare_sweep, this_machine
+    from cifarscale.training.signals import stop_on_signals
 
     machine = this_machine()
     check_resources(job, machine.num_cpus, machine.num_gpus, 1, "this machine")
@@ -94,8 +95,8 @@ def sweep_status(sweep: str) -> None:
     """Show how far the trials of a sweep are, also while it runs: by its folder, or by the id of its SLURM job."""
     from rich.console import Console
 
-    from cifarscale.cluster.submitted import find_run
-    from cifarscale.cluster.trials import SweepFolder
+    from cifarscale.slurm.submitted import find_run
+    from cifarscale.sweep.trials import SweepFolder
 
     folder = SweepFolder(find_run(sweep)[0])
     job = folder.load_sweep()
@@ -134,7 +135,7 @@ class _Display:
 
     def changed(self, trial: "Trial") -> None:
         """Shows a trial's new state."""
-        from cifarscale.cluster.trials import trial_line
+        from cifarscale.sweep.trials import trial_line
 
         self._trials[trial.number] = trial
         if self._live is not None:
@@ -150,7 +151,7 @@ def _table(trials: "Sequence[Trial]", metric: str, in_full: bool = True) -> "Tab
     from rich.markup import escape
     from rich.table import Column, Table
 
-    from cifarscale.cluster.trials import shown_changes
+    from cifarscale.sweep.trials import shown_changes
 
     columns = [
         Column("trial", justify="right"),
@@ -170,7 +171,7 @@ def _table(trials: "Sequence[Trial]", metric: str, in_full: bool = True) -> "Tab
 def _show_result(folder: "SweepFolder", result: dict[str, Any]) -> None:
     from rich.console import Console
 
-    from cifarscale.cluster.trials import FAILED, REPEATED, ranked
+    from cifarscale.sweep.trials import FAILED, REPEATED, ranked
 
     console = Console()
     order = ranked(folder.trials, result["mode"])

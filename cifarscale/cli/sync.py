@@ -18,7 +18,7 @@ def sync(runs: tuple[Path, ...]) -> None:
     figures. What is uploaded already is left alone, so this can be repeated.
     """
     from cifarscale.errors import EXIT_ERROR, CifarscaleError, RunError
-    from cifarscale.run_folder import run_folders
+    from cifarscale.runs.run_folder import run_folders
     from cifarscale.tracking.wandb_sync import require_server, runs_to_upload, sync_run
 
     found = runs_to_upload(runs or run_folders(), untracked_too=bool(runs))

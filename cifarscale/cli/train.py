@@ -7,7 +7,7 @@ import click
 
 from cifarscale.cli.options import device_option, nproc_option, tracked, wandb_option
 from cifarscale.files import typed
-from cifarscale.signals import leaving_on_signals
+from cifarscale.training.signals import leaving_on_signals
 
 if TYPE_CHECKING:
     from cifarscale.config.recipe import Recipe
@@ -43,7 +43,7 @@ def train(
     from cifarscale.config.load import load_recipe
     from cifarscale.data.build import locate_shards
     from cifarscale.prepare import Placement, batch_size_per_rank, check_num_workers, default_run_dir, resolve
-    from cifarscale.run_folder import RunFolder, folder_of
+    from cifarscale.runs.run_folder import RunFolder, folder_of
 
     loaded = load_recipe(recipe, (*overrides, *tracked(wandb)))
     batch_size_per_rank(loaded, nproc)
@@ -70,8 +70,8 @@ def _train(recipe: "Recipe", run_dir: Path, placement: "Placement", nproc: int) 
 
             run_job(recipe, run_dir, placement)
     else:
-        from cifarscale.cluster.call import training
-        from cifarscale.cluster.local import run_locally
+        from cifarscale.launch.call import training
+        from cifarscale.launch.local import run_locally
 
         run_locally(training(recipe, run_dir, placement), nproc, run_dir / "logs")
 

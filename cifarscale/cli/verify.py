@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from cifarscale.cluster.verify import Comparison
+    from cifarscale.checks.verify import Comparison
 
 
 @click.command(short_help="Prove that a recipe gives the same numbers there.")
@@ -32,11 +32,11 @@ def verify(
     A short run of it; the same one killed and started again; the same one on another number of ranks. Shows what is
     equal in every bit, and how near the rest is; exit code 1 if the promise does not hold.
     """
-    from cifarscale.cluster.verify import shortened
-    from cifarscale.cluster.verify import verify as verify_runs
+    from cifarscale.checks.verify import shortened
+    from cifarscale.checks.verify import verify as verify_runs
     from cifarscale.config.load import load_recipe, recipe_hash
-    from cifarscale.config.profile import load_profile
-    from cifarscale.run_folder import RUNS_ROOT
+    from cifarscale.runs.run_folder import RUNS_ROOT
+    from cifarscale.slurm.profile import load_profile
 
     short = shortened(load_recipe(recipe, overrides), steps)
     chosen = load_profile(profile)
@@ -53,7 +53,7 @@ def _show(found: "list[Comparison]") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from cifarscale.cluster.verify import NOT_PROMISED
+    from cifarscale.checks.verify import NOT_PROMISED
 
     table = Table("run", "figure", "compared with the uninterrupted run")
     for each in found:

@@ -11,9 +11,9 @@ def why(job_or_run: str) -> None:
     """Tell why a job is pending, whether it goes on, or why it ended, and what to do."""
     import textwrap
 
-    from cifarscale.cluster.evidence import gather
-    from cifarscale.cluster.submitted import find_run
-    from cifarscale.cluster.why import explain
+    from cifarscale.explain.evidence import gather
+    from cifarscale.explain.why import explain
+    from cifarscale.slurm.submitted import find_run
 
     run_dir, job = find_run(job_or_run)
     found = explain(gather(run_dir, short_path(run_dir), job))

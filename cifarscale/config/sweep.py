@@ -17,6 +17,7 @@ from pydantic import (
 
 from cifarscale.config.recipe import Job, Section
 from cifarscale.config.validation import nearest
+from cifarscale.errors import ConfigError
 
 KINDS = ("choice", "uniform", "loguniform", "quniform", "randint")
 """How a key's values may be distributed."""
@@ -231,3 +232,34 @@ def _problem(distribution: Distribution) -> str:
     if step and (step[0] <= 0 or math.ceil(low / step[0] - 1e-9) > math.floor(high / step[0] + 1e-9)):
         return f"{kind} = {bounds}: step = {step[0]} must be above 0 and have a multiple between low and high"
     return ""
+
+
+def check_resources(sweep: SweepJob, num_cpus: int, num_gpus: int, num_nodes: int, where: str) -> None:
+    """Raises: ConfigError if a trial asks for more than there is.
+
+    Args:
+        num_cpus, num_gpus: of a node.
+        where: names the node.
+    """
+    cpus, gpus, workers = sweep.cpus_per_trial, sweep.gpus_per_trial, sweep.workers_per_trial
+    if cpus > num_cpus:
+        raise ConfigError(f"cpus_per_trial = {cpus}, and {where} has {num_cpus} cores")
+    if gpus > num_gpus:
+        raise ConfigError(f"gpus_per_trial = {gpus:g}, and {where} has {num_gpus} GPUs")
+    if gpus > 1:
+        raise ConfigError(f"gpus_per_trial = {gpus:g}: a worker uses one GPU; for more of them add --workers-per-trial")
+    if workers > 1 and 0 < gpus < 1:
+        raise ConfigError(
+            f"gpus_per_trial = {gpus:g}: two workers of a trial cannot share a GPU; take 1, or workers_per_trial = 1"
+        )
+    if (fit := workers_that_fit(sweep, num_cpus, num_gpus) * num_nodes) < workers:
+        raise ConfigError(
+            f"workers_per_trial = {workers} of {cpus} cores{f' and {gpus:g} GPUs' if gpus else ''} each, and "
+            f"{f'{num_nodes} times ' if num_nodes > 1 else ''}{where} has room for {fit}"
+        )
+
+
+def workers_that_fit(sweep: SweepJob, num_cpus: int, num_gpus: int) -> int:
+    """How many workers of trials a node has room for."""
+    fit = num_cpus // sweep.cpus_per_trial
+    return min(fit, int(num_gpus / sweep.gpus_per_trial + 1e-6)) if sweep.gpus_per_trial else fit

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from cifarscale.config.cnn import AugmentationConfig
 from cifarscale.data.batches import Batch
-from cifarscale.randomness import batch_generator, uniforms
+from cifarscale.distributed.randomness import batch_generator, uniforms
 
 
 @dataclass(frozen=True)

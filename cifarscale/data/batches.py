@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 
-from cifarscale.ranks import Ranks
+from cifarscale.distributed.ranks import Ranks
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from cifarscale.data.shards import find_damage, write_shards
 from cifarscale.data.source import Source
 from cifarscale.errors import DataError
 from cifarscale.files import writing_to
-from cifarscale.lease import lease
 from cifarscale.log import console
+from cifarscale.runs.lease import lease
 
 DATASETS = ("cifar100", "synthetic")
 DEFAULT_NUM_SHARDS = 64

@@ -12,7 +12,7 @@ from cifarscale.data.manifest import Manifest
 from cifarscale.data.order import validation_ids
 from cifarscale.data.resident import ResidentReader, ResidentSplit
 from cifarscale.data.shards import Samples, find_damage, read_split
-from cifarscale.distributed import Group
+from cifarscale.distributed.group import Group
 from cifarscale.errors import ConfigError, DataError
 
 

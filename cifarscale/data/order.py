@@ -8,7 +8,7 @@ Of W ranks, rank r takes the positions r, r + W, r + 2W, … of each batch.
 import numpy as np
 from numpy.typing import NDArray
 
-from cifarscale.randomness import permutation
+from cifarscale.distributed.randomness import permutation
 
 
 class EpochOrder:

@@ -7,7 +7,7 @@ import torch
 from cifarscale.data.batches import Batch, Chunk
 from cifarscale.data.order import EpochOrder, rank_positions
 from cifarscale.data.shards import Samples
-from cifarscale.ranks import Ranks
+from cifarscale.distributed.ranks import Ranks
 
 
 class ResidentSplit:

@@ -26,9 +26,9 @@ from cifarscale.data.manifest import ShardEntry, SplitEntry
 from cifarscale.data.order import rank_positions
 from cifarscale.data.resident import ResidentSplit
 from cifarscale.data.shards import read_shard
+from cifarscale.distributed.randomness import permutation
+from cifarscale.distributed.ranks import Ranks
 from cifarscale.errors import ConfigError, DataError
-from cifarscale.randomness import permutation
-from cifarscale.ranks import Ranks
 
 _Sample = dict[str, Any]
 _decode = Decoder([imagehandler("rgb8", extensions=["ppm"])])

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cifarscale.data.source import Source, Split
-from cifarscale.randomness import permutation, uniforms
+from cifarscale.distributed.randomness import permutation, uniforms
 
 Array = NDArray[np.floating]
 """float32 throughout; NumPy's types lose that beside a Python number, its arithmetic does not."""

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cifarscale.cores import Cores
 from cifarscale.data.batches import Chunk, EvaluationSplit
-from cifarscale.distributed import Group
+from cifarscale.distributed.cores import Cores
+from cifarscale.distributed.group import Group
 from cifarscale.errors import DistributedError, NonFiniteLossError
 
 

@@ -16,9 +16,10 @@ import torch
 from numpy.typing import NDArray
 
 from cifarscale.config.distance import DistanceConfig
-from cifarscale.cores import Cores
 from cifarscale.data.images import ImageSet
-from cifarscale.distributed import Group
+from cifarscale.distributed.cores import Cores
+from cifarscale.distributed.group import Group
+from cifarscale.distributed.randomness import permutation
 from cifarscale.errors import CifarscaleError, EvaluationError
 from cifarscale.evaluation.accuracy import check_ledger
 from cifarscale.evaluation.features import FeatureNetwork
@@ -26,7 +27,6 @@ from cifarscale.evaluation.frechet import frechet_distance
 from cifarscale.evaluation.kernel import kernel_distance
 from cifarscale.evaluation.moments import NUM_LANES, Moments, Statistics
 from cifarscale.evaluation.neighbours import precision_recall
-from cifarscale.randomness import permutation
 from cifarscale.tracking.progress import counting
 
 log = logging.getLogger(__name__)

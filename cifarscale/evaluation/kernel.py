@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from cifarscale.cores import Cores
-from cifarscale.distributed import Group
+from cifarscale.distributed.cores import Cores
+from cifarscale.distributed.group import Group
 from cifarscale.evaluation.moments import require_features
 
 LARGEST_BLOCK = 1000

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from cifarscale.distributed import Group
+from cifarscale.distributed.group import Group
 from cifarscale.errors import EvaluationError
 from cifarscale.files import write_atomically
 

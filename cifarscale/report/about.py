@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cifarscale.cluster.status import folder_state
-from cifarscale.cluster.trials import SweepFolder
 from cifarscale.config.cnn import CnnRecipe
 from cifarscale.config.dcgan import DcganRecipe
 from cifarscale.config.load import recipe_toml
@@ -20,7 +18,9 @@ from cifarscale.report.logs import Line, restarts, run_drawings
 from cifarscale.report.parts import Drawing, Fact, Table, data_uri, percent, shown
 from cifarscale.report.recipes import Difference, command, differences, flat
 from cifarscale.report.sweeps import best_differences, sweep_drawings, sweep_facts, trials_table
-from cifarscale.run_folder import RunFolder
+from cifarscale.runs.run_folder import RunFolder
+from cifarscale.slurm.status import folder_state
+from cifarscale.sweep.trials import SweepFolder
 from cifarscale.tracking.metrics import read_metrics
 
 

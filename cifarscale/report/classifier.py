@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 
 from cifarscale.config.cnn import CnnRecipe
-from cifarscale.cores import Cores
 from cifarscale.data.batches import EvaluationSplit
 from cifarscale.data.dataset import Dataset
-from cifarscale.distributed import Group
+from cifarscale.distributed.cores import Cores
+from cifarscale.distributed.group import Group
+from cifarscale.distributed.ranks import Ranks
 from cifarscale.errors import CifarscaleError
 from cifarscale.evaluation.accuracy import evaluate_classifier
-from cifarscale.ranks import Ranks
 from cifarscale.report.parts import Picture, percent, picture
 from cifarscale.report.shards import shards_of
 from cifarscale.trained import TrainedClassifier, load_classifier

@@ -15,7 +15,7 @@ from cifarscale.errors import CifarscaleError
 from cifarscale.inference import generate
 from cifarscale.report.parts import Cell, Fact, Picture, Table, data_uri, picture
 from cifarscale.report.shards import shards_of
-from cifarscale.run_folder import RunFolder
+from cifarscale.runs.run_folder import RunFolder
 
 _GRIDS = 10
 """Of a run at most, so that a page stays small."""

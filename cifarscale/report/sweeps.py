@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from cifarscale.cluster.sweep_plots import metric_name, sweep_curves, sweep_parallel
-from cifarscale.cluster.trials import SweepFolder, origin_of, ranked
 from cifarscale.config.load import load_recipe
 from cifarscale.config.recipe import resolved
 from cifarscale.config.sweep import SweepJob
 from cifarscale.report.parts import Cell, Drawing, Fact, Table, drawing, percent, shown
 from cifarscale.report.recipes import Difference, flat
+from cifarscale.sweep.plots import metric_name, sweep_curves, sweep_parallel
+from cifarscale.sweep.trials import SweepFolder, origin_of, ranked
 
 
 def trials_table(folder: SweepFolder, sweep: SweepJob) -> Table:

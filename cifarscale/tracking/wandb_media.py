@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cifarscale.checkpoint import newest_checkpoint
 from cifarscale.config.recipe import Recipe
+from cifarscale.runs.checkpoint import newest_checkpoint
 
 if TYPE_CHECKING:
     import wandb

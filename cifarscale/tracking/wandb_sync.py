@@ -10,7 +10,7 @@ from pathlib import Path
 from cifarscale.config.load import load_recipe
 from cifarscale.errors import CifarscaleError, ConfigError, RunError
 from cifarscale.files import typed
-from cifarscale.lease import living_holder
+from cifarscale.runs.lease import living_holder
 from cifarscale.tracking.wandb_folder import WandbFolder
 from cifarscale.tracking.wandb_mode import is_installed, why_unreachable
 

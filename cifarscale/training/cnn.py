@@ -8,12 +8,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from cifarscale.config.cnn import CnnRecipe
-from cifarscale.cores import Cores
 from cifarscale.data.augmentation import Augmentation, LabelledImages, Normalisation
 from cifarscale.data.batches import Batch
 from cifarscale.data.dataset import Dataset
 from cifarscale.data.manifest import Manifest
-from cifarscale.distributed import Group
+from cifarscale.distributed.cores import Cores
+from cifarscale.distributed.group import Group
 from cifarscale.evaluation.accuracy import Accuracy, evaluate_classifier
 from cifarscale.models.registry import classifier
 from cifarscale.training.task import Outputs, Task

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from cifarscale.config.dcgan import DcganRecipe
-from cifarscale.cores import Cores
 from cifarscale.data.batches import Batch
 from cifarscale.data.images import ImageSet
 from cifarscale.data.manifest import Manifest
-from cifarscale.distributed import Group
+from cifarscale.distributed.cores import Cores
+from cifarscale.distributed.group import Group
+from cifarscale.distributed.randomness import normals, uniforms
 from cifarscale.models.dcgan import Discriminator, Generator
-from cifarscale.randomness import normals, uniforms
 from cifarscale.tracking.samples import save_grid, to_uint8
 from cifarscale.training.differentiable_augmentation import NUM_DRAWS, augment, augments
 from cifarscale.training.objectives import discriminator_loss, generator_loss, gradient_penalty, needs_real_images

@@ -10,14 +10,14 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from cifarscale.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from cifarscale.config.recipe import Stage
-from cifarscale.cores import Cores
 from cifarscale.data.batches import Batch, Reader
-from cifarscale.distributed import Group
+from cifarscale.distributed.cores import Cores
+from cifarscale.distributed.group import Group
 from cifarscale.errors import CheckpointError, Interrupted, NonFiniteLossError
-from cifarscale.signals import CONTINUE_LATER, StopRequest
+from cifarscale.runs.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from cifarscale.training.optimisation import MovingAverage, build_optimizer, clip_gradient, learning_rate_factor
+from cifarscale.training.signals import CONTINUE_LATER, StopRequest
 from cifarscale.training.slices import Slices
 from cifarscale.training.task import Outputs, Task
 from cifarscale.training.timing import Timing

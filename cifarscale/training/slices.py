@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from cifarscale.cores import Cores
-from cifarscale.distributed import Group
+from cifarscale.distributed.cores import Cores
+from cifarscale.distributed.group import Group
 from cifarscale.training.task import Outputs
 
 Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
-from cifarscale.distributed import Group
+from cifarscale.distributed.group import Group
 
 UNTIMED_STEPS = 10
 """First steps of a process that throughput leaves out: memory is still being set up."""

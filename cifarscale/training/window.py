@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from cifarscale.distributed import Group
+from cifarscale.distributed.group import Group
 
 
 class Window:

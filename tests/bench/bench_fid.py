@@ -31,13 +31,13 @@ from PIL import Image
 from pytorch_fid.inception import FID_WEIGHTS_URL
 
 from cifarscale.config.distance import DistanceConfig
-from cifarscale.cores import Cores, available_cores
 from cifarscale.data.images import images_of_folder
 from cifarscale.data.synthetic import synthetic_source
-from cifarscale.distributed import Group
+from cifarscale.distributed.cores import Cores, available_cores
+from cifarscale.distributed.group import Group
+from cifarscale.distributed.ranks import Ranks
 from cifarscale.evaluation.distance import Measure
 from cifarscale.evaluation.features import FeatureNetwork, inception
-from cifarscale.ranks import Ranks
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from inception_weights import random_inception_weights

@@ -22,8 +22,8 @@ import click
 import ray
 import torch
 
-from cifarscale.cores import available_cores
 from cifarscale.data.build import build_shards
+from cifarscale.distributed.cores import available_cores
 
 RECIPE = """
 task = "sweep"
@@ -47,7 +47,7 @@ def train(config):
     from cifarscale.config.load import load_recipe
     from cifarscale.prepare import Placement
     from cifarscale.run import run_job
-    from cifarscale.signals import StopRequest
+    from cifarscale.training.signals import StopRequest
     class Reporter:
         def started(self, step): pass
         def finish(self, result, error): pass

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 from runs import Run
 
-from cifarscale.cluster.population import continue_from
 from cifarscale.config.load import load_recipe, parse_job, recipe_hash, recipe_toml, resolved
 from cifarscale.config.recipe import stages_of
 from cifarscale.errors import ConfigError, Interrupted
 from cifarscale.prepare import Placement
 from cifarscale.run import run_job
-from cifarscale.run_folder import RunFolder
-from cifarscale.signals import StopRequest
+from cifarscale.runs.run_folder import RunFolder
+from cifarscale.sweep.population import continue_from
+from cifarscale.training.signals import StopRequest
 
 pytestmark = pytest.mark.distributed
 

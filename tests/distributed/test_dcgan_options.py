@@ -17,14 +17,14 @@ from torch.nn import functional as F
 from cifarscale.cli.main import main
 from cifarscale.config.dcgan import DcganRecipe
 from cifarscale.config.load import load_recipe
-from cifarscale.cores import Cores
 from cifarscale.data.batches import Batch
 from cifarscale.data.manifest import Manifest, published_manifest
 from cifarscale.data.source import Source
-from cifarscale.distributed import Group
+from cifarscale.distributed.cores import Cores
+from cifarscale.distributed.group import Group
+from cifarscale.distributed.ranks import Ranks
 from cifarscale.inference import generate
 from cifarscale.prepare import Placement, resolve
-from cifarscale.ranks import Ranks
 from cifarscale.run import run_job
 from cifarscale.training.dcgan import DcganTask, GanBatch, build_networks
 from cifarscale.training.differentiable_augmentation import NUM_DRAWS, augment

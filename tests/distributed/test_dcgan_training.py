@@ -12,12 +12,12 @@ from torch.nn import functional as F
 
 from cifarscale.config.dcgan import DcganRecipe
 from cifarscale.config.load import load_recipe, with_values
-from cifarscale.cores import Cores
 from cifarscale.data.batches import Batch
 from cifarscale.data.manifest import published_manifest
-from cifarscale.distributed import Group
+from cifarscale.distributed.cores import Cores
+from cifarscale.distributed.group import Group
+from cifarscale.distributed.ranks import Ranks
 from cifarscale.inference import generate
-from cifarscale.ranks import Ranks
 from cifarscale.training.dcgan import DcganTask
 
 pytestmark = pytest.mark.distributed

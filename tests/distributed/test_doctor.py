@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from cifarscale.cluster.diagnosis import Expected, diagnose
-from cifarscale.cluster.failures import LOGS_VARIABLE
-from cifarscale.cluster.probe import TOKEN_NAME, load_reports
-from cifarscale.ranks import ADDRESS_VARIABLE, FILE_VARIABLE, NODES_VARIABLE
+from cifarscale.checks.diagnosis import Expected, diagnose
+from cifarscale.checks.probe import TOKEN_NAME, load_reports
+from cifarscale.distributed.ranks import ADDRESS_VARIABLE, FILE_VARIABLE, NODES_VARIABLE
+from cifarscale.launch.failures import LOGS_VARIABLE
 
 pytestmark = pytest.mark.distributed
 
@@ -74,7 +74,7 @@ def test_a_rank_that_does_not_come_is_named_after_the_time_limit(tmp_path: Path,
         LOGS_VARIABLE: str(tmp_path),
         "WORLD_SIZE": "3",
     }
-    program = f"from pathlib import Path; from cifarscale.cluster.probe import probe; probe(Path({str(tmp_path)!r}), "
+    program = f"from pathlib import Path; from cifarscale.checks.probe import probe; probe(Path({str(tmp_path)!r}), "
     program += f"Path({str(shards)!r}), 'cpu', 10)"
     ranks = [
         subprocess.Popen([sys.executable, "-c", program], env=environment | {"RANK": rank, "LOCAL_RANK": rank})

@@ -15,17 +15,17 @@ from processes import run_ranks
 from torch import nn
 from torch.nn import functional as F
 
-from cifarscale.cores import Cores
 from cifarscale.data.batches import Chunk, EvaluationSplit
 from cifarscale.data.manifest import Manifest
 from cifarscale.data.resident import ResidentSplit
 from cifarscale.data.shards import read_split
-from cifarscale.distributed import Group
+from cifarscale.distributed.cores import Cores
+from cifarscale.distributed.group import Group
+from cifarscale.distributed.ranks import ADDRESS_VARIABLE, FILE_VARIABLE, Ranks
 from cifarscale.errors import DistributedError, NonFiniteLossError
 from cifarscale.evaluation.accuracy import Accuracy, check_ledger, evaluate_classifier
 from cifarscale.inference import evaluate_run
 from cifarscale.prepare import Placement
-from cifarscale.ranks import ADDRESS_VARIABLE, FILE_VARIABLE, Ranks
 from cifarscale.trained import load_classifier
 from cifarscale.training.cnn import training_normalisation
 

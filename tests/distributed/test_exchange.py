@@ -15,10 +15,10 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from cifarscale.config.recipe import AdamWConfig
-from cifarscale.cores import Cores
-from cifarscale.distributed import Group
+from cifarscale.distributed.cores import Cores
+from cifarscale.distributed.group import Group
+from cifarscale.distributed.ranks import Ranks
 from cifarscale.models.cnn import SmallFiltersCNN
-from cifarscale.ranks import Ranks
 from cifarscale.training.optimisation import build_optimizer
 from cifarscale.training.slices import Slices
 

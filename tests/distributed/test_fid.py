@@ -20,11 +20,12 @@ from pytorch_fid import fid_score, inception
 from cifarscale.cli.main import main
 from cifarscale.config.distance import DistanceConfig
 from cifarscale.config.load import load_recipe
-from cifarscale.cores import Cores
 from cifarscale.data.images import ImageSet, images_of_split
 from cifarscale.data.manifest import Manifest
 from cifarscale.data.shards import read_split
-from cifarscale.distributed import Group
+from cifarscale.distributed.cores import Cores
+from cifarscale.distributed.group import Group
+from cifarscale.distributed.ranks import Ranks
 from cifarscale.errors import DistributedError
 from cifarscale.evaluation import distance
 from cifarscale.evaluation.distance import Measure
@@ -32,7 +33,6 @@ from cifarscale.evaluation.features import FeatureNetwork
 from cifarscale.inference import generate
 from cifarscale.measure import Reference, open_reference
 from cifarscale.prepare import Placement, resolve
-from cifarscale.ranks import Ranks
 from cifarscale.run import run_job
 
 pytestmark = pytest.mark.distributed

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from processes import forkserver
 
+from cifarscale.distributed.ranks import ADDRESS_VARIABLE, FILE_VARIABLE, NODES_VARIABLE, Ranks
+from cifarscale.distributed.rendezvous import interface_address, meet
 from cifarscale.errors import ConfigError, DistributedError
-from cifarscale.ranks import ADDRESS_VARIABLE, FILE_VARIABLE, NODES_VARIABLE, Ranks
-from cifarscale.rendezvous import interface_address, meet
 
 pytestmark = pytest.mark.distributed
 

@@ -23,6 +23,7 @@ from runs import PATIENCE_S, planted
 
 from cifarscale.config.load import load_recipe
 from cifarscale.data.manifest import Manifest
+from cifarscale.distributed.ranks import ADDRESS_VARIABLE, FILE_VARIABLE
 from cifarscale.errors import (
     CheckpointError,
     CifarscaleError,
@@ -33,7 +34,6 @@ from cifarscale.errors import (
     RunError,
 )
 from cifarscale.prepare import Placement, batch_size_per_rank, default_run_dir, resolve
-from cifarscale.ranks import ADDRESS_VARIABLE, FILE_VARIABLE
 from cifarscale.run import run_job
 from cifarscale.trained import load_classifier
 
@@ -449,7 +449,7 @@ def test_no_evaluation_is_missing_or_doubled_when_a_run_stops_where_one_is_due(
     folder = tmp_path / "run"
     while not (folder / "result.json").exists():
         with monkeypatch.context() as patched:
-            patched.setattr("cifarscale.signals.StopRequest.__init__", _ask_at_once)
+            patched.setattr("cifarscale.training.signals.StopRequest.__init__", _ask_at_once)
             with pytest.raises(Interrupted):
                 train_here(folder)
         if opened(folder).last_step() == 20:

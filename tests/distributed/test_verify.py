@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from cifarscale.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
-from cifarscale.cluster.verify import TOLERANCE, Comparison, compare, shortened
+from cifarscale.checks.verify import TOLERANCE, Comparison, compare, shortened
 from cifarscale.config.load import load_recipe
 from cifarscale.errors import ClusterError
+from cifarscale.runs.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.distributed
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cifarscale.checkpoint import load_checkpoint, newest_checkpoint
+from cifarscale.runs.checkpoint import load_checkpoint, newest_checkpoint
 
 pytestmark = [
     pytest.mark.gpu,

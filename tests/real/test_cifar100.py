@@ -13,9 +13,9 @@ import pytest
 import torch
 import webdataset as wds
 
-from cifarscale.checkpoint import load_checkpoint, newest_checkpoint
 from cifarscale.data.build import build_shards
 from cifarscale.data.manifest import Manifest, published_manifest
+from cifarscale.runs.checkpoint import load_checkpoint, newest_checkpoint
 from cifarscale.tracking.metrics import read_metrics
 
 pytestmark = pytest.mark.real_data

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cifarscale.cluster.trials import COMPLETE, FAILED, STOPPED, SweepFolder, Trial
 from cifarscale.config.load import load_recipe, parse_job
-from cifarscale.config.space import base_of, trial_recipe
 from cifarscale.config.sweep import SweepJob
 from cifarscale.data.manifest import Manifest
 from cifarscale.prepare import Placement, resolve
 from cifarscale.report.page import write_report
 from cifarscale.run import run_job
-from cifarscale.run_folder import RunFolder
+from cifarscale.runs.run_folder import RunFolder
+from cifarscale.sweep.space import base_of, trial_recipe
+from cifarscale.sweep.trials import COMPLETE, FAILED, STOPPED, SweepFolder, Trial
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome

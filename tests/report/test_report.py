@@ -16,7 +16,7 @@ from cifarscale.errors import CifarscaleError
 from cifarscale.report.logs import restarts, run_drawings
 from cifarscale.report.page import write_report
 from cifarscale.report.recipes import differences
-from cifarscale.run_folder import RunFolder
+from cifarscale.runs.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cifarscale.config.profile import load_profile, profile_toml
+from cifarscale.slurm.profile import load_profile, profile_toml
 
 pytestmark = pytest.mark.slurm
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from slurm_jobs import PATIENCE_S, Job
 
-from cifarscale.run_folder import RunFolder
+from cifarscale.runs.run_folder import RunFolder
 
 pytestmark = pytest.mark.slurm
 

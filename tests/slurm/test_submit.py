@@ -16,8 +16,8 @@ from runs import Run
 from slurm_jobs import ENDED, Job
 
 from cifarscale.cli.main import main
-from cifarscale.cluster.submitted import submissions
 from cifarscale.config.load import load_recipe
+from cifarscale.slurm.submitted import submissions
 
 pytestmark = pytest.mark.slurm
 

@@ -10,7 +10,7 @@ import pytest
 from runs import Run, planted
 from slurm_jobs import ENDED, PATIENCE_S, slurm
 
-from cifarscale.cluster.submitted import submissions
+from cifarscale.slurm.submitted import submissions
 
 pytestmark = pytest.mark.slurm
 
@@ -34,7 +34,7 @@ if os.environ.get("SLURM_PROCID") == "2":
 NOT_REQUEUED = """
 import os, time
 if "SLURM_PROCID" in os.environ:
-    from cifarscale.cluster import slurm_task
+    from cifarscale.slurm import task as slurm_task
     slurm_task.leave_word = lambda: time.sleep(600)
 """
 

@@ -8,13 +8,13 @@ import pytest
 from runs import PATIENCE_S, Run, planted
 from sweep_runs import Sweep, process_of
 
-from cifarscale.cluster.ray_failure import cause_in
-from cifarscale.cluster.sweep import check_resources, prepare_sweep
 from cifarscale.config.load import load_job, load_recipe
-from cifarscale.config.sweep import SweepJob
+from cifarscale.config.sweep import SweepJob, check_resources
 from cifarscale.errors import ConfigError
 from cifarscale.prepare import Placement
 from cifarscale.run import run_job
+from cifarscale.sweep.prepared import prepare_sweep
+from cifarscale.sweep.ray.failure import cause_in
 
 pytestmark = pytest.mark.sweep
 

@@ -17,7 +17,7 @@ PATIENCE_S = 240
 
 DRIVER = """
 import os, sys, time
-from cifarscale.cluster.ray_cluster import ray_cluster
+from cifarscale.sweep.ray.cluster import ray_cluster
 try:
     with ray_cluster(num_cpus=1) as cluster:
         import ray
@@ -112,9 +112,9 @@ def test_two_do_not_disturb_each_other() -> None:
 NODE = """
 import sys
 from pathlib import Path
-from cifarscale.cluster.ray_cluster import ray_over_nodes, serve_node
+from cifarscale.sweep.ray.cluster import ray_over_nodes, serve_node
 from cifarscale.errors import Interrupted
-from cifarscale.ranks import ranks_from_environment
+from cifarscale.distributed.ranks import ranks_from_environment
 ranks, meeting, join_timeout_s = ranks_from_environment(), Path(sys.argv[1]), float(sys.argv[2])
 if not ranks.is_first:
     serve_node(ranks, meeting, 1)

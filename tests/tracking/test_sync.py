@@ -10,8 +10,8 @@ import pytest
 from processes import descendants, wait_until_gone
 from wandb_server import KEY, WandbServer
 
-from cifarscale.lease import lease
-from cifarscale.run_folder import RunFolder
+from cifarscale.runs.lease import lease
+from cifarscale.runs.run_folder import RunFolder
 
 Function = Callable[..., Any]
 

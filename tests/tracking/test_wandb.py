@@ -13,9 +13,9 @@ from runs import Run
 from wandb_server import ILLNESSES, KEY, WandbServer
 
 from cifarscale.config.load import load_recipe
-from cifarscale.config.profile import load_profile
 from cifarscale.config.recipe import resolved
 from cifarscale.errors import ConfigError, Interrupted
+from cifarscale.slurm.profile import load_profile
 from cifarscale.tracking import wandb_sink
 from cifarscale.tracking.metrics import RATE_OF_RANK, read_metrics
 

@@ -12,9 +12,15 @@ from typing import Any
 import pytest
 import torch
 
-from cifarscale.checkpoint import checkpoint_step, has_checkpoints, load_checkpoint, newest_checkpoint, save_checkpoint
 from cifarscale.errors import CheckpointError, CifarscaleError
 from cifarscale.files import write_atomically, write_json_atomically
+from cifarscale.runs.checkpoint import (
+    checkpoint_step,
+    has_checkpoints,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
 
 State = dict[str, Any]
 
@@ -153,7 +159,7 @@ def test_a_full_disk_leaves_the_old_checkpoints_and_is_one_clear_line(tmp_path: 
         import resource, sys
         from pathlib import Path
         import torch
-        from cifarscale.checkpoint import save_checkpoint
+        from cifarscale.runs.checkpoint import save_checkpoint
         from cifarscale.errors import CifarscaleError
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
         try:

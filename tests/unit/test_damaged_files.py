@@ -10,7 +10,7 @@ from cifarscale.cli.main import main
 from cifarscale.config.load import load_recipe
 from cifarscale.data.manifest import Manifest
 from cifarscale.prepare import resolve
-from cifarscale.run_folder import RunFolder
+from cifarscale.runs.run_folder import RunFolder
 from cifarscale.tracking.metrics import MetricsLog, MetricsTail, read_metrics
 
 LINES = [json.dumps({"step": step, "loss": 1.0, "images_per_second": 9.0}) for step in (1, 2, 3)]

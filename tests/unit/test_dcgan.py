@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cifarscale.cores import Cores
-from cifarscale.distributed import Group
+from cifarscale.distributed.cores import Cores
+from cifarscale.distributed.group import Group
+from cifarscale.distributed.ranks import Ranks
 from cifarscale.models.dcgan import Discriminator, Downsampling, Generator, Minibatch, Upsampling
 from cifarscale.models.gan_blocks import DownBlock, MinibatchDiscrimination, MinibatchStandardDeviation, UpBlock
 from cifarscale.models.normalisation import Normalisation
 from cifarscale.models.registry import count_macs, count_parameters, summaries
-from cifarscale.ranks import Ranks
 from cifarscale.training.slices import Slices
 from cifarscale.training.task import Outputs
 

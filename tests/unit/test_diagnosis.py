@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from cifarscale.checks.diagnosis import Expected, diagnose
+from cifarscale.checks.finding import Finding
+from cifarscale.checks.probe import Report, load_reports, shards_digest
+from cifarscale.checks.profile_check import fits, partition_state, preemption, requeue, shared_folder
 from cifarscale.cli.main import main
-from cifarscale.cluster.diagnosis import Expected, diagnose
-from cifarscale.cluster.finding import Finding
-from cifarscale.cluster.plan import shape
-from cifarscale.cluster.probe import Report, load_reports, shards_digest
-from cifarscale.cluster.profile_check import fits, partition_state, preemption, requeue, shared_folder
-from cifarscale.cluster.slurm import Partition, known_partition
-from cifarscale.config.profile import Profile
 from cifarscale.errors import ClusterError, DataError
 from cifarscale.files import write_json_atomically
+from cifarscale.slurm.client import Partition, known_partition
+from cifarscale.slurm.plan import shape
+from cifarscale.slurm.profile import Profile
 
 EXPECTED = Expected(world_size=4, folder="/runs/x", token="token", shards="/shards", shards_digest="digest")
 

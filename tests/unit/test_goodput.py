@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from cifarscale.cluster import slurm
-from cifarscale.cluster.goodput import Goodput, Usage, better_request, goodput, goodput_rows, rows, slow_rank, usage
-from cifarscale.cluster.slurm import Attempt
 from cifarscale.config.load import load_job, recipe_toml
 from cifarscale.errors import RunError
+from cifarscale.explain.goodput import Goodput, Usage, better_request, goodput, goodput_rows, rows, slow_rank, usage
+from cifarscale.slurm import client as slurm
+from cifarscale.slurm.client import Attempt
 
 ZERO = datetime(2026, 5, 4, 12, 0, 0)
 NOW = 100_000.0

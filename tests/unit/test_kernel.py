@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from cifarscale.cores import Cores
-from cifarscale.distributed import Group
+from cifarscale.distributed.cores import Cores
+from cifarscale.distributed.group import Group
+from cifarscale.distributed.ranks import Ranks
 from cifarscale.errors import EvaluationError
 from cifarscale.evaluation.kernel import KernelDistance, kernel_distance, squared_discrepancy
-from cifarscale.ranks import Ranks
 
 
 def normals(*shape: int, seed: int) -> torch.Tensor:

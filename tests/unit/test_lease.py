@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from cifarscale import lease as lease_module
 from cifarscale.errors import CifarscaleError, RunError
-from cifarscale.lease import EXPIRES_AFTER_S, TOUCHED_EVERY_S, lease
+from cifarscale.runs import lease as lease_module
+from cifarscale.runs.lease import EXPIRES_AFTER_S, TOUCHED_EVERY_S, lease
 
 LONG_AGO_S = EXPIRES_AFTER_S + 60
 NUM_TAKERS, NUM_ROUNDS = 4, 25

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from cifarscale.checks.doctor import _first_error
 from cifarscale.cli.main import main
 from cifarscale.cli.status import outcome
-from cifarscale.cluster.doctor import _first_error
 from cifarscale.config.load import load_recipe
 from cifarscale.errors import CifarscaleError, ConfigError
 from cifarscale.evaluation import distance

@@ -8,12 +8,12 @@ import pytest
 import torch
 from scipy.spatial.distance import cdist
 
-from cifarscale.cores import Cores
-from cifarscale.distributed import Group
+from cifarscale.distributed.cores import Cores
+from cifarscale.distributed.group import Group
+from cifarscale.distributed.ranks import Ranks
 from cifarscale.errors import EvaluationError
 from cifarscale.evaluation import neighbours
 from cifarscale.evaluation.neighbours import PrecisionRecall, precision_recall
-from cifarscale.ranks import Ranks
 
 
 def normals(*shape: int, seed: int) -> torch.Tensor:

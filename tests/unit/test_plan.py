@@ -9,15 +9,15 @@ import pytest
 from click.testing import CliRunner
 
 from cifarscale.cli.main import main
-from cifarscale.cluster.plan import Pace, Plan, make_plan, trials_at_once
-from cifarscale.cluster.slurm import Partition
-from cifarscale.cluster.submission import sbatch_script
-from cifarscale.cluster.work import make_work
 from cifarscale.config.load import load_job
-from cifarscale.config.profile import Profile
 from cifarscale.config.recipe import Job
 from cifarscale.config.sweep import SweepJob
 from cifarscale.errors import ClusterError, ConfigError
+from cifarscale.slurm.client import Partition
+from cifarscale.slurm.plan import Pace, Plan, make_plan, trials_at_once
+from cifarscale.slurm.profile import Profile
+from cifarscale.slurm.submission import sbatch_script
+from cifarscale.work import make_work
 
 GOLDEN = Path(__file__).parent / "golden"
 GPU = Profile(name="gpus", gpus_per_node=4, cpus_per_task=8)

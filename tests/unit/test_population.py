@@ -5,16 +5,16 @@ from typing import Any
 
 import pytest
 
-from cifarscale.cluster.population import Population
-from cifarscale.cluster.trials import COMPLETE, FAILED, STOPPED, WAITING, SweepFolder, Trial, shown_changes
 from cifarscale.config.load import load_job
-from cifarscale.config.population import check_population, difference, explored, num_replaced, perturbed
 from cifarscale.config.recipe import Recipe
-from cifarscale.config.space import base_of, best_recipe, check_sweep, sweep_hash
 from cifarscale.config.sweep import Distribution, PbtConfig, SweepJob
 from cifarscale.data.manifest import Manifest
 from cifarscale.errors import ConfigError
 from cifarscale.prepare import resolve
+from cifarscale.sweep.exploration import check_population, difference, explored, num_replaced, perturbed
+from cifarscale.sweep.population import Population
+from cifarscale.sweep.space import base_of, best_recipe, check_sweep, sweep_hash
+from cifarscale.sweep.trials import COMPLETE, FAILED, STOPPED, WAITING, SweepFolder, Trial, shown_changes
 
 PBT = """
 task = "sweep"

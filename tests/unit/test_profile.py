@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from cifarscale.config.profile import (
+from cifarscale.errors import ConfigError
+from cifarscale.slurm.profile import (
     PROFILE_VARIABLE,
     Profile,
     load_profile,
@@ -14,7 +15,6 @@ from cifarscale.config.profile import (
     profile_toml,
     with_options,
 )
-from cifarscale.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)

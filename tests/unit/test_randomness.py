@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cifarscale.randomness import batch_generator, normals, permutation, uniforms
+from cifarscale.distributed.randomness import batch_generator, normals, permutation, uniforms
 
 SIZE = 96
 DRAWS = [1, 3, 4, 5, 8, 11]

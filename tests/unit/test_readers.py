@@ -23,9 +23,9 @@ from cifarscale.data.shards import read_split, write_shards
 from cifarscale.data.source import Source
 from cifarscale.data.streaming import StreamedSplit, StreamingReader
 from cifarscale.data.synthetic import synthetic_source
-from cifarscale.distributed import Group
+from cifarscale.distributed.group import Group
+from cifarscale.distributed.ranks import Ranks
 from cifarscale.errors import ConfigError, DataError
-from cifarscale.ranks import Ranks
 
 CPU = torch.device("cpu")
 BATCH = 96

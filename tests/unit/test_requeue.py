@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cifarscale.cluster.requeue import AFTER_SETUP, CONTINUE_NAME, after_ranks, before_setup
+from cifarscale.slurm.requeue import AFTER_SETUP, CONTINUE_NAME, after_ranks, before_setup
 
 RUNNING, CANCELLED = "JobId=7 JobState=RUNNING Reason=None", "JobId=7 JobState=CANCELLED Reason=None"
 NOT_PREEMPTED, PREEMPTED = " PreemptTime=None Restarts=0", " PreemptTime=2026-11-26T11:30:00 Restarts=0"

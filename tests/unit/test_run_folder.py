@@ -5,7 +5,7 @@ from pathlib import Path
 from cifarscale.config.load import load_job, load_recipe
 from cifarscale.data.manifest import Manifest
 from cifarscale.prepare import resolve
-from cifarscale.run_folder import RunFolder, folder_of
+from cifarscale.runs.run_folder import RunFolder, folder_of
 
 
 def test_the_recipe_of_a_run_goes_on_in_its_folder(tmp_path: Path, shards: Path) -> None:

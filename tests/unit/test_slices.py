@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cifarscale.cores import Cores
-from cifarscale.distributed import Group
+from cifarscale.distributed.cores import Cores
+from cifarscale.distributed.group import Group
+from cifarscale.distributed.ranks import Ranks
 from cifarscale.models.cnn import SmallFiltersCNN
-from cifarscale.ranks import Ranks
 from cifarscale.training.slices import Slices, tree_mean
 from cifarscale.training.task import Outputs
 

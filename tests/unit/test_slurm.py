@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
-from cifarscale.cluster import slurm
-from cifarscale.cluster.slurm import JobKey, attempts, job_state, job_states, require_accounting
 from cifarscale.errors import ClusterError
+from cifarscale.slurm import client as slurm
+from cifarscale.slurm.client import JobKey, attempts, job_state, job_states, require_accounting
 
 OURS, FOREIGN = JobKey("7", ".submission_a.sh"), JobKey("7", ".submission_b.sh")
 SHOWN = (

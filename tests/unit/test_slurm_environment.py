@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from cifarscale.cluster.slurm import in_plain_environment, overridden, plain_environment
-from cifarscale.signals import CONTINUE_LATER, REQUEUES_VARIABLE, STOP, StopRequest
+from cifarscale.slurm.client import in_plain_environment, overridden, plain_environment
+from cifarscale.training.signals import CONTINUE_LATER, REQUEUES_VARIABLE, STOP, StopRequest
 
 STEERING = {
     "SBATCH_EXPORT": "NONE",

@@ -16,7 +16,12 @@ FLOORS = (
     ("__main__",),
     ("cli",),
     ("report",),
-    ("cluster",),
+    ("checks",),
+    ("explain",),
+    ("work",),
+    ("sweep",),
+    ("slurm",),
+    ("launch",),
     ("inference",),
     ("run",),
     ("measure",),
@@ -24,22 +29,10 @@ FLOORS = (
     ("training",),
     ("evaluation",),
     ("prepare",),
-    ("run_folder",),
     ("models", "data", "tracking"),
-    (
-        "distributed",
-        "rendezvous",
-        "ranks",
-        "signals",
-        "checkpoint",
-        "config",
-        "errors",
-        "log",
-        "files",
-        "lease",
-        "randomness",
-        "cores",
-    ),
+    ("runs", "distributed"),
+    ("config",),
+    ("errors", "log", "files"),
     ("__init__",),
 )
 """The rooms from top to bottom. A module imports from its own room, and from those on the floors below."""
@@ -185,14 +178,14 @@ def test_help_loads_nothing_heavy(statements: tuple[str, ...]) -> None:
 
 
 def test_training_needs_neither_ray_nor_matplotlib() -> None:
-    loaded = loaded_by("import cifarscale.run, cifarscale.cluster.local, cifarscale.cluster.sweep")
+    loaded = loaded_by("import cifarscale.run, cifarscale.launch.local, cifarscale.sweep.prepared")
     assert not loaded & {"ray", "matplotlib"}
 
 
 def test_a_launcher_of_ranks_needs_no_torch() -> None:
     """It prepares a job, while the process that forks its ranks imports torch for all of them."""
     loaded = loaded_by(
-        "import cifarscale.cli.main, cifarscale.prepare, cifarscale.cluster.call, cifarscale.cluster.local"
+        "import cifarscale.cli.main, cifarscale.prepare, cifarscale.launch.call, cifarscale.launch.local"
     )
     assert "torch" not in loaded
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from cifarscale.cluster import slurm
-from cifarscale.cluster.submitted import Submitted, find_run, submissions
 from cifarscale.errors import ClusterError, RunError
+from cifarscale.slurm import client as slurm
+from cifarscale.slurm.submitted import Submitted, find_run, submissions
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,9 @@ import pytest
 
 from cifarscale.config.load import load_job, load_recipe, recipe_toml, with_values
 from cifarscale.config.recipe import Recipe
-from cifarscale.config.space import (
+from cifarscale.config.sweep import Distribution, SweepJob
+from cifarscale.errors import ConfigError
+from cifarscale.sweep.space import (
     base_of,
     best_recipe,
     check_sweep,
@@ -19,8 +21,6 @@ from cifarscale.config.space import (
     trial_recipe,
     values_of,
 )
-from cifarscale.config.sweep import Distribution, SweepJob
-from cifarscale.errors import ConfigError
 
 SWEEPS = ("sweep-cnn", "sweep-dcgan")
 NUM_TRIALS = 64

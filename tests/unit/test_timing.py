@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from cifarscale.distributed import Group
-from cifarscale.ranks import Ranks
+from cifarscale.distributed.group import Group
+from cifarscale.distributed.ranks import Ranks
 from cifarscale.tracking.metrics import RATE_OF_RANK, differs
 from cifarscale.training.timing import UNTIMED_STEPS, Timing
 

@@ -11,9 +11,9 @@ from click.testing import CliRunner
 from cifarscale.cli.main import main
 from cifarscale.config.load import load_job, load_recipe, recipe_hash
 from cifarscale.config.recipe import TrackingConfig
-from cifarscale.config.space import base_of, sweep_hash
 from cifarscale.config.sweep import SweepJob
 from cifarscale.errors import ConfigError
+from cifarscale.sweep.space import base_of, sweep_hash
 from cifarscale.tracking import wandb_mode as modes
 from cifarscale.tracking.metrics import MetricsLog
 from cifarscale.tracking.wandb_folder import WandbFolder

@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from cifarscale.cluster.trials import (
+from cifarscale.config.load import load_job
+from cifarscale.config.recipe import Recipe
+from cifarscale.config.sweep import SweepJob
+from cifarscale.data.manifest import Manifest
+from cifarscale.errors import RunError
+from cifarscale.prepare import resolve
+from cifarscale.sweep.space import base_of
+from cifarscale.sweep.trials import (
     COMPLETE,
     FAILED,
     REPEATED,
@@ -17,13 +24,6 @@ from cifarscale.cluster.trials import (
     shown_overrides,
     value_of,
 )
-from cifarscale.config.load import load_job
-from cifarscale.config.recipe import Recipe
-from cifarscale.config.space import base_of
-from cifarscale.config.sweep import SweepJob
-from cifarscale.data.manifest import Manifest
-from cifarscale.errors import RunError
-from cifarscale.prepare import resolve
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from cifarscale.cluster import slurm
-from cifarscale.cluster.slurm import JobKey, JobState, Watch
 from cifarscale.errors import ClusterError
+from cifarscale.slurm import client as slurm
+from cifarscale.slurm.client import JobKey, JobState, Watch
 
 RUNNING, DONE = JobState("7", "RUNNING"), JobState("7", "COMPLETED")
 

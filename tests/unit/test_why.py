@@ -10,19 +10,19 @@ import pytest
 from click.testing import CliRunner
 
 from cifarscale.cli.main import main
-from cifarscale.cluster import slurm
-from cifarscale.cluster.evidence import Evidence, gather
-from cifarscale.cluster.explanation import Explanation, duration
-from cifarscale.cluster.failures import Failure
-from cifarscale.cluster.job_log import Death, deaths, newest_start, said_by_slurm
-from cifarscale.cluster.slurm import Attempt, JobState
-from cifarscale.cluster.submitted import Submitted, submissions
-from cifarscale.cluster.waiting import why_waiting
-from cifarscale.cluster.why import explain
 from cifarscale.config.load import load_job, recipe_toml
 from cifarscale.errors import ClusterError
+from cifarscale.explain.evidence import Evidence, gather
+from cifarscale.explain.explanation import Explanation, duration
+from cifarscale.explain.waiting import why_waiting
+from cifarscale.explain.why import explain
 from cifarscale.files import write_json_atomically
-from cifarscale.run_folder import RunFolder
+from cifarscale.launch.failures import Failure
+from cifarscale.runs.run_folder import RunFolder
+from cifarscale.slurm import client as slurm
+from cifarscale.slurm.client import Attempt, JobState
+from cifarscale.slurm.job_log import Death, deaths, newest_start, said_by_slurm
+from cifarscale.slurm.submitted import Submitted, submissions
 
 NOW = datetime(2026, 5, 4, 12, 0, 0)
 STARTED = "submitit INFO (2026-05-04 11:00:00,1) - Starting with JobEnvironment(job_id=12, global_rank=0(4))"

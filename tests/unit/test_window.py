@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from cifarscale.distributed import Group
-from cifarscale.ranks import Ranks
+from cifarscale.distributed.group import Group
+from cifarscale.distributed.ranks import Ranks
 from cifarscale.training.window import Window
 
 SLICES = 4

@@ -1,0 +1,1 @@
+"""Whether a cluster is fit, and the promise kept on it."""

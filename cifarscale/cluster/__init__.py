@@ -1,1 +1,0 @@
-"""Where a job runs: in this process, or in several on this machine."""

@@ -1,0 +1,78 @@
+"""What is told of a job, and the parts that many tellings share."""
+
+import shlex
+from dataclasses import dataclass
+
+from cifarscale.explain.evidence import Evidence
+from cifarscale.launch.failures import Failure
+from cifarscale.slurm.job_log import by_the_program
+
+NUM_QUOTED = 8
+"""Last lines of a rank that are shown."""
+
+
+@dataclass(frozen=True)
+class Quote:
+    """Lines that a rank left."""
+
+    title: str
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What became of a job.
+
+    Attributes:
+        headline: it in one line.
+        advice: what to do; a command stands on a line of its own.
+    """
+
+    headline: str
+    details: tuple[str, ...] = ()
+    quote: Quote | None = None
+    advice: tuple[str, ...] = ()
+
+
+def duration(seconds: float) -> str:
+    """In the two units that matter: 3 h 20 min."""
+    whole = round(seconds)
+    for unit, size, smaller, parts in (("d", 86_400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+        if whole >= size:
+            rest = whole % size // parts
+            return f"{whole // size} {unit}" + (f" {rest} {smaller}" if rest else "")
+    return f"{whole} s"
+
+
+def how_far(seen: Evidence) -> tuple[str, ...]:
+    """The step that the run has come to."""
+    if seen.max_steps is None:
+        return ()
+    return (f"It has come to step {seen.step or 0:,} of {seen.max_steps:,}",)
+
+
+def again(seen: Evidence) -> tuple[str, ...]:
+    """The command that was typed."""
+    if seen.job is None:
+        return (f"The same command goes on, or:\ncifarscale train {shlex.quote(f'{seen.run}/recipe.toml')}",)
+    goes_on = "it goes on from its newest checkpoint" if seen.step else "it begins again"
+    return (f"Submit it again, and {goes_on}:\n{shlex.join(['cifarscale', *seen.job.command[1:]])}",)
+
+
+def in_profile(seen: Evidence) -> str:
+    """Where a setting of the job stands."""
+    return f" in profile {seen.job.profile}" if seen.job and seen.job.profile else " in the profile"
+
+
+def end_of(failure: Failure) -> Quote | None:
+    """The end of a traceback; our own errors say all in their message."""
+    if failure.expected:
+        return None
+    lines = tuple(line for line in failure.traceback.splitlines() if line.strip(" ^~"))[-NUM_QUOTED:]
+    return Quote(f"last lines of rank {failure.rank}", lines)
+
+
+def last_lines_of(seen: Evidence, rank: int) -> Quote | None:
+    """What a rank printed last; None if it printed nothing."""
+    lines = tuple(by_the_program(seen.log if rank == 0 and seen.log else seen.tail(rank)))[-NUM_QUOTED:]
+    return Quote(f"last lines of rank {rank}", lines) if lines else None

@@ -1,0 +1,125 @@
+"""Several processes on this machine, one a rank."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+
+from cifarscale.distributed.ranks import ADDRESS_VARIABLE, FILE_VARIABLE
+from cifarscale.errors import EXIT_INTERRUPTED, EXIT_LEFT_AT_ONCE, CifarscaleError, DistributedError, Interrupted
+from cifarscale.files import writing_to
+from cifarscale.launch.call import Call
+from cifarscale.launch.failures import LOGS_VARIABLE, failures, forget_failures
+from cifarscale.launch.rank_launcher import CALL_VARIABLE, THREADS_VARIABLE, Ended
+
+log = logging.getLogger(__name__)
+
+
+def run_locally(call: Call, nproc: int, logs: Path) -> None:
+    """Runs a call in `nproc` processes; rank 0 writes to this terminal, the others to `logs/rank-N.log`.
+
+    SIGTERM and Ctrl-C are passed on to all ranks. If this process is killed, so are they.
+
+    Raises: what the rank that failed first raised; Interrupted if they stopped because they were asked to.
+    """
+    cores = len(os.sched_getaffinity(0))
+    if call.device != "cuda" and nproc > 2 * cores:
+        log.warning("%d processes share %d cores and their memory: each takes about 0.5 GB", nproc, cores)
+    with writing_to(logs):
+        logs.mkdir(parents=True, exist_ok=True)
+    forget_failures(logs)
+    meeting = logs / f"rendezvous.{os.getpid()}.json"
+    meeting.unlink(missing_ok=True)  # of a launcher that was killed
+    environment = os.environ | {
+        FILE_VARIABLE: str(meeting),
+        ADDRESS_VARIABLE: "127.0.0.1",
+        "WORLD_SIZE": str(nproc),
+        CALL_VARIABLE: json.dumps(asdict(call)),
+        LOGS_VARIABLE: str(logs),
+        THREADS_VARIABLE: os.environ.get("OMP_NUM_THREADS", str(max(1, cores // nproc))),
+        "OMP_NUM_THREADS": "1",
+    }
+    environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    report, write_end = os.pipe()
+    try:
+        with _launcher(environment, write_end) as launcher:
+            os.close(write_end)
+            told = _read(report)
+            code = launcher.wait()
+    finally:
+        os.close(report)
+        meeting.unlink(missing_ok=True)
+    if told:
+        raise _failure(Ended(*json.loads(told)), logs)
+    if code:
+        raise _failure(Ended(0, code), logs)
+
+
+@contextmanager
+def _launcher(environment: dict[str, str], report: int) -> Iterator[subprocess.Popen[bytes]]:
+    """The process that forks the ranks, in a session of its own: a Ctrl-C reaches it through us alone, and counts once.
+
+    SIGTERM and the first Ctrl-C are passed on; a second Ctrl-C kills the ranks, also where they wait for a peer.
+    """
+    requested = False
+    process: subprocess.Popen[bytes] | None = None
+
+    def pass_on(signum: int, frame: FrameType | None) -> None:
+        nonlocal requested
+        again = requested and signum == signal.SIGINT
+        requested = True
+        if process is not None:
+            process.send_signal(signal.SIGKILL if again else signum)
+        if again:
+            os._exit(EXIT_LEFT_AT_ONCE)
+
+    previous = {signum: signal.signal(signum, pass_on) for signum in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, previous)  # what comes before there is a process to pass it on to
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "cifarscale.launch.rank_launcher", str(report)],
+                env=environment,
+                start_new_session=True,
+                pass_fds=(report,),
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, previous)
+        yield process
+    finally:
+        if process is not None:
+            process.kill()  # its ranks end with it
+            process.wait()
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+
+
+def _read(pipe: int) -> bytes:
+    """All that is written to a pipe, until nobody can write to it any more."""
+    with open(pipe, "rb", closefd=False) as file:
+        return file.read()
+
+
+def _failure(ended: Ended, logs: Path) -> CifarscaleError:
+    """The error to show: a rank that was killed, or what is told in our own words, before what others made of that."""
+    told = failures(logs)
+    if ended.code < 0 and all(failure.rank != ended.rank for failure in told):
+        return DistributedError(
+            f"rank {ended.rank} was ended by {signal.Signals(-ended.code).name}. "
+            "The last checkpoint stands: run the same command again to resume"
+        )
+    if not told:
+        return DistributedError(f"rank {ended.rank} ended with code {ended.code}; see {logs}")
+    cause = told[0]
+    if cause.exit_code == EXIT_INTERRUPTED:
+        return Interrupted(cause.message)
+    if cause.expected:
+        return CifarscaleError(cause.message)
+    return CifarscaleError(f"rank {cause.rank}: {cause.message} (see {logs}/rank-{cause.rank}.log)")

@@ -1,0 +1,163 @@
+"""The folder that a run lives in."""
+
+import json
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from cifarscale.config.load import load_job, load_recipe, recipe_hash, recipe_toml
+from cifarscale.config.recipe import Job, Recipe
+from cifarscale.errors import RunError
+from cifarscale.files import write_json_atomically, write_text_atomically
+
+log = logging.getLogger(__name__)
+RUNS_ROOT = Path("runs")
+
+
+def run_folders(root: Path = RUNS_ROOT) -> list[Path]:
+    """All run folders below a folder, the newest last."""
+    found = root.glob("*/recipe.toml") if root.is_dir() else ()
+    return [path.parent for path in sorted(found, key=lambda path: path.stat().st_mtime)]
+
+
+def folder_of(recipe: str, job: Job) -> Path | None:
+    """The folder of a run or a sweep whose own recipe.toml is named, and unchanged: it is what goes on then."""
+    path = Path(recipe)
+    begun = any((path.parent / name).is_file() for name in ("manifest.json", "base.toml"))
+    if path.name != "recipe.toml" or not begun or recipe_hash(load_job(recipe)) != recipe_hash(job):
+        return None
+    return path.parent
+
+
+class Saved(Protocol):
+    """What describes the data of a run, such as the manifest of its shards."""
+
+    def save(self, folder: Path) -> None:
+        """Puts it into the folder of the run."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of a run."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.toml"
+
+    @property
+    def manifest(self) -> Path:
+        return self.path / "manifest.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def result_file(self) -> Path:
+        return self.path / "result.json"
+
+    @property
+    def error_file(self) -> Path:
+        """Is there while the newest start of the run has ended with an error."""
+        return self.path / "error.json"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def lease(self) -> Path:
+        """Held by whoever writes here."""
+        return self.path / ".lease"
+
+    @property
+    def slurm(self) -> Path:
+        """What is known of the SLURM jobs that ran or will run this."""
+        return self.path / "slurm"
+
+    def refusal(self, holder: str) -> RunError:
+        """What a second writer is told."""
+        return RunError(f"{self.path} is being written by {holder}; one that is gone is forgotten after a minute")
+
+    def result(self) -> dict[str, Any] | None:
+        """The final figures, None while the run is not complete, or where the file is damaged: they are found again."""
+        try:
+            result = json.loads(self.result_file.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except ValueError:
+            log.warning("%s is damaged, and does not count", self.result_file)
+            return None
+        return result if isinstance(result, dict) else None
+
+    def error(self) -> str:
+        """What ended the newest start; empty where it goes on, was asked to stop, was killed, or is complete."""
+        try:
+            return str(json.loads(self.error_file.read_text(encoding="utf-8"))["message"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
+
+    def load_job(self) -> Job:
+        """The job that runs here. Raises: RunError if this is not a run folder."""
+        if not self.recipe.is_file():
+            raise RunError(f"{self.path} is not a run folder: it has no recipe.toml. Run: cifarscale runs")
+        return load_job(str(self.recipe))
+
+    def load_recipe(self) -> Recipe:
+        """`load_job` for a training. Raises: ConfigError also if nothing is trained here."""
+        self.load_job()
+        return load_recipe(str(self.recipe))
+
+    def require(self, job: Job) -> None:
+        """Raises: RunError if this is not a folder of the job's run."""
+        found = self.load_job()
+        if recipe_hash(found) != recipe_hash(job):
+            raise RunError(
+                f"{self.path} holds a run of another recipe ({found.name}-{recipe_hash(found)}, not "
+                f"{job.name}-{recipe_hash(job)}); name another --run-dir"
+            )
+
+    def prepare(self, job: Job, manifest: Saved | None = None) -> None:
+        """Makes the folder for a job, or checks that it is this job's.
+
+        Args:
+            manifest: of the shards that are trained on.
+        Raises: RunError if it holds another run.
+        """
+        if self.recipe.exists():
+            self.require(job)
+        elif self.path.is_dir() and any(
+            path for path in self.path.iterdir() if not path.name.startswith((".", "logs"))
+        ):
+            raise RunError(f"{self.path} exists and is not a run folder; name another --run-dir")
+        else:
+            write_text_atomically(self.recipe, recipe_toml(job))
+            if manifest is not None:
+                manifest.save(self.path)
+
+    def saved_step(self) -> int | None:
+        """Step of the newest checkpoint, as its name says; it may be damaged."""
+        names = self.checkpoints.glob("step-*.pt")
+        return max((int(match[1]) for name in names if (match := re.match(r"step-(\d+)\.", name.name))), default=None)
+
+    def environment(self) -> dict[str, Any]:
+        """What the job ran on last; empty where that is not known."""
+        try:
+            found: dict[str, Any] = json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found
+
+    def describe(self, about: dict[str, Any]) -> None:
+        """Notes on what the job runs now, and on when it was started before."""
+        before = self.environment()
+        starts = [*before.get("starts", []), about["started"]]
+        write_json_atomically(self.path / "environment.json", {**about, "starts": starts})

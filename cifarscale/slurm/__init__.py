@@ -1,0 +1,1 @@
+"""SLURM: its commands, profiles, plans, submission, and what runs in its tasks."""

@@ -1,0 +1,1 @@
+"""Sweeps: search, trials, populations."""
