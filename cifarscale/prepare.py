@@ -61,13 +61,17 @@ def batch_size_per_rank(recipe: Recipe, world_size: int) -> int:
 
     Raises: ConfigError if the global batch cannot be split evenly, with the nearest number of ranks that can.
     """
-    batch, slices = recipe.training.global_batch_size, recipe.training.slices
+    batch, microbatches = recipe.training.global_batch_size, recipe.training.microbatches
     pairs = 2 if isinstance(recipe, CnnRecipe) and recipe.augmentation.mixes else 1
-    splits = slices or batch // pairs
+    splits = microbatches or batch // pairs
     valid = [n for n in range(1, splits + 1) if splits % n == 0 and batch % (n * pairs) == 0]
     if world_size not in valid:
-        what = f"training.slices = {slices}" if slices else f"training.global_batch_size = {batch}"
-        more = f"; more ranks need a larger training.slices (a divisor of the batch, {batch}), or 0" if slices else ""
+        what = f"training.microbatches = {microbatches}" if microbatches else f"training.global_batch_size = {batch}"
+        more = (
+            f"; more ranks need a larger training.microbatches (a divisor of the batch, {batch}), or 0"
+            if microbatches
+            else ""
+        )
         raise ConfigError(
             f"{what} cannot be split evenly over {world_size} ranks; valid numbers of ranks: "
             f"{', '.join(map(str, valid[:12]))}{' …' if len(valid) > 12 else ''}{more}"

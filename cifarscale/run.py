@@ -88,7 +88,7 @@ def _naming_want_of_memory(device: torch.device) -> Iterator[None]:
         said = said[said.find(": ") + 1 :].strip()
         raise RunError(
             f"the memory of {device_name(device)} does not suffice ({said}). Take a smaller network or "
-            "training.global_batch_size, more ranks, or more training.slices, which are computed in turn"
+            "training.global_batch_size, more ranks, or more training.microbatches, which are computed in turn"
         ) from error
 
 
@@ -144,9 +144,9 @@ def _train(
     """Trains to the end, and writes the result."""
     if recipe.training.precision == "fp16" and device.type == "cpu" and group.ranks.is_first:
         log.warning("precision = 'fp16' is 40 to 75 times slower than 'fp32' on a CPU; 'bf16' is not")
-    if recipe.training.slices:
-        torch.backends.cudnn.deterministic = True  # on a GPU a slice must give the same bits each time, too
-    cores = Cores(apart=device.type == "cpu" and recipe.training.slices > 0)
+    if recipe.training.microbatches:
+        torch.backends.cudnn.deterministic = True  # on a GPU a microbatch must give the same bits each time, too
+    cores = Cores(apart=device.type == "cpu" and recipe.training.microbatches > 0)
     newest = newest_on_first(folder.checkpoints, group)
     if newest is None and group.ranks.is_first and has_checkpoints(folder.checkpoints):
         log.warning("%s begins again at step 0: what it had trained is lost", folder.path)

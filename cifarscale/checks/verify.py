@@ -105,7 +105,7 @@ def verify(
         say(f"on {plan.world_size} ranks, killed at the first checkpoint, and started again")
         _kill_midway(killed, start(killed, profile, plan))
         _complete(killed, start(killed, profile, plan))
-    exact = recipe.training.slices > 0
+    exact = recipe.training.microbatches > 0
     again = compare(straight.run_dir, killed.run_dir, "killed and resumed", 0.0)
     return again + compare(
         straight.run_dir,

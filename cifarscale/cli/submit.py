@@ -151,7 +151,7 @@ def _show_plan(works: "list[Work]", profile: "Profile", plan: "Plan") -> None:
         "a node": f"{cores}, {plan.gpus_per_node} GPUs" if sweep else None,
         "trials": f"{sweep.sweep.num_trials}, {trials_at_once(sweep.sweep, plan)} at a time" if sweep else None,
         "batch a rank": plan.batch_size_per_rank,
-        "slices a rank": plan.slices_per_rank,
+        "microbatches a rank": plan.microbatches_per_rank,
         "shards a reader": plan.shards_per_reader,
         "time limit": f"{profile.time}, warned {profile.warning_seconds} s before",
         "jobs": len(works) if len(works) > 1 else None,

@@ -33,7 +33,7 @@ class SmallFiltersCNNConfig(Section):
     """Channels of the first block; the next two have twice and four times as many."""
     activation: Literal["relu", "leaky_relu", "silu"] = "relu"
     normalisation: NormalisationKind = "none"
-    """`batch` takes the statistics of each slice; `sync_batch` those of the global batch, with training.slices = 0."""
+    """`batch` takes the statistics of each microbatch; `sync_batch` those of the global batch, and needs 0 of them."""
     residual: bool = False
     """Adds a residual block to each stage."""
     attention: Literal["none", "squeeze_excitation", "self_attention"] = "none"
@@ -48,7 +48,7 @@ class ResNetConfig(Section):
     blocks_per_stage: PositiveInt = 1
     activation: Literal["relu", "leaky_relu", "silu"] = "relu"
     normalisation: NormalisationKind = "batch"
-    """`batch` takes the statistics of each slice; `sync_batch` those of the global batch, with training.slices = 0."""
+    """`batch` takes the statistics of each microbatch; `sync_batch` those of the global batch, and needs 0 of them."""
 
 
 ClassifierConfig = Annotated[SmallFiltersCNNConfig | ResNetConfig, Field(discriminator="name")]
@@ -65,16 +65,16 @@ class CnnRecipe(Recipe):
 
     @model_validator(mode="after")
     def _mixing_needs_pairs(self) -> Self:
-        slices = self.training.slices or 1
-        if self.augmentation.mixes and self.training.global_batch_size % (2 * slices):
+        microbatches = self.training.microbatches or 1
+        if self.augmentation.mixes and self.training.global_batch_size % (2 * microbatches):
             raise ValueError(
-                "augmentation.mixup and cutmix pair the samples of a slice: training.global_batch_size = "
-                f"{self.training.global_batch_size} must be a multiple of {2 * slices}"
+                "augmentation.mixup and cutmix pair the samples of a microbatch: training.global_batch_size = "
+                f"{self.training.global_batch_size} must be a multiple of {2 * microbatches}"
             )
         return self
 
     @model_validator(mode="after")
-    def _sync_batch_spans_slices(self) -> Self:
+    def _sync_batch_spans_microbatches(self) -> Self:
         check_sync_batch("model.normalisation", self.model.normalisation, self.training)
         return self
 

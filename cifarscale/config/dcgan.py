@@ -25,7 +25,7 @@ class DcganModelConfig(Section):
     discriminator_width: PositiveInt = 32
     """Channels of the discriminator's first layer; the next two have twice and four times as many."""
     generator_normalisation: NormalisationKind = "batch"
-    """`batch` takes the statistics of each slice; `sync_batch` those of the global batch, with training.slices = 0."""
+    """`batch` takes the statistics of each microbatch; `sync_batch` those of the global batch, and needs 0 of them."""
     discriminator_normalisation: NormalisationKind = "batch"
     """The same for the discriminator; `none` goes with `spectral` and with gradient penalties."""
     upsampling: Literal["transposed", "residual"] = "transposed"
@@ -35,8 +35,8 @@ class DcganModelConfig(Section):
     spectral: bool = False
     """Divides each of the discriminator's weights by its largest singular value (Miyato et al. 2018)."""
     minibatch: Literal["none", "discrimination", "stddev"] = "none"
-    """What the discriminator sees of the other samples of a slice: their distances (Salimans et al. 2016), or their
-    standard deviation (Karras et al. 2018)."""
+    """What the discriminator sees of the other samples of a microbatch: their distances (Salimans et al. 2016), or
+    their standard deviation (Karras et al. 2018)."""
     conditional: bool = False
     """Whether images are generated and judged by class: an embedding appended to the noise, and a projection."""
     class_embedding: PositiveInt = 32

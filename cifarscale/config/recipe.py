@@ -37,7 +37,7 @@ MAY_CHANGE = (
 )
 """Keys, and the beginnings of keys, that may change in the middle of a run: no state depends on them."""
 NormalisationKind = Literal["none", "batch", "sync_batch", "group"]
-"""`batch` takes the statistics of each slice; `sync_batch` those of the global batch, with training.slices = 0."""
+"""`batch` takes the statistics of each microbatch; `sync_batch` those of the global batch, and needs 0 of them."""
 
 
 class Section(BaseModel):
@@ -108,11 +108,11 @@ class TrainingConfig(Section):
     """Optimisation steps of the whole run."""
     global_batch_size: PositiveInt = 64
     """Samples a step, over all ranks and accumulation steps."""
-    slices: NonNegativeInt = 4
+    microbatches: NonNegativeInt = 4
     """Equal parts of the global batch, a power of two. Each is computed by itself, on one core or one GPU, and their
     gradients are summed in a fixed order: the run is the same to the last bit on any number of ranks that divides it.
-    Several slices a rank are also gradient accumulation: more of them need less memory. 0 is one a rank, summed by
-    all-reduce, as DistributedDataParallel does: any number of ranks, equal to rounding only."""
+    Several microbatches a rank are also gradient accumulation: more of them need less memory. 0 is one a rank, summed
+    by all-reduce, as DistributedDataParallel does: any number of ranks, equal to rounding only."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """Peak learning rate."""
     gradient_clip_norm: NonNegativeFloat = 0.0
@@ -122,8 +122,8 @@ class TrainingConfig(Section):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the forward and backward pass (automatic mixed precision); weights stay float32."""
     compile: bool = False
-    """Runs the networks through torch.compile, with slices = 0 only: compiled arithmetic rounds differently on every
-    kind of machine, and by how many cores it has. Where it fails, says so and goes on without."""
+    """Runs the networks through torch.compile, with microbatches = 0 only: compiled arithmetic rounds differently on
+    every kind of machine, and by how many cores it has. Where it fails, says so and goes on without."""
     log_every: PositiveInt = 50
     """Steps between two lines in metrics.jsonl."""
     checkpoint_every: PositiveInt = 1000
@@ -133,20 +133,22 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def _compiled_is_not_exact(self) -> Self:
-        if self.compile and self.slices:
+        if self.compile and self.microbatches:
             raise ValueError(
                 "training.compile = true gives other figures on every kind of machine, and "
-                f"training.slices = {self.slices} promises the same ones: set training.slices=0 too, or leave it out"
+                f"training.microbatches = {self.microbatches} promises the same ones: "
+                "set training.microbatches=0 too, or leave it out"
             )
         return self
 
     @model_validator(mode="after")
-    def _slices_cut_the_batch_evenly(self) -> Self:
-        if self.slices & (self.slices - 1):
-            raise ValueError(f"training.slices = {self.slices} is not a power of two, and not 0")
-        if self.slices and self.global_batch_size % self.slices:
+    def _microbatches_cut_the_batch_evenly(self) -> Self:
+        if self.microbatches & (self.microbatches - 1):
+            raise ValueError(f"training.microbatches = {self.microbatches} is not a power of two, and not 0")
+        if self.microbatches and self.global_batch_size % self.microbatches:
             raise ValueError(
-                f"training.slices = {self.slices} does not divide training.global_batch_size = {self.global_batch_size}"
+                f"training.microbatches = {self.microbatches} does not divide "
+                f"training.global_batch_size = {self.global_batch_size}"
             )
         return self
 
@@ -295,9 +297,9 @@ def dotted(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def check_sync_batch(key: str, kind: NormalisationKind, training: TrainingConfig) -> None:
-    """Raises: ValueError for a normalisation over ranks where slices are computed by themselves."""
-    if kind == "sync_batch" and training.slices:
-        raise ValueError(f"{key} = 'sync_batch' needs training.slices = 0: its statistics span ranks")
+    """Raises: ValueError for a normalisation over ranks where microbatches are computed by themselves."""
+    if kind == "sync_batch" and training.microbatches:
+        raise ValueError(f"{key} = 'sync_batch' needs training.microbatches = 0: its statistics span ranks")
 
 
 def resolved(recipe: Job) -> dict[str, Any]:

@@ -76,7 +76,7 @@ class Augmentation:
         return LabelledImages(images, batch.labels, batch.labels, 1.0)
 
     def _mix(self, images: torch.Tensor, labels: torch.Tensor, step: int) -> LabelledImages:
-        """Combines each sample with the one half a batch further on, which is in the same slice."""
+        """Combines each sample with the one half a batch further on, which is in the same microbatch."""
         generator = batch_generator(self._seed, "mixing", step)
         both = self._config.mixup > 0 and self._config.cutmix > 0
         use_mixup = generator.random() < 0.5 if both else self._config.mixup > 0

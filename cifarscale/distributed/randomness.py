@@ -31,7 +31,7 @@ def uniforms(seed: int, purpose: str, step: int, positions: Sequence[int] | rang
     """Uniform numbers in [0, 1) for samples of the global batch of one step.
 
     Args:
-        positions: P places in the global batch, evenly spaced (a rank's slice is).
+        positions: P places in the global batch, evenly spaced (a rank's microbatch is).
         draws: numbers a sample.
     Returns: (P, draws) float32; row i depends on (seed, purpose, step, positions[i]) alone.
     """

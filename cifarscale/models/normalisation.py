@@ -33,14 +33,14 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation with the statistics of the global batch: its result does not depend on the number of ranks.
 
     In one process, and in evaluation, it is `nn.BatchNorm2d`; the state_dict is the same too. In training on several
-    ranks all of them call it together: two all-reduces of `num_features` numbers forward, two backward. Slices may be
-    of unequal size, or empty. Gradients of the input are those of the sum of all ranks' losses; gradients of weight
+    ranks all of them call it together: two all-reduces of `num_features` numbers forward, two backward. Their parts may
+    be of unequal size, or empty. Gradients of the input are those of the sum of all ranks' losses; gradients of weight
     and bias are this rank's share, to be reduced like any other parameter's.
 
     `nn.SyncBatchNorm` does the same on accelerators, and refuses CPU tensors; this one runs wherever an all-reduce
     does, so that the tests compare it with one process.
 
-    Source: Ioffe & Szegedy 2015 (arXiv 1502.03167), algorithm 1, over the union of the ranks' slices.
+    Source: Ioffe & Szegedy 2015 (arXiv 1502.03167), algorithm 1, over the union of the ranks' microbatches.
     """
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1) -> None:

@@ -43,7 +43,7 @@ class Plan:
     cpus_per_task: int
     time_min: int
     batch_size_per_rank: int | None = None
-    slices_per_rank: int | None = None
+    microbatches_per_rank: int | None = None
     shards_per_reader: int | None = None
     checkpoint_seconds: float | None = None
     checkpoints: int | None = None
@@ -86,8 +86,8 @@ def make_plan(
         return plan
     training, world_size = job.training, plan.world_size
     known: dict[str, Any] = {"batch_size_per_rank": batch_size_per_rank(job, world_size)}
-    if training.slices:
-        known["slices_per_rank"] = training.slices // world_size
+    if training.microbatches:
+        known["microbatches_per_rank"] = training.microbatches // world_size
     if job.data.reader == "streaming" and num_shards:
         readers = world_size * max(1, num_workers)
         if readers > num_shards:

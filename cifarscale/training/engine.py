@@ -16,9 +16,9 @@ from cifarscale.distributed.cores import Cores
 from cifarscale.distributed.group import Group
 from cifarscale.errors import CheckpointError, Interrupted, NonFiniteLossError
 from cifarscale.runs.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from cifarscale.training.microbatches import Microbatches
 from cifarscale.training.optimisation import MovingAverage, build_optimizer, clip_gradient, learning_rate_factor
 from cifarscale.training.signals import CONTINUE_LATER, StopRequest
-from cifarscale.training.slices import Slices
 from cifarscale.training.task import Outputs, Task
 from cifarscale.training.timing import Timing
 from cifarscale.training.window import Window
@@ -67,8 +67,8 @@ class Engine:
         self._recipe, self._task, self._reader, self._group, self._device = recipe, task, reader, group, device
         self._checkpoints, self._observer, self._stop = checkpoints, observer, stop
         training = recipe.training
-        self._slices = Slices(task.networks, training.slices, group, cores)
-        self._batch_size = training.global_batch_size // self._slices.total
+        self._microbatches = Microbatches(task.networks, training.microbatches, group, cores)
+        self._batch_size = training.global_batch_size // self._microbatches.total
         self._optimizers = {
             name: build_optimizer(task.networks[name], recipe.optimizer, training.learning_rate)
             for name in task.updates
@@ -78,7 +78,7 @@ class Engine:
         }
         self._scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "fp16")
         self._norms: dict[str, torch.Tensor] = {}
-        self._window = Window(group, self._slices.total)
+        self._window = Window(group, self._microbatches.total)
         self._step = 0
         self._evaluated_at = 0
         self.timing = Timing(group, device, training.global_batch_size)
@@ -140,14 +140,14 @@ class Engine:
             with self.timing.waiting():
                 batch = next(batches)
             prepared = self._task.prepare(batch.to(self._device), self._step)
-            parts = [prepared.part(i, self._slices.local) for i in range(self._slices.local)]
-        logged: list[dict[str, torch.Tensor]] = [{} for _ in range(self._slices.local)]
-        self._slices.begin_step()
+            parts = [prepared.part(i, self._microbatches.local) for i in range(self._microbatches.local)]
+        logged: list[dict[str, torch.Tensor]] = [{} for _ in range(self._microbatches.local)]
+        self._microbatches.begin_step()
         for name in self._task.updates:
             optimizer = self._optimizers[name]
             with self.timing.own():
-                gradients, outputs = self._slices.gradients(name, self._loss, parts, self._step)
-            self._slices.exchange(name, gradients)
+                gradients, outputs = self._microbatches.gradients(name, self._loss, parts, self._step)
+            self._microbatches.exchange(name, gradients)
             for figures, part, (loss, *others) in zip(logged, parts, outputs, strict=True):
                 figures.update(self._task.figures(name, part, tuple(others)), loss=figures.get("loss", 0) + loss)
             for parameters in optimizer.param_groups:
@@ -157,7 +157,7 @@ class Engine:
                 self._norms[name] = clip_gradient(self._task.networks[name], training.gradient_clip_norm)
             self._scaler.step(optimizer)
         self._scaler.update()
-        self._slices.end_step()
+        self._microbatches.end_step()
         self._step += 1
         for name, average in self._averages.items():
             average.update(self._task.networks[name], self._step)
@@ -166,7 +166,7 @@ class Engine:
     def _loss(
         self, update: str, networks: Mapping[str, nn.Module], part: Any, step: int
     ) -> tuple[torch.Tensor, Outputs]:
-        """The task's loss of one slice in the recipe's precision, scaled for fp16; unscaled before the outputs."""
+        """The task's loss of one microbatch in the recipe's precision, scaled for fp16; unscaled before the outputs."""
         with self._autocast():
             loss, outputs = self._task.loss(update, networks, part, step)
         return self._scaler.scale(loss), (loss, *outputs)
@@ -268,9 +268,9 @@ class Engine:
         self.timing.data_seconds = state.get("data_seconds", 0.0)
         if self._group.ranks.is_first:
             log.info("resuming after step %s from %s", f"{self._step:,}", path.name)
-            if state["world_size"] != self._group.ranks.world_size and not self._recipe.training.slices:
+            if state["world_size"] != self._group.ranks.world_size and not self._recipe.training.microbatches:
                 log.info(
-                    "it ran on %d ranks before: with training.slices = 0 that is equal to rounding only",
+                    "it ran on %d ranks before: with training.microbatches = 0 that is equal to rounding only",
                     state["world_size"],
                 )
 
@@ -278,14 +278,14 @@ class Engine:
         """Compiles the replicas, after a trial; where compiling fails on this machine they stay as they are."""
         try:
             for name in self._task.updates:
-                compiled = torch.compile(self._slices.replicas[0][name])
+                compiled = torch.compile(self._microbatches.replicas[0][name])
                 with self._autocast():
                     output = compiled(*self._task.example_inputs(self._batch_size)[name])
                 torch.autograd.grad(output.float().sum(), list(self._task.networks[name].parameters()))
         except Exception as error:
             log.warning("torch.compile failed, going on without it: %s", str(error).strip().splitlines()[0])
             return
-        for replica in self._slices.replicas:
+        for replica in self._microbatches.replicas:
             for name in self._task.updates:
                 replica[name].compile()
 

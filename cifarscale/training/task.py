@@ -14,7 +14,7 @@ class Prepared(Protocol):
     """A rank's share of a global batch, as a task wants it."""
 
     def part(self, i: int, parts: int) -> Self:
-        """Every `parts`-th sample from number i on: slice i of `parts`."""
+        """Every `parts`-th sample from number i on: microbatch i of `parts`."""
         ...
 
 
@@ -33,22 +33,22 @@ class Task(ABC):
     @abstractmethod
     def prepare(self, batch: Batch, step: int) -> Prepared:
         """The rank's share of the batch of `step`, augmented and as floats; each sample by itself or with one other of
-        its slice, so that it does not depend on what else the rank has.
+        its microbatch, so that it does not depend on what else the rank has.
         """
 
     @abstractmethod
     def loss(
         self, update: str, networks: Mapping[str, nn.Module], part: Any, step: int
     ) -> tuple[torch.Tensor, Outputs]:
-        """The loss of the network `update` on one slice, a mean over its samples, and outputs for `figures`.
+        """The loss of the network `update` on one microbatch, a mean over its samples, and outputs for `figures`.
 
-        `networks` are replicas for this slice alone; several slices may be computed at the same time, each on one core,
-        so what is not needed for the gradient belongs into `prepare` and `figures`.
+        `networks` are replicas for this microbatch alone; several may be computed at the same time, on a core each, so
+        what is not needed for the gradient belongs into `prepare` and `figures`.
         """
 
     @abstractmethod
     def figures(self, update: str, part: Any, outputs: Outputs) -> dict[str, torch.Tensor]:
-        """Scalars to log of one slice, means over its samples. The engine adds `loss`, the sum over all updates."""
+        """Scalars to log of one microbatch, means over its samples. The engine adds `loss`, the sum of all updates'."""
 
     @abstractmethod
     def example_inputs(self, batch_size: int) -> dict[str, tuple[torch.Tensor, ...]]:

@@ -8,25 +8,25 @@ from cifarscale.distributed.group import Group
 
 
 class Window:
-    """Collects scalars step by step and slice by slice; fetching takes one transfer and one reduction over the ranks.
+    """Collects scalars by step and microbatch; fetching takes one transfer and one reduction over the ranks.
 
-    Each rank puts its slices' values into a table of zeros, which is then summed over the ranks, so the means are the
-    same to the last bit for any number of them.
+    Each rank puts its microbatches' values into a table of zeros, which is then summed over the ranks, so the means are
+    the same to the last bit for any number of them.
     """
 
-    def __init__(self, group: Group, num_slices: int) -> None:
+    def __init__(self, group: Group, num_microbatches: int) -> None:
         self._group = group
-        self._num_slices = num_slices
+        self._num_microbatches = num_microbatches
         self._pending: list[torch.Tensor] = []
         self._names: list[str] = []
         self.fetched: dict[str, list[float]] = {}
-        """Means over the slices, a number a step, of what was fetched since the last `clear`."""
+        """Means over the microbatches, a number a step, of what was fetched since the last `clear`."""
 
-    def add(self, slices: list[dict[str, torch.Tensor]]) -> None:
-        """Takes in one step's scalars of this rank's slices."""
-        self._names = list(slices[0])
-        values = [value.detach().float() for one in slices for value in one.values()]
-        self._pending.append(torch.stack(values).view(len(slices), -1))
+    def add(self, microbatches: list[dict[str, torch.Tensor]]) -> None:
+        """Takes in one step's scalars of this rank's microbatches."""
+        self._names = list(microbatches[0])
+        values = [value.detach().float() for one in microbatches for value in one.values()]
+        self._pending.append(torch.stack(values).view(len(microbatches), -1))
 
     def fetch(self) -> int | None:
         """Moves what is pending to `fetched`.
@@ -37,7 +37,7 @@ class Window:
         if not self._pending:
             return None
         ranks = self._group.ranks
-        table = torch.zeros(len(self._pending), self._num_slices, len(self._names), dtype=torch.float64)
+        table = torch.zeros(len(self._pending), self._num_microbatches, len(self._names), dtype=torch.float64)
         table[:, ranks.rank :: ranks.world_size] = torch.stack(self._pending).double().cpu()
         self._pending = []
         steps = self._group.sum_(table).mean(1)

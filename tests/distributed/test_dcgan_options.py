@@ -34,7 +34,12 @@ pytestmark = pytest.mark.distributed
 Function = Callable[..., Any]
 CPU = torch.device("cpu")
 
-SMALL = ("training.global_batch_size=16", "training.slices=4", "model.generator_width=8", "model.discriminator_width=4")
+SMALL = (
+    "training.global_batch_size=16",
+    "training.microbatches=4",
+    "model.generator_width=8",
+    "model.discriminator_width=4",
+)
 AUGMENTED = ("augmentation.colour=true", "augmentation.translation=0.125", "augmentation.cutout=0.5")
 PENALISED = ("objective.r1=0.5", "objective.r2=0.25", "model.discriminator_normalisation=none")
 CONDITIONAL = ("model.conditional=true", "model.class_embedding=8")

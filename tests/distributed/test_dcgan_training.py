@@ -26,7 +26,7 @@ Function = Callable[..., Any]
 SETTINGS = (
     "training.max_steps=12",
     "training.global_batch_size=16",
-    "training.slices=4",
+    "training.microbatches=4",
     "training.log_every=1",
     "training.checkpoint_every=4",
     "training.ema_decay=0.9",
@@ -96,7 +96,7 @@ def test_with_statistics_of_the_global_batch_two_ranks_are_one_to_rounding(
     losses = {}
     for kind in ("sync_batch", "batch"):
         networks = [f"model.{network}_normalisation={kind}" for network in ("generator", "discriminator")]
-        settings = (*SETTINGS, "training.slices=0", "training.max_steps=4", *networks)
+        settings = (*SETTINGS, "training.microbatches=0", "training.max_steps=4", *networks)
         for nproc in (1, 2):
             run_dir = tmp_path / f"{kind}-{nproc}"
             done = cifarscale(*arguments(shards, run_dir, nproc, settings))

@@ -19,8 +19,8 @@ from cifarscale.distributed.cores import Cores
 from cifarscale.distributed.group import Group
 from cifarscale.distributed.ranks import Ranks
 from cifarscale.models.cnn import SmallFiltersCNN
+from cifarscale.training.microbatches import Microbatches
 from cifarscale.training.optimisation import build_optimizer
-from cifarscale.training.slices import Slices
 
 pytestmark = [
     pytest.mark.distributed,
@@ -29,9 +29,11 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
-@pytest.mark.parametrize("num_slices", [0, 4])
-def test_gradients_are_those_of_distributed_data_parallel(world_size: int, num_slices: int, tmp_path: Path) -> None:
-    run_ranks(_rank, world_size, world_size, num_slices, str(tmp_path / "store"))
+@pytest.mark.parametrize("num_microbatches", [0, 4])
+def test_gradients_are_those_of_distributed_data_parallel(
+    world_size: int, num_microbatches: int, tmp_path: Path
+) -> None:
+    run_ranks(_rank, world_size, world_size, num_microbatches, str(tmp_path / "store"))
 
 
 def _loss(name: str, networks: Mapping[str, nn.Module], part: Any, step: int) -> tuple[torch.Tensor, tuple[Any, ...]]:
@@ -39,7 +41,7 @@ def _loss(name: str, networks: Mapping[str, nn.Module], part: Any, step: int) ->
     return value, (value,)
 
 
-def _rank(rank: int, world_size: int, num_slices: int, store: str) -> None:
+def _rank(rank: int, world_size: int, num_microbatches: int, store: str) -> None:
     torch.set_num_threads(1)
     file_store, timeout = dist.FileStore(store, world_size), timedelta(seconds=60)
     dist.init_process_group("gloo", store=file_store, rank=rank, world_size=world_size, timeout=timeout)
@@ -48,18 +50,23 @@ def _rank(rank: int, world_size: int, num_slices: int, store: str) -> None:
     reference.load_state_dict(network.state_dict())
     optimizer = build_optimizer(network, AdamWConfig(), 1e-3)
     images, labels = torch.randn(16, 3, 32, 32), torch.randint(100, (16,))
-    slices = Slices({"net": network}, num_slices, Group(Ranks(rank, world_size)), Cores(apart=True, num_cores=1))
-    mine = [(images[i :: slices.total], labels[i :: slices.total]) for i in range(rank, slices.total, world_size)]
+    microbatches = Microbatches(
+        {"net": network}, num_microbatches, Group(Ranks(rank, world_size)), Cores(apart=True, num_cores=1)
+    )
+    mine = [
+        (images[i :: microbatches.total], labels[i :: microbatches.total])
+        for i in range(rank, microbatches.total, world_size)
+    ]
     for _ in range(2):
-        slices.begin_step()
-        gradients, _ = slices.gradients("net", _loss, mine, 0)
-        slices.exchange("net", gradients)
-        slices.end_step()
+        microbatches.begin_step()
+        gradients, _ = microbatches.gradients("net", _loss, mine, 0)
+        microbatches.exchange("net", gradients)
+        microbatches.end_step()
         optimizer.step()
     assert "torch._dynamo" not in sys.modules, "it would take a third of the time to the first step"
     network.load_state_dict(reference.state_dict())
-    gradients, _ = slices.gradients("net", _loss, mine, 0)
-    slices.exchange("net", gradients)
+    gradients, _ = microbatches.gradients("net", _loss, mine, 0)
+    microbatches.exchange("net", gradients)
     parallel = DistributedDataParallel(reference)
     functional.cross_entropy(parallel(torch.cat([x for x, _ in mine])), torch.cat([y for _, y in mine])).backward()
     for ours, theirs in zip(network.parameters(), reference.parameters(), strict=True):

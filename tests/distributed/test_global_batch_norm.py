@@ -1,4 +1,4 @@
-"""GlobalBatchNorm2d on slices of a batch, in real processes, against BatchNorm2d on the whole of it in one."""
+"""GlobalBatchNorm2d on microbatches of a batch, in real processes, against BatchNorm2d on the whole of it in one."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -20,12 +20,12 @@ pytestmark = [
 ]
 
 CHANNELS = 5
-SLICES = {2: [(4, 4), (1, 7), (0, 8)], 3: [(3, 3, 3), (5, 1, 3), (4, 0, 5)]}
+MICROBATCHES = {2: [(4, 4), (1, 7), (0, 8)], 3: [(3, 3, 3), (5, 1, 3), (4, 0, 5)]}
 """By number of ranks: how many samples of the batch each rank holds."""
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_slices_give_what_the_whole_batch_gives(world_size: int, tmp_path: Path) -> None:
+def test_microbatches_give_what_the_whole_batch_gives(world_size: int, tmp_path: Path) -> None:
     """All properties in one start of the processes, which takes most of the time."""
     run_ranks(_rank, world_size, world_size, str(tmp_path / "store"))
 
@@ -35,7 +35,7 @@ def _rank(rank: int, world_size: int, store: str) -> None:
     # A file as the store needs no port. The timeout is for ranks that disagree on whether to communicate.
     file_store, timeout = dist.FileStore(store, world_size), timedelta(seconds=60)
     dist.init_process_group("gloo", store=file_store, rank=rank, world_size=world_size, timeout=timeout)
-    for sizes in SLICES[world_size]:
+    for sizes in MICROBATCHES[world_size]:
         _matches(rank, sizes)
         _matches_in_half_precision(rank, sizes)
         _is_stable(rank, sizes)

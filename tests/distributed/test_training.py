@@ -67,7 +67,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "plain": (),
     "batch normalisation": ("model.normalisation=batch",),
     "mixup, crop and flip": ("augmentation.mixup=0.5", "augmentation.crop_padding=4", "augmentation.flip=true"),
-    "cutmix and cutout": ("augmentation.cutmix=1", "augmentation.cutout=8", "training.slices=8"),
+    "cutmix and cutout": ("augmentation.cutmix=1", "augmentation.cutout=8", "training.microbatches=8"),
     "moving average and clipping": ("training.ema_decay=0.9", "training.gradient_clip_norm=0.1"),
     "all at once": (
         "model.normalisation=batch",
@@ -83,11 +83,15 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "streaming": ("data.reader=streaming", "data.num_lanes=8", "data.shuffle_buffer=32"),
 }
 TO_ROUNDING: dict[str, tuple[str, ...]] = {
-    "no slices": ("training.slices=0",),
-    "batch normalisation over the ranks": ("training.slices=0", "model.normalisation=sync_batch", "optimizer.name=sgd"),
+    "no microbatches": ("training.microbatches=0",),
+    "batch normalisation over the ranks": (
+        "training.microbatches=0",
+        "model.normalisation=sync_batch",
+        "optimizer.name=sgd",
+    ),
 }
 
-MANY_RANKS = ("all at once", "no slices")
+MANY_RANKS = ("all at once", "no microbatches")
 """Variants that are always trained on 4 ranks, too; the others now and then."""
 ON_RANKS = [
     pytest.param(variant, ranks, marks=() if ranks == 2 or variant in MANY_RANKS else pytest.mark.thorough)
@@ -131,7 +135,7 @@ def test_every_bit_is_the_same_on_any_number_of_ranks(variant: str, world_size: 
 
 
 @pytest.mark.parametrize(("variant", "world_size"), [each for each in ON_RANKS if each.values[0] in TO_ROUNDING])
-def test_without_slices_a_run_is_the_same_to_rounding(variant: str, world_size: int, runs: Function) -> None:
+def test_without_microbatches_a_run_is_the_same_to_rounding(variant: str, world_size: int, runs: Function) -> None:
     mine, one = runs(variant, world_size), runs(variant, 1)
     for (key, tensor), other in zip(
         mine.state()["networks"]["classifier"].items(), one.state()["networks"]["classifier"].values(), strict=True
@@ -164,9 +168,9 @@ def test_the_command_line_starts_as_many_ranks_and_workers_as_it_is_told(
     ("overrides", "world_size", "valid"),
     [
         ((), 3, "1, 2, 4"),
-        (("training.slices=2",), 4, "1, 2"),
-        (("training.slices=0",), 3, "1, 2, 4, 8, 16"),
-        (("training.slices=0", "augmentation.mixup=1"), 16, "1, 2, 4, 8"),
+        (("training.microbatches=2",), 4, "1, 2"),
+        (("training.microbatches=0",), 3, "1, 2, 4, 8, 16"),
+        (("training.microbatches=0", "augmentation.mixup=1"), 16, "1, 2, 4, 8"),
     ],
 )
 def test_ranks_that_cannot_share_a_batch_are_refused_with_those_that_can(
@@ -581,7 +585,7 @@ def test_compiled_networks_train_nearly_as_others(
     runs: Function, tiny: Path, shards: Path, opened: Function, cifarscale: Function, tmp_path: Path
 ) -> None:
     """Where there is a compiler; else the run says so and goes on without."""
-    overrides = ["--set", "training.compile=true", "--set", "evaluation.every=0", "--set", "training.slices=0"]
+    overrides = ["--set", "training.compile=true", "--set", "evaluation.every=0", "--set", "training.microbatches=0"]
     ended = cifarscale("train", tiny, "--data", shards, "--run-dir", tmp_path / "run", *overrides)
     assert ended.returncode == 0, ended.stderr
     expected = [line["loss"] for line in runs("plain", 1).metrics() if "loss" in line]
@@ -600,6 +604,6 @@ def test_where_compiling_fails_the_run_says_so_and_goes_on(
 
     monkeypatch.setattr(torch, "compile", refuse)
     monkeypatch.setattr(logging.getLogger("cifarscale"), "propagate", True)
-    run = train_here(tmp_path / "run", "training.compile=true", "training.slices=0")
+    run = train_here(tmp_path / "run", "training.compile=true", "training.microbatches=0")
     assert "torch.compile failed, going on without it: no compiler" in caplog.messages
-    assert run.metrics() == runs("no slices", 1).metrics()
+    assert run.metrics() == runs("no microbatches", 1).metrics()

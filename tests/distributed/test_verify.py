@@ -28,12 +28,12 @@ def test_the_promise_holds_here(cifarscale: Function, tiny: Path, shards: Path, 
     assert again.stdout == done.stdout  # from what was run before
 
 
-def test_without_slices_the_other_number_of_ranks_is_equal_to_rounding(
+def test_without_microbatches_the_other_number_of_ranks_is_equal_to_rounding(
     cifarscale: Function, tiny: Path, shards: Path, tmp_path: Path
 ) -> None:
     command = ("verify", tiny, "--profile", "local", "--nodes", "2", "--steps", "200", "--data", shards)
     done: subprocess.CompletedProcess[str] = cifarscale(
-        *command, "--set", "training.slices=0", "--folder", tmp_path / "verify"
+        *command, "--set", "training.microbatches=0", "--folder", tmp_path / "verify"
     )
     assert "killed and resumed" in done.stdout
     assert done.stdout.count("bit-identical") >= 2

@@ -46,7 +46,7 @@ def test_the_first_losses_agree_with_the_cpu(shards: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("compiled", ["false", "true"])
 def test_mixed_precision_trains(shards: Path, tmp_path: Path, precision: str, compiled: str) -> None:
-    settings = (f"training.precision={precision}", f"training.compile={compiled}", "training.slices=0")
+    settings = (f"training.precision={precision}", f"training.compile={compiled}", "training.microbatches=0")
     weights = train(shards, tmp_path, *settings)
     assert all(weight.isfinite().all() for weight in weights.values())
     assert (tmp_path / "result.json").exists()

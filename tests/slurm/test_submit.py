@@ -29,7 +29,7 @@ discriminator_width = 8
 [training]
 max_steps = 20
 global_batch_size = 16
-slices = 4
+microbatches = 4
 log_every = 5
 checkpoint_every = 10
 [distance]
@@ -181,7 +181,7 @@ def refused(
         (("--profile", "testclustre"), ("unknown profile 'testclustre'", "did you mean 'testcluster'?")),
         (("--nodes", 3), ("--nodes 3", "2 nodes", "partition main")),
         (
-            ("--nodes", 2, "--set", "training.global_batch_size=6", "--set", "training.slices=0"),
+            ("--nodes", 2, "--set", "training.global_batch_size=6", "--set", "training.microbatches=0"),
             ("4 ranks", "1, 2, 3"),
         ),
         (("--time", "2-00:00:00"), ("2-00:00:00", "partition main")),

@@ -222,12 +222,12 @@ def plain() -> Tensor:
 
 
 @pytest.mark.parametrize("kind", ["mixup", "cutmix", "all"])
-@pytest.mark.parametrize("slices", [1, 2, 4, 8])
-def test_the_partner_is_half_a_slice_away(kind: str, slices: int) -> None:
-    """So a slice needs no samples but its own, whichever rank computes it."""
+@pytest.mark.parametrize("microbatches", [1, 2, 4, 8])
+def test_the_partner_is_half_a_microbatch_away(kind: str, microbatches: int) -> None:
+    """So a microbatch needs no samples but its own, whichever rank computes it."""
     whole = augment(CONFIGS[kind], random_batch())
-    for i in range(slices):
-        part = whole.part(i, slices)
+    for i in range(microbatches):
+        part = whole.part(i, microbatches)
         assert torch.equal(part.others, part.labels.roll(len(part.labels) // 2))
         assert (part.others != part.labels).all()
 

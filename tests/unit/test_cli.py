@@ -254,7 +254,7 @@ def test_ranks_that_do_not_divide_the_batch_are_refused_before_anything_is_writt
     nproc: int, tiny: str, shards: Path
 ) -> None:
     message = fails("train", tiny, "--data", shards, "--nproc", str(nproc))
-    assert f"training.slices = 4 cannot be split evenly over {nproc} ranks" in message
+    assert f"training.microbatches = 4 cannot be split evenly over {nproc} ranks" in message
     assert "1, 2, 4" in message
     assert not Path("runs").exists()
 

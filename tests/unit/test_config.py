@@ -116,7 +116,7 @@ OTHER_VALUES: dict[str, Any] = {
     "schedule.final_fraction": 0.5,
     "training.max_steps": 5,
     "training.global_batch_size": 32,
-    "training.slices": 2,
+    "training.microbatches": 2,
     "training.learning_rate": 2e-3,
     "training.gradient_clip_norm": 1.0,
     "training.ema_decay": 0.9,
@@ -159,7 +159,7 @@ def changed(key: str, value: Any) -> CnnRecipe:
 
 def base(key: str) -> CnnRecipe:
     """A recipe in which the key may have another value."""
-    return with_values(recipe_of(), training__slices=0) if key == "training.compile" else recipe_of()
+    return with_values(recipe_of(), training__microbatches=0) if key == "training.compile" else recipe_of()
 
 
 def test_the_list_of_other_values_is_complete() -> None:
@@ -310,23 +310,23 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         ["schedule.warmup_steps=9", "training.max_steps=9"],
         ["schedule.warmup_steps = 9", "training.max_steps = 9"],
     ),
-    "compiled and exact": (["training.compile=true"], ["training.compile = true", "training.slices=0"]),
-    "slices not a power of two": (["training.slices=3"], ["training.slices = 3", "power of two"]),
-    "slices that do not divide the batch": (
-        ["training.global_batch_size=36", "training.slices=8"],
-        ["training.slices = 8", "training.global_batch_size = 36"],
+    "compiled and exact": (["training.compile=true"], ["training.compile = true", "training.microbatches=0"]),
+    "microbatches not a power of two": (["training.microbatches=3"], ["training.microbatches = 3", "power of two"]),
+    "microbatches that do not divide the batch": (
+        ["training.global_batch_size=36", "training.microbatches=8"],
+        ["training.microbatches = 8", "training.global_batch_size = 36"],
     ),
     "mixing without pairs": (
         ["augmentation.mixup=1", "training.global_batch_size=36"],
         ["training.global_batch_size = 36", "multiple of 8"],
     ),
     "mixing an odd batch": (
-        ["augmentation.cutmix=1", "training.global_batch_size=5", "training.slices=0"],
+        ["augmentation.cutmix=1", "training.global_batch_size=5", "training.microbatches=0"],
         ["training.global_batch_size = 5", "multiple of 2"],
     ),
-    "sync_batch with slices": (
+    "sync_batch with microbatches": (
         ["model.normalisation=sync_batch"],
-        ["model.normalisation = 'sync_batch'", "training.slices = 0"],
+        ["model.normalisation = 'sync_batch'", "training.microbatches = 0"],
     ),
     "groups that do not divide the width": (
         ["model.normalisation=group", "model.width=6"],

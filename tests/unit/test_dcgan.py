@@ -19,7 +19,7 @@ from cifarscale.models.dcgan import Discriminator, Downsampling, Generator, Mini
 from cifarscale.models.gan_blocks import DownBlock, MinibatchDiscrimination, MinibatchStandardDeviation, UpBlock
 from cifarscale.models.normalisation import Normalisation
 from cifarscale.models.registry import count_macs, count_parameters, summaries
-from cifarscale.training.slices import Slices
+from cifarscale.training.microbatches import Microbatches
 from cifarscale.training.task import Outputs
 
 NORMALISATIONS, UPSAMPLINGS = get_args(Normalisation), get_args(Upsampling)
@@ -359,13 +359,13 @@ def test_spectral_vectors_move_in_training_alone() -> None:
 
 
 def test_replicas_of_a_spectral_network_share_its_weights_and_own_their_vectors() -> None:
-    """A step in slices moves the vectors as the same passes in the network itself would, whatever the slices."""
+    """A step moves the vectors as the same passes in the network itself would, in however many microbatches."""
     torch.manual_seed(0)
     networks = {"discriminator": Discriminator(8, "none", spectral=True, minibatch="stddev")}
     original = networks["discriminator"]
     reference = copy.deepcopy(original)
-    slices = Slices(dict(networks), 4, Group(Ranks()), Cores(apart=True, num_cores=1))
-    for replica in slices.replicas:
+    microbatches = Microbatches(dict(networks), 4, Group(Ranks()), Cores(apart=True, num_cores=1))
+    for replica in microbatches.replicas:
         for mine, theirs in zip(original.parameters(), replica["discriminator"].parameters(), strict=True):
             assert mine is theirs
         for mine, theirs in zip(original.buffers(), replica["discriminator"].buffers(), strict=True):
@@ -376,10 +376,10 @@ def test_replicas_of_a_spectral_network_share_its_weights_and_own_their_vectors(
         return value, (value,)
 
     parts = [seeded_images(16)[i::4] for i in range(4)]
-    slices.begin_step()
-    gradients, _ = slices.gradients("discriminator", loss, parts, 0)
-    slices.exchange("discriminator", gradients)
-    slices.end_step()
+    microbatches.begin_step()
+    gradients, _ = microbatches.gradients("discriminator", loss, parts, 0)
+    microbatches.exchange("discriminator", gradients)
+    microbatches.end_step()
     for _ in range(2):
         reference(parts[0])
     for buffer, expected in zip(original.buffers(), reference.buffers(), strict=True):

@@ -167,12 +167,12 @@ def test_an_unknown_key_is_answered_with_the_nearest_or_all(override: str, meant
 
 
 @pytest.mark.parametrize("network", ["generator", "discriminator"])
-def test_sync_batch_needs_slices_0(network: str) -> None:
+def test_sync_batch_needs_microbatches_0(network: str) -> None:
     override = f"model.{network}_normalisation=sync_batch"
     message = refusal(override)
     assert f"model.{network}_normalisation = 'sync_batch'" in message
-    assert "training.slices = 0" in message
-    assert value_at(load(override, "training.slices=0"), f"model.{network}_normalisation") == "sync_batch"
+    assert "training.microbatches = 0" in message
+    assert value_at(load(override, "training.microbatches=0"), f"model.{network}_normalisation") == "sync_batch"
 
 
 RESIDUAL = "model.upsampling=residual", "model.downsampling=residual"
@@ -209,7 +209,7 @@ def test_a_width_that_the_layers_cannot_have_is_refused_and_any_other_can_be_bui
 @pytest.mark.parametrize("penalty", ["r1", "r2"])
 @pytest.mark.parametrize("kind", ["batch", "sync_batch"])
 def test_a_penalty_refuses_a_discriminator_that_mixes_its_samples(penalty: str, kind: str) -> None:
-    overrides = (f"objective.{penalty}=0.1", f"model.discriminator_normalisation={kind}", "training.slices=0")
+    overrides = (f"objective.{penalty}=0.1", f"model.discriminator_normalisation={kind}", "training.microbatches=0")
     message = refusal(*overrides)
     for part in ("objective.r1 and r2", f"model.discriminator_normalisation = '{kind}'", "'none' or 'group'"):
         assert part in message

@@ -30,9 +30,9 @@ def job(name: str, *overrides: str) -> Job:
 
 
 def test_there_is_one_rank_a_gpu() -> None:
-    plan = make_plan(job("cnn", "training.slices=8"), GPU, nodes=2, partition=PARTITION)
+    plan = make_plan(job("cnn", "training.microbatches=8"), GPU, nodes=2, partition=PARTITION)
     assert (plan.world_size, plan.tasks_per_node, plan.device) == (8, 4, "cuda")
-    assert (plan.batch_size_per_rank, plan.slices_per_rank) == (8, 1)
+    assert (plan.batch_size_per_rank, plan.microbatches_per_rank) == (8, 1)
 
 
 def test_without_gpus_the_profile_says_how_many_ranks() -> None:
@@ -45,11 +45,11 @@ def test_without_gpus_the_profile_says_how_many_ranks() -> None:
 @pytest.mark.parametrize("tasks", [1, 2, 4])
 def test_all_ranks_together_compute_the_global_batch(nodes: int, tasks: int) -> None:
     profile = CPU.model_copy(update={"tasks_per_node": tasks})
-    plan = make_plan(job("cnn", "training.slices=16", "training.global_batch_size=128"), profile, nodes)
+    plan = make_plan(job("cnn", "training.microbatches=16", "training.global_batch_size=128"), profile, nodes)
     assert plan.batch_size_per_rank is not None
-    assert plan.slices_per_rank is not None
+    assert plan.microbatches_per_rank is not None
     assert plan.batch_size_per_rank * plan.world_size == 128
-    assert plan.slices_per_rank * plan.world_size == 16
+    assert plan.microbatches_per_rank * plan.world_size == 16
 
 
 def test_jobs_that_train_nothing_have_no_batch() -> None:
@@ -137,7 +137,7 @@ def script(shards: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr("sys.executable", "/opt/python")
 
     def script(profile: Profile, run_dir: str = "/shared/runs/cnn-1", nodes: int = 2) -> str:
-        work = make_work(job("cnn", "training.slices=8"), Path(run_dir), str(shards), "cpu")
+        work = make_work(job("cnn", "training.microbatches=8"), Path(run_dir), str(shards), "cpu")
         return sbatch_script(work, profile, make_plan(work.job, profile, nodes))
 
     return script
@@ -224,7 +224,7 @@ def test_an_array_is_planned_as_one_run_for_each_value(submit: Any) -> None:
         (("--array", "seed=0,1", "--run-dir", "here"), ("--run-dir", "--array")),
         (("--at-once", "2"), ("--at-once 2", "--array")),
         (("--num-workers", "2"), ("--num-workers 2", "resident")),
-        (("--array", "training.slices=4,3"), ("training.slices = 3", "power of two")),
+        (("--array", "training.microbatches=4,3"), ("training.microbatches = 3", "power of two")),
         (("--profile", "nowhere"), ("unknown profile 'nowhere'", "there are: cpu, gpu, local, testcluster")),
         ((), ("sinfo is not found", "--profile local")),
     ],

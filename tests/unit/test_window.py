@@ -9,7 +9,7 @@ from cifarscale.distributed.group import Group
 from cifarscale.distributed.ranks import Ranks
 from cifarscale.training.window import Window
 
-SLICES = 4
+MICROBATCHES = 4
 
 
 class _Summed(Group):
@@ -24,18 +24,18 @@ class _Summed(Group):
         return tensor
 
 
-def slices(*losses: float) -> list[dict[str, torch.Tensor]]:
+def microbatches(*losses: float) -> list[dict[str, torch.Tensor]]:
     return [{"accuracy": torch.tensor(loss / 2), "loss": torch.tensor(loss)} for loss in losses]
 
 
 def window() -> Window:
-    return Window(Group(Ranks()), SLICES)
+    return Window(Group(Ranks()), MICROBATCHES)
 
 
-def test_values_are_means_over_the_slices_step_by_step() -> None:
+def test_values_are_means_over_the_microbatches_step_by_step() -> None:
     mine = window()
-    mine.add(slices(1, 2, 3, 4))
-    mine.add(slices(0, 0, 0, 2))
+    mine.add(microbatches(1, 2, 3, 4))
+    mine.add(microbatches(0, 0, 0, 2))
     assert mine.fetch() is None
     assert mine.fetched == {"accuracy": [1.25, 0.25], "loss": [2.5, 0.5]}
     assert mine.means() == {"accuracy": 0.75, "loss": 1.5}
@@ -43,7 +43,7 @@ def test_values_are_means_over_the_slices_step_by_step() -> None:
 
 def test_what_is_fetched_in_parts_is_what_is_fetched_at_once() -> None:
     torch.manual_seed(0)
-    steps = [slices(*torch.rand(SLICES).tolist()) for _ in range(7)]
+    steps = [microbatches(*torch.rand(MICROBATCHES).tolist()) for _ in range(7)]
     once, in_parts = window(), window()
     for i, step in enumerate(steps):
         once.add(step)
@@ -61,47 +61,47 @@ def test_nothing_pending_is_nothing_to_fetch() -> None:
 
 def test_a_cleared_window_starts_anew() -> None:
     mine = window()
-    mine.add(slices(1, 1, 1, 1))
+    mine.add(microbatches(1, 1, 1, 1))
     mine.fetch()
     mine.clear()
-    mine.add(slices(3, 3, 3, 3))
+    mine.add(microbatches(3, 3, 3, 3))
     mine.fetch()
     assert mine.means()["loss"] == 3
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("place", range(5))
-@pytest.mark.parametrize("in_slice", [0, 3])
-def test_the_first_step_that_is_not_finite_is_found(bad: float, place: int, in_slice: int) -> None:
+@pytest.mark.parametrize("in_microbatch", [0, 3])
+def test_the_first_step_that_is_not_finite_is_found(bad: float, place: int, in_microbatch: int) -> None:
     mine = window()
     for step in range(5):
-        losses = [1.0] * SLICES
+        losses = [1.0] * MICROBATCHES
         if step >= place:
-            losses[in_slice] = bad
-        mine.add(slices(*losses))
+            losses[in_microbatch] = bad
+        mine.add(microbatches(*losses))
     assert mine.fetch() == 4 - place
 
 
 def test_losses_that_cancel_are_not_taken_for_finite() -> None:
     mine = window()
-    mine.add(slices(math.inf, -math.inf, 1, 1))
+    mine.add(microbatches(math.inf, -math.inf, 1, 1))
     assert mine.fetch() == 0
 
 
 def test_other_values_need_not_be_finite() -> None:
     mine = window()
-    mine.add([{"accuracy": torch.tensor(math.nan), "loss": torch.tensor(1.0)} for _ in range(SLICES)])
+    mine.add([{"accuracy": torch.tensor(math.nan), "loss": torch.tensor(1.0)} for _ in range(MICROBATCHES)])
     assert mine.fetch() is None
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_tables_of_all_ranks_add_up_to_that_of_one(world_size: int) -> None:
     torch.manual_seed(0)
-    losses = torch.rand(3, SLICES).tolist()
+    losses = torch.rand(3, MICROBATCHES).tolist()
     tables: list[torch.Tensor] = []
     for rank in range(world_size):
-        mine = Window(_Summed(Ranks(rank, world_size, rank), tables), SLICES)
+        mine = Window(_Summed(Ranks(rank, world_size, rank), tables), MICROBATCHES)
         for step in losses:
-            mine.add(slices(*step[rank::world_size]))
+            mine.add(microbatches(*step[rank::world_size]))
         mine.fetch()
     assert torch.equal(sum(tables)[:, :, 1], torch.tensor(losses).double())

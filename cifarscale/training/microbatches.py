@@ -1,9 +1,10 @@
-"""The slices of a global batch: each computed by itself, and summed in an order that never changes.
+"""The microbatches of a global batch: each computed by itself, and summed in an order that never changes.
 
 Floating-point sums depend on their order, and training amplifies the difference: one unit that falls on the other side
 of a ReLU can change the gradient by a percent. So that a run does not depend on the number of ranks, its batch is cut
-into a fixed number S of slices, slice s being the positions s, s + S, s + 2S, …; each is computed on one core (or one
-GPU), always in the same way; and what they give is summed along one binary tree, whose first levels lie within a rank.
+into a fixed number S of microbatches, microbatch s being the positions s, s + S, s + 2S, …; each is computed on one
+core (or one GPU), always in the same way; and what they give is summed along one binary tree, whose first levels lie
+within a rank.
 """
 
 import copy
@@ -21,7 +22,7 @@ from cifarscale.training.task import Outputs
 
 Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
 Loss = Callable[[str, Mapping[str, nn.Module], Any, int], tuple[torch.Tensor, Outputs]]
-"""From an update's name, the networks, a slice and the step: the loss to descend on, and what else to return."""
+"""From an update's name, the networks, a microbatch and the step: the loss to descend on, and what else to return."""
 
 
 def tree_mean(terms: Sequence[Tensors]) -> Tensors:
@@ -33,21 +34,21 @@ def tree_mean(terms: Sequence[Tensors]) -> Tensors:
     return torch._foreach_div(terms[0], total) if total > 1 else terms[0]
 
 
-class Slices:
-    """A rank's slices: replicas of the networks to compute them with, and the way to the other ranks.
+class Microbatches:
+    """A rank's microbatches: replicas of the networks to compute them with, and the way to the other ranks.
 
-    A replica shares the networks' parameters and owns its buffers, so that slices can run side by side, and batch
-    normalisation sees one slice at a time.
+    A replica shares the networks' parameters and owns its buffers, so that microbatches can run side by side, and batch
+    normalisation sees one microbatch at a time.
     """
 
-    def __init__(self, networks: dict[str, nn.Module], num_slices: int, group: Group, cores: Cores) -> None:
+    def __init__(self, networks: dict[str, nn.Module], num_microbatches: int, group: Group, cores: Cores) -> None:
         """
         Args:
-            num_slices: of the global batch; 0 for one a rank, summed by all-reduce in whatever order that takes.
+            num_microbatches: of the global batch; 0 for one a rank, summed by all-reduce in whatever order that takes.
         """
         self._networks, self._group, self._cores = networks, group, cores
-        self._in_order = num_slices > 0
-        self.total = num_slices or group.ranks.world_size
+        self._in_order = num_microbatches > 0
+        self.total = num_microbatches or group.ranks.world_size
         self.local = self.total // group.ranks.world_size
         self.replicas = [{name: _replica(network) for name, network in networks.items()} for _ in range(self.local)]
         replicated = (zip(*(r[name].buffers() for r in self.replicas), strict=True) for name in networks)
@@ -55,10 +56,10 @@ class Slices:
         self._buffers = list(zip(chain(*originals), chain(*replicated), strict=True))
 
     def gradients(self, name: str, loss: Loss, parts: Sequence[Any], step: int) -> tuple[Tensors, list[Outputs]]:
-        """The gradients of one network's loss, means over the local slices, and the outputs of each slice.
+        """The gradients of one network's loss, means over the local microbatches, and the outputs of each microbatch.
 
         Args:
-            parts: the local slices of the batch.
+            parts: the local microbatches of the batch.
         """
         parameters = list(self._networks[name].parameters())
 
@@ -77,7 +78,7 @@ class Slices:
             parameter.grad = gradient if same_layout else torch.empty_like(parameter).copy_(gradient)
 
     def map(self, function: Callable[[int], Any]) -> list[Any]:
-        """The function's results for the local slices 0 … local - 1."""
+        """The function's results for the local microbatches 0 … local - 1."""
         return self._cores.map(function, range(self.local))
 
     def begin_step(self) -> None:
@@ -87,7 +88,7 @@ class Slices:
                 mine.copy_(buffer)
 
     def end_step(self) -> None:
-        """Sets the networks' buffers to the means over all slices of what the step made of them."""
+        """Sets the networks' buffers to the means over all microbatches of what the step made of them."""
         averaged = [(buffer, copies) for buffer, copies in self._buffers if buffer.is_floating_point()]
         if averaged:
             local = tree_mean(list(zip(*(copies for _, copies in averaged), strict=True)))
@@ -98,7 +99,7 @@ class Slices:
                 buffer.copy_(copies[0])  # a count of steps
 
     def _means_over_ranks(self, local: Tensors) -> Tensors:
-        """The means of all ranks' tensors, exchanged as one: with slices they are the same on any number of ranks."""
+        """The means of all ranks' tensors, exchanged as one: with microbatches the same on any number of ranks."""
         world_size = self._group.ranks.world_size
         if world_size == 1:
             return local

@@ -1,4 +1,4 @@
-"""Slices of a batch in one process: their mean is the whole batch's gradient, and its bits depend on no core."""
+"""Microbatches of a batch in one process: their mean is the whole batch's gradient, and its bits depend on no core."""
 
 import copy
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ from cifarscale.distributed.cores import Cores
 from cifarscale.distributed.group import Group
 from cifarscale.distributed.ranks import Ranks
 from cifarscale.models.cnn import SmallFiltersCNN
-from cifarscale.training.slices import Slices, tree_mean
+from cifarscale.training.microbatches import Microbatches, tree_mean
 from cifarscale.training.task import Outputs
 
 BATCH = 32
@@ -39,9 +39,9 @@ def batch() -> Part:
     return images, torch.randint(10, (BATCH,), generator=generator)
 
 
-def cut(num_slices: int) -> list[Part]:
+def cut(num_microbatches: int) -> list[Part]:
     images, labels = batch()
-    return [(images[i::num_slices], labels[i::num_slices]) for i in range(num_slices)]
+    return [(images[i::num_microbatches], labels[i::num_microbatches]) for i in range(num_microbatches)]
 
 
 def loss(update: str, networks: Mapping[str, nn.Module], part: Part, step: int) -> tuple[torch.Tensor, Outputs]:
@@ -50,17 +50,17 @@ def loss(update: str, networks: Mapping[str, nn.Module], part: Part, step: int) 
     return value, (value, logits)
 
 
-def one_process(module: nn.Module, num_slices: int, num_cores: int = 1) -> Slices:
-    return Slices({"net": module}, num_slices, Group(Ranks()), Cores(apart=True, num_cores=num_cores))
+def one_process(module: nn.Module, num_microbatches: int, num_cores: int = 1) -> Microbatches:
+    return Microbatches({"net": module}, num_microbatches, Group(Ranks()), Cores(apart=True, num_cores=num_cores))
 
 
-def step(module: nn.Module, num_slices: int, num_cores: int = 1) -> list[Outputs]:
-    """Sets the module's gradients to those of the batch, computed in slices. Returns: the slices' outputs."""
-    slices = one_process(module, num_slices, num_cores)
-    slices.begin_step()
-    gradients, outputs = slices.gradients("net", loss, cut(num_slices), 0)
-    slices.exchange("net", gradients)
-    slices.end_step()
+def step(module: nn.Module, num_microbatches: int, num_cores: int = 1) -> list[Outputs]:
+    """Sets the module's gradients to those of the batch, computed in microbatches. Returns: their outputs."""
+    microbatches = one_process(module, num_microbatches, num_cores)
+    microbatches.begin_step()
+    gradients, outputs = microbatches.gradients("net", loss, cut(num_microbatches), 0)
+    microbatches.exchange("net", gradients)
+    microbatches.end_step()
     return outputs
 
 
@@ -93,15 +93,15 @@ def test_tree_mean_changes_none_of_its_terms() -> None:
     assert all(torch.equal(term[0], torch.ones(3)) for term in terms)
 
 
-@pytest.mark.parametrize("num_slices", [1, 2, 4, 8])
-def test_gradient_of_the_slices_is_that_of_the_whole_batch(num_slices: int) -> None:
+@pytest.mark.parametrize("num_microbatches", [1, 2, 4, 8])
+def test_gradient_of_the_microbatches_is_that_of_the_whole_batch(num_microbatches: int) -> None:
     whole, sliced = network(), network()
     images, labels = batch()
     F.cross_entropy(whole(images), labels).backward()
-    outputs = step(sliced, num_slices)
+    outputs = step(sliced, num_microbatches)
     for mine, theirs in zip(sliced.parameters(), whole.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-6)
-    assert len(outputs) == num_slices
+    assert len(outputs) == num_microbatches
     assert not any(value.requires_grad for output in outputs for value in output)
 
 
@@ -120,7 +120,7 @@ def test_every_bit_is_the_same_on_any_number_of_cores(normalisation: str, num_co
         assert all(torch.equal(a, b) for a, b in zip(output, other, strict=True))
 
 
-def test_buffers_after_a_step_are_the_means_over_the_slices() -> None:
+def test_buffers_after_a_step_are_the_means_over_the_microbatches() -> None:
     sliced, original = network(normalisation="batch"), network(normalisation="batch")
     step(sliced, 4)
     copies = []
@@ -131,34 +131,34 @@ def test_buffers_after_a_step_are_the_means_over_the_slices() -> None:
         if mine.is_floating_point():
             torch.testing.assert_close(mine, torch.stack(theirs).mean(0), rtol=1e-6, atol=1e-7)
         else:
-            assert mine == 1, name  # one step, however many slices
+            assert mine == 1, name  # one step, however many microbatches
 
 
 def test_each_step_starts_every_replica_from_the_same_buffers() -> None:
     module = network(normalisation="batch")
-    slices = one_process(module, 4)
+    microbatches = one_process(module, 4)
     for _ in range(2):
-        slices.begin_step()
-        for replica in slices.replicas:
+        microbatches.begin_step()
+        for replica in microbatches.replicas:
             for mine, original in zip(replica["net"].buffers(), module.buffers(), strict=True):
                 assert torch.equal(mine, original)
-        slices.gradients("net", loss, cut(4), 0)
-        slices.end_step()
+        microbatches.gradients("net", loss, cut(4), 0)
+        microbatches.end_step()
 
 
 def test_replicas_share_the_parameters_and_own_their_buffers() -> None:
     module = network(normalisation="batch")
-    slices = one_process(module, 4)
-    assert len(slices.replicas) == slices.local == slices.total == 4
+    microbatches = one_process(module, 4)
+    assert len(microbatches.replicas) == microbatches.local == microbatches.total == 4
     pointers = {buffer.data_ptr() for buffer in module.buffers()}
-    for replica in slices.replicas:
+    for replica in microbatches.replicas:
         assert all(a is b for a, b in zip(replica["net"].parameters(), module.parameters(), strict=True))
         mine = {buffer.data_ptr() for buffer in replica["net"].buffers()}
         assert not mine & pointers
         pointers |= mine
 
 
-def test_no_slices_are_one_a_rank() -> None:
+def test_no_microbatches_are_one_a_rank() -> None:
     assert (one_process(network(), 0).total, one_process(network(), 0).local) == (1, 1)
 
 
