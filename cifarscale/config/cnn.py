@@ -26,7 +26,7 @@ class AugmentationConfig(Section):
 
 
 class SmallFiltersCNNConfig(Section):
-    """The seed's CNN; with the defaults 57,332 parameters on 100 classes."""
+    """The baseline's CNN; with the defaults 57,332 parameters on 100 classes."""
 
     name: Literal["small_filters_cnn"] = "small_filters_cnn"
     width: PositiveInt = 8

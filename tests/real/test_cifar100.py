@@ -124,7 +124,7 @@ def test_killed_at_three_random_moments_and_resumed_ends_with_the_same_weights(c
     assert logs[0] == logs[1]
 
 
-def test_an_eighth_of_the_seeds_recipe_is_on_its_way_to_the_seeds_accuracy(cifar100: Path, tmp_path: Path) -> None:
+def test_an_eighth_of_the_baselines_recipe_is_on_its_way_to_the_baselines_accuracy(cifar100: Path, tmp_path: Path) -> None:
     """26.2 % top-1 was measured after these 1,250 steps."""
     subprocess.run(train(cifar100, tmp_path / "run", "training.max_steps=1250"), check=True)
     result = json.loads((tmp_path / "run" / "result.json").read_text())
@@ -134,7 +134,7 @@ def test_an_eighth_of_the_seeds_recipe_is_on_its_way_to_the_seeds_accuracy(cifar
 
 @pytest.mark.thorough
 @pytest.mark.timeout(1800)
-def test_the_seeds_recipe_reaches_the_seeds_accuracy(cifar100: Path, tmp_path: Path) -> None:
+def test_the_baselines_recipe_reaches_the_baselines_accuracy(cifar100: Path, tmp_path: Path) -> None:
     subprocess.run(train(cifar100, tmp_path / "run"), check=True)
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["parameters"] == 57_332

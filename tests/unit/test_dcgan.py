@@ -1,4 +1,4 @@
-"""The DCGAN's networks: the seed's exactly by default, and each option as its paper defines it."""
+"""The DCGAN's networks: the baseline's exactly by default, and each option as its paper defines it."""
 
 import copy
 import math
@@ -65,7 +65,7 @@ def largest_singular_value(weight: Tensor) -> float:
 # --- the defaults ---
 
 
-def test_the_seeds_networks_have_the_seeds_parameters() -> None:
+def test_the_baselines_networks_have_the_baselines_parameters() -> None:
     assert count_parameters(Generator()) == 370_624
     assert count_parameters(Discriminator()) == 167_808
 

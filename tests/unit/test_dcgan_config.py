@@ -229,7 +229,7 @@ def parameters(name: str) -> tuple[int, int]:
     return count_parameters(generator), count_parameters(discriminator)
 
 
-def test_the_seeds_recipe_has_the_seeds_networks() -> None:
+def test_the_baselines_recipe_has_the_baselines_networks() -> None:
     assert parameters("dcgan") == SEED_PARAMETERS
 
 
