@@ -20,7 +20,7 @@ from cifarscale.distributed.ranks import ranks_from_environment
 from cifarscale.evaluation.accuracy import evaluate_classifier
 from cifarscale.files import write_json_atomically
 from cifarscale.measure import images_of, open_reference
-from cifarscale.prepare import Placement
+from cifarscale.prepare import RunOptions
 from cifarscale.run import device_name
 from cifarscale.runs.run_folder import RunFolder
 from cifarscale.trained import TrainedClassifier, load_classifier, load_generator
@@ -47,7 +47,7 @@ def generate(
     return images.permute(0, 2, 3, 1).numpy()
 
 
-def evaluate_run(run_dir: Path, split: str, placement: Placement, out: Path | None = None) -> dict[str, Any]:
+def evaluate_run(run_dir: Path, split: str, options: RunOptions, out: Path | None = None) -> dict[str, Any]:
     """Exact figures of a run's classifier on a split, on all ranks of this job.
 
     Args:
@@ -56,11 +56,11 @@ def evaluate_run(run_dir: Path, split: str, placement: Placement, out: Path | No
     Returns: step, split, samples, top1, top5, loss, and accuracy by class and superclass name.
     """
     ranks = ranks_from_environment()
-    device = pick_device(placement.device, ranks.local_rank)
+    device = pick_device(options.device, ranks.local_rank)
     with process_group(ranks, device) as group:
         trained = load_classifier(run_dir, device)
         recipe, manifest = trained.recipe, trained.manifest
-        samples = Dataset(placement.shards, recipe.data, device).split(split)
+        samples = Dataset(options.shards, recipe.data, device).split(split)
         normalise = training_normalisation(manifest, device)
         cores = Cores(apart=device.type == "cpu")
         accuracy = evaluate_classifier(trained.network, samples, normalise, group, cores, recipe.evaluation.batch_size)

@@ -18,7 +18,7 @@ from cifarscale.runs.run_folder import RUNS_ROOT, RunFolder
 
 
 @dataclass(frozen=True)
-class Placement:
+class RunOptions:
     """Where and how a job runs; none of it changes what the job computes.
 
     Attributes:

@@ -29,7 +29,7 @@ from cifarscale.errors import CifarscaleError, Interrupted, RunError
 from cifarscale.files import write_json_atomically, write_text_atomically
 from cifarscale.measure import open_reference
 from cifarscale.models.registry import count_parameters
-from cifarscale.prepare import Placement, batch_size_per_rank
+from cifarscale.prepare import RunOptions, batch_size_per_rank
 from cifarscale.runs.checkpoint import checkpoint_step, has_checkpoints
 from cifarscale.runs.lease import lease
 from cifarscale.runs.run_folder import RunFolder
@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 def run_job(
     recipe: Recipe,
     run_dir: Path,
-    placement: Placement,
+    options: RunOptions,
     sink: Sink | None = None,
     stop: StopRequest | None = None,
 ) -> dict[str, Any]:
@@ -67,13 +67,13 @@ def run_job(
     for stage in stages_of(recipe):
         batch_size_per_rank(stage.recipe, ranks.world_size)
     folder = RunFolder(run_dir)
-    device = pick_device(placement.device, ranks.local_rank)
+    device = pick_device(options.device, ranks.local_rank)
     stopping = nullcontext(stop) if stop else stop_on_signals()
     with process_group(ranks, device) as group, _naming_want_of_memory(device):
         if not ranks.is_first:
-            return _run(recipe, folder, placement, group, device, sink, stopping)
-        with lease(folder.lease, folder.refusal, placement.patience_s):
-            return _run(recipe, folder, placement, group, device, sink, stopping)
+            return _run(recipe, folder, options, group, device, sink, stopping)
+        with lease(folder.lease, folder.refusal, options.patience_s):
+            return _run(recipe, folder, options, group, device, sink, stopping)
 
 
 @contextmanager
@@ -95,7 +95,7 @@ def _naming_want_of_memory(device: torch.device) -> Iterator[None]:
 def _run(
     recipe: Recipe,
     folder: RunFolder,
-    placement: Placement,
+    options: RunOptions,
     group: Group,
     device: torch.device,
     sink: Sink | None,
@@ -107,7 +107,7 @@ def _run(
         return result
     data, error, sinks = None, None, Sinks([MetricsLog(folder.metrics)])
     try:
-        data = Dataset(placement.shards, recipe.data, device)
+        data = Dataset(options.shards, recipe.data, device)
         if group.ranks.is_first:
             mode = wandb_mode(recipe.tracking)
             folder.prepare(recipe, data.manifest)
@@ -120,7 +120,7 @@ def _run(
     group.raise_together(error)
     assert data is not None
     try:
-        result = _train(recipe, folder, data, group, device, sinks, placement.num_workers, stopping)
+        result = _train(recipe, folder, data, group, device, sinks, options.num_workers, stopping)
     except BaseException as end:
         if group.ranks.is_first and isinstance(end, Exception) and not isinstance(end, Interrupted):
             with suppress(OSError, CifarscaleError):  # the disk may be full, which is what ended it then

@@ -15,7 +15,7 @@ from cifarscale.data.build import locate_shards
 from cifarscale.data.manifest import Manifest
 from cifarscale.errors import ConfigError
 from cifarscale.launch.call import Call, evaluation, measurement, training
-from cifarscale.prepare import Placement, check_num_workers, default_run_dir, is_split, resolve, shards_to_measure
+from cifarscale.prepare import RunOptions, check_num_workers, default_run_dir, is_split, resolve, shards_to_measure
 from cifarscale.runs.run_folder import RunFolder
 from cifarscale.slurm.plan import Pace
 from cifarscale.sweep.prepared import PreparedSweep, prepare_sweep
@@ -80,7 +80,7 @@ def make_work(job: Job, run_dir: Path | None, data: str | None, device: str, num
         shards = locate_shards(data or job.data.dataset).resolve()
         resolved = resolve(job, shards)
         folder = (run_dir or default_run_dir(resolved)).absolute()
-        call = training(resolved, folder, Placement(shards, device, num_workers, PATIENCE_S))
+        call = training(resolved, folder, RunOptions(shards, device, num_workers, PATIENCE_S))
         return Work(resolved, folder, call, Manifest.load(shards))
     if isinstance(job, EvaluateJob):
         return _evaluation(job, run_dir, data, device)
@@ -98,8 +98,8 @@ def _evaluation(job: EvaluateJob, run_dir: Path | None, data: str | None, device
     job = with_values(job, run=str(Path(job.run).absolute()))
     recipe = RunFolder(Path(job.run)).load_recipe()
     folder = (run_dir or default_run_dir(job)).absolute()
-    placement = Placement(locate_shards(data or recipe.data.dataset).resolve(), device)
-    return Work(job, folder, evaluation(Path(job.run), job.split, placement, folder / "result.json"))
+    options = RunOptions(locate_shards(data or recipe.data.dataset).resolve(), device)
+    return Work(job, folder, evaluation(Path(job.run), job.split, options, folder / "result.json"))
 
 
 def _measurement(job: FidJob, run_dir: Path | None, data: str | None, device: str) -> Work:

@@ -23,7 +23,7 @@ from cifarscale.launch.failures import failures
 from cifarscale.launch.local import run_locally
 from cifarscale.runs.run_folder import RUNS_ROOT
 from cifarscale.slurm import client as slurm
-from cifarscale.slurm.plan import Plan, misfits, shape
+from cifarscale.slurm.plan import Plan, shape, unmet_resources
 from cifarscale.slurm.profile import Profile, minutes, with_options
 from cifarscale.slurm.submission import check_with_slurm, queue, require_plain
 from cifarscale.slurm.submitted import attempt_folder
@@ -117,7 +117,7 @@ def _before(profile: Profile, nodes: int | None) -> Iterator[Finding]:
     except ClusterError as error:
         yield failure("partition", str(error), see)
         return
-    for text in misfits(shape(profile, nodes or 1), profile, partition).values():
+    for text in unmet_resources(shape(profile, nodes or 1), profile, partition).values():
         yield failure("partition", text, see)
 
 

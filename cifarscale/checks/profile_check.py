@@ -9,7 +9,7 @@ from cifarscale.errors import ClusterError
 from cifarscale.runs.run_folder import RUNS_ROOT
 from cifarscale.slurm import client as slurm
 from cifarscale.slurm.client import Partition
-from cifarscale.slurm.plan import Plan, misfits, shape
+from cifarscale.slurm.plan import Plan, shape, unmet_resources
 from cifarscale.slurm.profile import Profile
 from cifarscale.slurm.submission import check_with_slurm
 
@@ -70,7 +70,7 @@ def fits(plan: Plan, profile: Profile, partition: Partition) -> Iterator[Finding
     """Whether a node of the partition has what the profile asks for."""
     limit = "no limit" if partition.max_time_min is None else f"at most {partition.max_time_min} minutes"
     gpus = f"{plan.gpus_per_node} of {partition.gpus} a node" if plan.gpus_per_node else "none asked for"
-    found = misfits(plan, profile, partition)
+    found = unmet_resources(plan, profile, partition)
     texts = {
         "time": f"{profile.time}; {limit} in {partition.name}",
         "cores": f"{plan.tasks_per_node} tasks x {plan.cpus_per_task} of {partition.cpus} a node",

@@ -203,7 +203,7 @@ class _Here:
 
     def __init__(self, work: Work, plan: Plan) -> None:
         arguments = work.call.arguments
-        shards = arguments["placement"]["shards"]
+        shards = arguments["options"]["shards"]
         work.prepare()
         self._process = subprocess.Popen(
             [

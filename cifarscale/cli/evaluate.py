@@ -19,21 +19,21 @@ from cifarscale.cli.options import device_option, nproc_option, run_argument
 def evaluate(run: Path, split: str, data: str | None, nproc: int, device: str, classes: bool) -> None:
     """Evaluate the classifier of RUN, a run folder, on a split: exact for any number of processes."""
     from cifarscale.data.build import locate_shards
-    from cifarscale.prepare import Placement
+    from cifarscale.prepare import RunOptions
     from cifarscale.runs.run_folder import RunFolder
 
     recipe = RunFolder(run).load_recipe()
-    placement = Placement(locate_shards(data or recipe.data.dataset), device)
+    options = RunOptions(locate_shards(data or recipe.data.dataset), device)
     path = run / f"evaluation-{split}.json"
     if nproc == 1:
         from cifarscale.inference import evaluate_run
 
-        evaluate_run(run, split, placement, path)
+        evaluate_run(run, split, options, path)
     else:
         from cifarscale.launch.call import evaluation
         from cifarscale.launch.local import run_locally
 
-        run_locally(evaluation(run, split, placement, path), nproc, run / "logs")
+        run_locally(evaluation(run, split, options, path), nproc, run / "logs")
     _show(json.loads(path.read_text(encoding="utf-8")), "classes" if classes else "superclasses")
     click.echo(f"all figures  {path}")
 

@@ -11,7 +11,7 @@ from cifarscale.training.signals import leaving_on_signals
 
 if TYPE_CHECKING:
     from cifarscale.config.recipe import Recipe
-    from cifarscale.prepare import Placement
+    from cifarscale.prepare import RunOptions
 
 
 @click.command(short_help="Train a recipe on this machine.")
@@ -42,7 +42,7 @@ def train(
     """
     from cifarscale.config.load import load_recipe
     from cifarscale.data.build import locate_shards
-    from cifarscale.prepare import Placement, batch_size_per_rank, check_num_workers, default_run_dir, resolve
+    from cifarscale.prepare import RunOptions, batch_size_per_rank, check_num_workers, default_run_dir, resolve
     from cifarscale.runs.run_folder import RunFolder, folder_of
 
     loaded = load_recipe(recipe, (*overrides, *tracked(wandb)))
@@ -54,7 +54,7 @@ def train(
     complete = RunFolder(run_dir).result() is not None
     if not complete:
         click.echo(f"run folder {run_dir}", err=True)
-    _train(resolved, run_dir, Placement(shards, device, num_workers), nproc)
+    _train(resolved, run_dir, RunOptions(shards, device, num_workers), nproc)
     result = RunFolder(run_dir).result()
     assert result is not None
     if complete:
@@ -62,18 +62,18 @@ def train(
     _show(result, run_dir)
 
 
-def _train(recipe: "Recipe", run_dir: Path, placement: "Placement", nproc: int) -> None:
+def _train(recipe: "Recipe", run_dir: Path, options: "RunOptions", nproc: int) -> None:
     """In this process, or by ranks that are forked from one that imports torch; this one then needs no torch."""
     if nproc == 1:
         with leaving_on_signals():
             from cifarscale.run import run_job
 
-            run_job(recipe, run_dir, placement)
+            run_job(recipe, run_dir, options)
     else:
         from cifarscale.launch.call import training
         from cifarscale.launch.local import run_locally
 
-        run_locally(training(recipe, run_dir, placement), nproc, run_dir / "logs")
+        run_locally(training(recipe, run_dir, options), nproc, run_dir / "logs")
 
 
 def _show(result: dict[str, Any], run_dir: Path) -> None:

@@ -51,8 +51,8 @@ class DataConfig(Section):
     """Name of the set, as in its manifest: `cifar100`, `synthetic`, or your own."""
     fingerprint: str = ""
     """Identity of the shards; filled in at the first start, and shards with another one are then refused."""
-    reader: Literal["resident", "streaming"] = "resident"
-    """`resident` decodes the set once into memory on the device; `streaming` reads shards as it goes."""
+    reader: Literal["in_memory", "streaming"] = "in_memory"
+    """`in_memory` decodes the set once into memory on the device; `streaming` reads shards as it goes."""
     num_validation: NonNegativeInt = 0
     """Training samples set aside for validation, chosen by a fixed seed; 0 trains on all of them."""
     num_lanes: PositiveInt = 16
@@ -61,9 +61,9 @@ class DataConfig(Section):
     """Streaming only: samples a lane holds to draw the next one from."""
 
     @model_validator(mode="after")
-    def _validation_needs_the_resident_reader(self) -> Self:
+    def _validation_needs_the_in_memory_reader(self) -> Self:
         if self.num_validation and self.reader == "streaming":
-            raise ValueError("data.num_validation needs data.reader = 'resident': lanes stream whole shards")
+            raise ValueError("data.num_validation needs data.reader = 'in_memory': lanes stream whole shards")
         return self
 
 

@@ -8,9 +8,9 @@ import torch
 
 from cifarscale.config.recipe import DataConfig, Recipe
 from cifarscale.data.batches import EvaluationSplit, Reader
+from cifarscale.data.in_memory import InMemoryReader, InMemorySplit
 from cifarscale.data.manifest import Manifest
 from cifarscale.data.order import validation_ids
-from cifarscale.data.resident import ResidentReader, ResidentSplit
 from cifarscale.data.shards import Samples, find_damage, read_split
 from cifarscale.distributed.group import Group
 from cifarscale.errors import ConfigError, DataError
@@ -39,11 +39,11 @@ class Dataset:
     def reader(self, recipe: Recipe, group: Group, num_workers: int = 0) -> Reader:
         """A reader of the training split for this rank. Raises: DataError if a shard is damaged."""
         seed, batch_size = recipe.seed, recipe.training.global_batch_size
-        if self._config.reader == "resident":
+        if self._config.reader == "in_memory":
             split = self.split("train")
-            assert isinstance(split, ResidentSplit)
-            return ResidentReader(split, seed, batch_size, group.ranks)
-        from cifarscale.data.streaming import StreamingReader  # webdataset, which a resident job does not need
+            assert isinstance(split, InMemorySplit)
+            return InMemoryReader(split, seed, batch_size, group.ranks)
+        from cifarscale.data.streaming import StreamingReader  # webdataset, which an in-memory job does not need
 
         problems = find_damage(self.folder, self.manifest) if group.ranks.is_first else []
         if problems := group.from_first(problems):
@@ -68,7 +68,7 @@ class Dataset:
         if stored == "train" and self._config.num_validation:
             training, validation = validation_ids(entry.num_samples, self._config.num_validation)
             samples = _take(samples, validation if name == "validation" else training)
-        return ResidentSplit(samples, self._device)
+        return InMemorySplit(samples, self._device)
 
 
 def _take(samples: Samples, rows: np.ndarray) -> Samples:

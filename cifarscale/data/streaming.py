@@ -22,9 +22,9 @@ from webdataset.autodecode import Decoder, imagehandler
 
 from cifarscale.config.recipe import DataConfig
 from cifarscale.data.batches import Batch, Chunk
+from cifarscale.data.in_memory import InMemorySplit
 from cifarscale.data.manifest import ShardEntry, SplitEntry
 from cifarscale.data.order import rank_positions
-from cifarscale.data.resident import ResidentSplit
 from cifarscale.data.shards import read_shard
 from cifarscale.distributed.randomness import permutation
 from cifarscale.distributed.ranks import Ranks
@@ -182,6 +182,6 @@ class StreamedSplit:
     def chunks(self, ranks: Ranks, batch_size: int) -> Iterator[Chunk]:
         """A rank's share; which samples stand together in a chunk does not depend on the number of ranks."""
         for entry in self._split.shards[ranks.rank :: ranks.world_size]:
-            shard = ResidentSplit(read_shard(self._folder, entry), self._device)
+            shard = InMemorySplit(read_shard(self._folder, entry), self._device)
             for chunk in shard.chunks(Ranks(), batch_size):
                 yield Chunk(chunk.images, chunk.labels, shard.ids[chunk.rows])

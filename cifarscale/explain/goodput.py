@@ -200,7 +200,7 @@ def better_request(
         rows.append(("better cores", text))
     trained = found.computing + found.waiting_for_data
     if found.waiting_for_data > MUCH_WAITING * trained:
-        rows.append(("better reading", "more --num-workers, or --set data.reader=resident (another run)"))
+        rows.append(("better reading", "more --num-workers, or --set data.reader=in_memory (another run)"))
     rows.append(("rests on", f"{duration(trained)} of training, {step:,} steps, {_count(found.starts, 'start')}"))
     return rows
 

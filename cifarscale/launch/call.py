@@ -11,7 +11,7 @@ from cifarscale.config.load import recipe_toml
 from cifarscale.config.recipe import Recipe
 
 if TYPE_CHECKING:
-    from cifarscale.prepare import Placement
+    from cifarscale.prepare import RunOptions
 
 
 @dataclass(frozen=True)
@@ -33,18 +33,18 @@ class Call:
     @property
     def device(self) -> str:
         """Where it computes: `cpu`, `cuda` or `auto`."""
-        return str(self.arguments.get("placement", self.arguments).get("device", "cpu"))
+        return str(self.arguments.get("options", self.arguments).get("device", "cpu"))
 
 
-def training(recipe: Recipe, run_dir: Path, placement: "Placement") -> Call:
+def training(recipe: Recipe, run_dir: Path, options: "RunOptions") -> Call:
     """Trains a resolved recipe."""
-    arguments = {"recipe": recipe_toml(recipe), "run_dir": str(run_dir), "placement": placement.as_plain()}
+    arguments = {"recipe": recipe_toml(recipe), "run_dir": str(run_dir), "options": options.as_plain()}
     return Call("cifarscale.launch.worker:train", arguments)
 
 
-def evaluation(run_dir: Path, split: str, placement: "Placement", out: Path) -> Call:
+def evaluation(run_dir: Path, split: str, options: "RunOptions", out: Path) -> Call:
     """Evaluates the classifier of a run."""
-    arguments = {"run_dir": str(run_dir), "split": split, "placement": placement.as_plain(), "out": str(out)}
+    arguments = {"run_dir": str(run_dir), "split": split, "options": options.as_plain(), "out": str(out)}
     return Call("cifarscale.launch.worker:evaluate", arguments)
 
 

@@ -13,19 +13,19 @@ from cifarscale.config.recipe import Recipe
 from cifarscale.inference import evaluate_run, measure_images
 from cifarscale.launch.call import Call
 from cifarscale.log import configure_logging
-from cifarscale.prepare import Placement
+from cifarscale.prepare import RunOptions
 from cifarscale.run import run_job
 
 
-def train(recipe: str, run_dir: str, placement: dict[str, Any]) -> None:
+def train(recipe: str, run_dir: str, options: dict[str, Any]) -> None:
     """`recipe` is the resolved recipe as TOML."""
     parsed = parse_job(tomllib.loads(recipe), "recipe")
     assert isinstance(parsed, Recipe)
-    run_job(parsed, Path(run_dir), Placement.from_plain(placement))
+    run_job(parsed, Path(run_dir), RunOptions.from_plain(options))
 
 
-def evaluate(run_dir: str, split: str, placement: dict[str, Any], out: str) -> None:
-    evaluate_run(Path(run_dir), split, Placement.from_plain(placement), Path(out))
+def evaluate(run_dir: str, split: str, options: dict[str, Any], out: str) -> None:
+    evaluate_run(Path(run_dir), split, RunOptions.from_plain(options), Path(out))
 
 
 def fid(job: str, shards: str | None, device: str, out: str, save: str | None) -> None:

@@ -80,7 +80,7 @@ def make_plan(
     if isinstance(job, SweepJob):
         plan = _of_whole_nodes(plan)
         _check_trials(job, plan, profile)
-    if partition is not None and (found := misfits(plan, profile, partition)):
+    if partition is not None and (found := unmet_resources(plan, profile, partition)):
         raise ClusterError(next(iter(found.values())))
     if not isinstance(job, Recipe):
         return plan
@@ -128,7 +128,7 @@ def trials_at_once(sweep: SweepJob, plan: Plan) -> int:
     return min(workers // sweep.workers_per_trial, sweep.num_trials, sweep.max_concurrent or sweep.num_trials)
 
 
-def misfits(plan: Plan, profile: Profile, partition: Partition) -> dict[str, str]:
+def unmet_resources(plan: Plan, profile: Profile, partition: Partition) -> dict[str, str]:
     """What the partition does not offer of what a plan asks for: the errors, by `nodes`, `time`, `GPUs` and `cores`."""
     name = partition.name
     found = {}

@@ -18,7 +18,7 @@ from cifarscale.data.manifest import Manifest
 from cifarscale.errors import ConfigError, Interrupted, RunError
 from cifarscale.evaluation.features import inception
 from cifarscale.files import write_json_atomically, write_text_atomically
-from cifarscale.prepare import Placement, batch_size_per_rank, resolve
+from cifarscale.prepare import RunOptions, batch_size_per_rank, resolve
 from cifarscale.runs.lease import lease
 from cifarscale.runs.run_folder import RunFolder
 from cifarscale.sweep.exploration import check_population
@@ -87,11 +87,11 @@ class PreparedSweep:
             search = make_search(sweep, self.base, folder, Manifest.load(self.shards))
             folder.save(folder.seconds)
             folder.forget_result()
-            placement = Placement(self.shards, "cuda" if sweep.gpus_per_trial else "cpu", patience_s=PATIENCE_S)
+            options = RunOptions(self.shards, "cuda" if sweep.gpus_per_trial else "cpu", patience_s=PATIENCE_S)
             with nodes.start_ray() as address:
                 from cifarscale.sweep.ray.tune import run_trials
 
-                ended = run_trials(sweep, self.base, folder, search, placement.as_plain(), watcher, address, stop)
+                ended = run_trials(sweep, self.base, folder, search, options.as_plain(), watcher, address, stop)
                 best = self._keep_best()
                 if ended.requested:
                     raise Interrupted(

@@ -16,12 +16,12 @@ from cifarscale.distributed.cores import Cores
 from cifarscale.distributed.group import Group
 from cifarscale.errors import CheckpointError, Interrupted, NonFiniteLossError
 from cifarscale.runs.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from cifarscale.training.metrics_buffer import MetricsBuffer
 from cifarscale.training.microbatches import Microbatches
 from cifarscale.training.optimisation import MovingAverage, build_optimizer, clip_gradient, learning_rate_factor
 from cifarscale.training.signals import CONTINUE_LATER, StopRequest
 from cifarscale.training.task import Outputs, Task
 from cifarscale.training.timing import Timing
-from cifarscale.training.window import Window
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class Engine:
         }
         self._scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "fp16")
         self._norms: dict[str, torch.Tensor] = {}
-        self._window = Window(group, self._microbatches.total)
+        self._buffer = MetricsBuffer(group, self._microbatches.total)
         self._step = 0
         self._evaluated_at = 0
         self.timing = Timing(group, device, training.global_batch_size)
@@ -161,7 +161,7 @@ class Engine:
         self._step += 1
         for name, average in self._averages.items():
             average.update(self._task.networks[name], self._step)
-        self._window.add(logged)
+        self._buffer.add(logged)
 
     def _loss(
         self, update: str, networks: Mapping[str, nn.Module], part: Any, step: int
@@ -174,8 +174,8 @@ class Engine:
     def _log(self) -> None:
         """Writes the means of the steps since the last line."""
         self._check_losses()
-        values = self._window.means()
-        self._window.clear()
+        values = self._buffer.means()
+        self._buffer.clear()
         training = self._recipe.training
         factor = learning_rate_factor(self._recipe.schedule, self._step - 1, training.max_steps)
         timing = self.timing.figures()
@@ -201,7 +201,7 @@ class Engine:
 
     def _check_losses(self) -> None:
         """Fetches the pending losses. Raises: NonFiniteLossError if one is not finite."""
-        behind = self._window.fetch()
+        behind = self._buffer.fetch()
         if behind is not None:
             raise self._diverged(f"the loss of step {self._step - behind:,} is not finite")
 
@@ -239,7 +239,7 @@ class Engine:
             "averages": {name: average.network.state_dict() for name, average in self._averages.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()},
             "scaler": self._scaler.state_dict(),
-            "window": self._window.fetched,
+            "metrics_buffer": self._buffer.fetched,
             "evaluated_at": self._evaluated_at,
             "seconds": self.timing.seconds,
             "data_seconds": self.timing.data_seconds,
@@ -262,7 +262,7 @@ class Engine:
                 group.update(mine, params=group["params"])  # the stage's own, not those of the stage before
         self._scaler.load_state_dict(state["scaler"])
         self._step = state["step"]
-        self._window.fetched = state["window"]
+        self._buffer.fetched = state["metrics_buffer"]
         self._evaluated_at = state["evaluated_at"]
         self.timing.seconds = state["seconds"]
         self.timing.data_seconds = state.get("data_seconds", 0.0)

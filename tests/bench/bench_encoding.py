@@ -50,7 +50,7 @@ def stream(folder: Path, pattern: str, extension: str) -> int:
 
 
 def decode_all_png(folder: Path) -> int:
-    """What a resident reader would do with PNG shards: read, parse and decode every sample once."""
+    """What an in-memory reader would do with PNG shards: read, parse and decode every sample once."""
     count = 0
     for path in sorted(folder.glob("png-*.tar")):
         with tarfile.open(path) as tar:

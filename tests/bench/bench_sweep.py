@@ -45,7 +45,7 @@ from ray import tune
 
 def train(config):
     from cifarscale.config.load import load_recipe
-    from cifarscale.prepare import Placement
+    from cifarscale.prepare import RunOptions
     from cifarscale.run import run_job
     from cifarscale.training.signals import StopRequest
     class Reporter:
@@ -55,7 +55,7 @@ def train(config):
             if "validation_top1" in values:
                 tune.report({"step": step, "validation_top1": values["validation_top1"]})
     recipe = load_recipe(config["recipe"])
-    run_job(recipe, Path(config["run_dir"]), Placement(Path(config["shards"]), "cpu"), Reporter(), StopRequest())
+    run_job(recipe, Path(config["run_dir"]), RunOptions(Path(config["shards"]), "cpu"), Reporter(), StopRequest())
 
 shards, out, recipes = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
 ray.init(log_to_driver=False)

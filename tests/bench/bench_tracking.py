@@ -37,7 +37,7 @@ def steps_per_second(kind: str, recipe: str, steps: int, log_every: int, data: s
 
     from cifarscale.config.load import load_recipe
     from cifarscale.data.build import locate_shards
-    from cifarscale.prepare import Placement, resolve
+    from cifarscale.prepare import RunOptions, resolve
     from cifarscale.run import run_job
     from cifarscale.tracking.metrics import MetricsLog
     from cifarscale.tracking.sink import Sinks
@@ -72,7 +72,7 @@ def steps_per_second(kind: str, recipe: str, steps: int, log_every: int, data: s
         patched.setattr(Sinks, "log", timed_log)
         if kind == "neither":
             patched.setattr(MetricsLog, "log", lambda *_: None)
-        rate = run_job(resolved, run_dir, Placement(shards, device))["images_per_second"]
+        rate = run_job(resolved, run_dir, RunOptions(shards, device))["images_per_second"]
     return float(rate) / resolved.training.global_batch_size
 
 

@@ -24,7 +24,7 @@ from cifarscale.distributed.cores import Cores
 from cifarscale.distributed.group import Group
 from cifarscale.distributed.ranks import Ranks
 from cifarscale.inference import generate
-from cifarscale.prepare import Placement, resolve
+from cifarscale.prepare import RunOptions, resolve
 from cifarscale.run import run_job
 from cifarscale.training.dcgan import DcganTask, GanBatch, build_networks
 from cifarscale.training.differentiable_augmentation import NUM_DRAWS, augment
@@ -306,7 +306,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 
 def train_here(variant: str, shards: Path, folder: Path) -> None:
     """Trains, or goes on, by one rank in this process."""
-    run_job(resolve(load_recipe("dcgan", VARIANTS[variant]), shards), folder, Placement(shards, "cpu"))
+    run_job(resolve(load_recipe("dcgan", VARIANTS[variant]), shards), folder, RunOptions(shards, "cpu"))
 
 
 def command(variant: str, shards: Path, folder: Path, nproc: int) -> list[str | Path]:

@@ -16,8 +16,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from cifarscale.data.batches import Chunk, EvaluationSplit
+from cifarscale.data.in_memory import InMemorySplit
 from cifarscale.data.manifest import Manifest
-from cifarscale.data.resident import ResidentSplit
 from cifarscale.data.shards import read_split
 from cifarscale.distributed.cores import Cores
 from cifarscale.distributed.group import Group
@@ -25,7 +25,7 @@ from cifarscale.distributed.ranks import ADDRESS_VARIABLE, FILE_VARIABLE, Ranks
 from cifarscale.errors import DistributedError, NonFiniteLossError
 from cifarscale.evaluation.accuracy import Accuracy, check_ledger, evaluate_classifier
 from cifarscale.inference import evaluate_run
-from cifarscale.prepare import Placement
+from cifarscale.prepare import RunOptions
 from cifarscale.trained import load_classifier
 from cifarscale.training.cnn import training_normalisation
 
@@ -38,7 +38,7 @@ Function = Callable[..., Any]
 """A fixture of conftest.py that is called."""
 
 CPU = torch.device("cpu")
-READERS = ("resident", "streaming")
+READERS = ("in_memory", "streaming")
 SPLITS = ("test", "validation", "train")
 WORLD_SIZES = (2, 3)
 OVERRIDES = (
@@ -56,12 +56,12 @@ OVERRIDES = (
 def trained(train_here: Function, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A complete run by its reader."""
     root = tmp_path_factory.mktemp("trained")
-    more = {"resident": ("data.num_validation=57",), "streaming": ("data.reader=streaming",)}
+    more = {"in_memory": ("data.num_validation=57",), "streaming": ("data.reader=streaming",)}
     return {reader: train_here(root / reader, *OVERRIDES, *more[reader]) for reader in READERS}
 
 
 def splits(reader: str) -> tuple[str, ...]:
-    return tuple(split for split in SPLITS if reader == "resident" or split != "validation")
+    return tuple(split for split in SPLITS if reader == "in_memory" or split != "validation")
 
 
 Evaluations = dict[tuple[str, str, int], dict[str, Any]]
@@ -73,7 +73,7 @@ def evaluations(trained: dict[str, Any], shards: Path, tmp_path_factory: pytest.
     jobs = [(reader, split, str(trained[reader].path)) for reader in READERS for split in splits(reader)]
     found: Evaluations = {}
     for reader, split, folder in jobs:
-        found[reader, split, 1] = evaluate_run(Path(folder), split, Placement(shards, "cpu"))
+        found[reader, split, 1] = evaluate_run(Path(folder), split, RunOptions(shards, "cpu"))
     for world_size in WORLD_SIZES:
         output = tmp_path_factory.mktemp("evaluations")
         run_ranks(_rank, world_size, world_size, str(shards), jobs, str(output))
@@ -88,7 +88,7 @@ def _rank(rank: int, world_size: int, shards: str, jobs: list[tuple[str, str, st
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), ADDRESS_VARIABLE: "127.0.0.1"}
     for reader, split, folder in jobs:
         os.environ[FILE_VARIABLE] = str(Path(output, f"{reader}-{split}.rendezvous"))
-        result = evaluate_run(Path(folder), split, Placement(Path(shards), "cpu"))
+        result = evaluate_run(Path(folder), split, RunOptions(Path(shards), "cpu"))
         Path(output, f"{reader}-{split}-{rank}.json").write_text(json.dumps(result))
 
 
@@ -106,8 +106,8 @@ def test_every_figure_is_the_same_on_any_number_of_ranks(
 def test_the_command_line_writes_the_same_bytes_on_any_number_of_ranks(
     trained: dict[str, Any], shards: Path, cifarscale: Function, tmp_path: Path
 ) -> None:
-    folder = Path(shutil.copytree(trained["resident"].path, tmp_path / "run"))
-    evaluate_run(folder, "validation", Placement(shards, "cpu"))
+    folder = Path(shutil.copytree(trained["in_memory"].path, tmp_path / "run"))
+    evaluate_run(folder, "validation", RunOptions(shards, "cpu"))
     path = folder / "evaluation-validation.json"
     expected = path.read_bytes()
     path.unlink()
@@ -129,14 +129,14 @@ def test_the_figures_of_a_result_are_those_of_evaluate(
 
 def test_splits_hold_what_the_recipe_says(evaluations: Evaluations, shards: Path) -> None:
     num_train = Manifest.load(shards).split("train").num_samples
-    assert evaluations["resident", "train", 1]["samples"] == num_train - 57
-    assert evaluations["resident", "validation", 1]["samples"] == 57
+    assert evaluations["in_memory", "train", 1]["samples"] == num_train - 57
+    assert evaluations["in_memory", "validation", 1]["samples"] == 57
     assert evaluations["streaming", "train", 1]["samples"] == num_train
 
 
 def test_figures_are_those_of_a_plain_loop(trained: dict[str, Any], evaluations: Evaluations, shards: Path) -> None:
     """One sample after the other, with the moving average of the weights; so for each class and superclass, too."""
-    classifier = load_classifier(trained["resident"].path, CPU)
+    classifier = load_classifier(trained["in_memory"].path, CPU)
     manifest = Manifest.load(shards)
     samples = read_split(shards, manifest, "test")
     normalise = training_normalisation(manifest, CPU)
@@ -149,7 +149,7 @@ def test_figures_are_those_of_a_plain_loop(trained: dict[str, Any], evaluations:
             right[name].append(int(logits.argmax()) == label)
         top5.append(label in logits.topk(5).indices)
         losses.append(float(F.cross_entropy(logits, torch.tensor(label))))
-    result = evaluations["resident", "test", 1]
+    result = evaluations["in_memory", "test", 1]
     assert result["top1"] == pytest.approx(sum(right[""]) / 200)
     assert result["top1"] > 0.02, "a network that has learned nothing would not show a mistake"
     assert result["top5"] == pytest.approx(sum(top5) / 200)
@@ -216,7 +216,7 @@ def test_the_ledger_is_right_only_if_each_count_is_one(counts: list[int]) -> Non
 def test_evaluation_leaves_the_network_as_it_was(shards: Path) -> None:
     """In training or not, and with the same running statistics."""
     manifest = Manifest.load(shards)
-    split = ResidentSplit(read_split(shards, manifest, "test"))
+    split = InMemorySplit(read_split(shards, manifest, "test"))
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 900, 100))
     before = {key: value.clone() for key, value in network.state_dict().items()}
     for training in (True, False):

@@ -32,7 +32,7 @@ from cifarscale.evaluation.distance import Measure
 from cifarscale.evaluation.features import FeatureNetwork
 from cifarscale.inference import generate
 from cifarscale.measure import Reference, open_reference
-from cifarscale.prepare import Placement, resolve
+from cifarscale.prepare import RunOptions, resolve
 from cifarscale.run import run_job
 
 pytestmark = pytest.mark.distributed
@@ -97,7 +97,7 @@ def train_generator(folder: Path, shards: Path, *overrides: str) -> Path:
         *("training.max_steps=6", "training.global_batch_size=16", "training.checkpoint_every=3"),
         *("model.generator_width=4", "model.discriminator_width=4", "evaluation.every=3"),
     )
-    run_job(resolve(load_recipe("dcgan", (*settings, *overrides)), shards), folder, Placement(shards, "cpu"))
+    run_job(resolve(load_recipe("dcgan", (*settings, *overrides)), shards), folder, RunOptions(shards, "cpu"))
     return folder
 
 

@@ -33,7 +33,7 @@ from cifarscale.errors import (
     NonFiniteLossError,
     RunError,
 )
-from cifarscale.prepare import Placement, batch_size_per_rank, default_run_dir, resolve
+from cifarscale.prepare import RunOptions, batch_size_per_rank, default_run_dir, resolve
 from cifarscale.run import run_job
 from cifarscale.trained import load_classifier
 
@@ -123,7 +123,7 @@ def runs(
 def _rank(rank: int, world_size: int, shards: str, recipe: str, overrides: tuple[str, ...], folder: str) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), ADDRESS_VARIABLE: "127.0.0.1"}
     os.environ[FILE_VARIABLE] = f"{folder}.rendezvous"
-    run_job(resolve(load_recipe(recipe, overrides), Path(shards)), Path(folder), Placement(Path(shards), "cpu"))
+    run_job(resolve(load_recipe(recipe, overrides), Path(shards)), Path(folder), RunOptions(Path(shards), "cpu"))
 
 
 # Any number of ranks
@@ -475,11 +475,11 @@ def test_training_on_other_shards_than_before_is_refused(
     other = Path(shutil.copytree(shards, tmp_path / "shards"))
     Manifest.load(other).model_copy(update={"dataset": "other"}).save(other)
     with pytest.raises(DataError, match=f"the recipe was resolved with {recipe.data.fingerprint}"):
-        run_job(recipe, tmp_path / "run", Placement(other, "cpu"))
+        run_job(recipe, tmp_path / "run", RunOptions(other, "cpu"))
     assert not (tmp_path / "run" / "recipe.toml").exists()
 
 
-@pytest.mark.parametrize("reader", ["resident", "streaming"])
+@pytest.mark.parametrize("reader", ["in_memory", "streaming"])
 def test_training_on_a_damaged_shard_is_refused(
     reader: str, train_here: Function, shards: Path, tmp_path: Path
 ) -> None:

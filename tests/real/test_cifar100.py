@@ -124,7 +124,9 @@ def test_killed_at_three_random_moments_and_resumed_ends_with_the_same_weights(c
     assert logs[0] == logs[1]
 
 
-def test_an_eighth_of_the_baselines_recipe_is_on_its_way_to_the_baselines_accuracy(cifar100: Path, tmp_path: Path) -> None:
+def test_an_eighth_of_the_baselines_recipe_is_on_its_way_to_the_baselines_accuracy(
+    cifar100: Path, tmp_path: Path
+) -> None:
     """26.2 % top-1 was measured after these 1,250 steps."""
     subprocess.run(train(cifar100, tmp_path / "run", "training.max_steps=1250"), check=True)
     result = json.loads((tmp_path / "run" / "result.json").read_text())

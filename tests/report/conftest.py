@@ -12,7 +12,7 @@ import pytest
 from cifarscale.config.load import load_recipe, parse_job
 from cifarscale.config.sweep import SweepJob
 from cifarscale.data.manifest import Manifest
-from cifarscale.prepare import Placement, resolve
+from cifarscale.prepare import RunOptions, resolve
 from cifarscale.report.page import write_report
 from cifarscale.run import run_job
 from cifarscale.runs.run_folder import RunFolder
@@ -55,8 +55,8 @@ def cnn_run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     overrides = (*TINY, "optimizer.name=sgd", f'description="{HOSTILE}"')
     recipe = resolve(load_recipe("demo", overrides), shards)
     with pytest.raises(_StopError):
-        run_job(recipe, run, Placement(shards, "cpu"), _StopsAt(20))
-    run_job(recipe, run, Placement(shards, "cpu"))
+        run_job(recipe, run, RunOptions(shards, "cpu"), _StopsAt(20))
+    run_job(recipe, run, RunOptions(shards, "cpu"))
     return run
 
 
@@ -65,7 +65,7 @@ def dcgan_run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete run of a generator, with a distance that `cifarscale fid` might have written."""
     run = tmp_path_factory.mktemp("runs") / "dcgan-run"
     overrides = (*TINY, "training.global_batch_size=16", "data.dataset=synthetic", "distance.features=none")
-    run_job(resolve(load_recipe("dcgan", overrides), shards), run, Placement(shards, "cpu"))
+    run_job(resolve(load_recipe("dcgan", overrides), shards), run, RunOptions(shards, "cpu"))
     measured = {
         "metric": "Fréchet distance (cnn:resnet)",
         "against": "synthetic train",

@@ -13,7 +13,7 @@ from runs import Run, planted
 from slurm_jobs import ENDED, PATIENCE_S, Job, rank_pids, slurm
 
 from cifarscale.config.load import load_recipe
-from cifarscale.prepare import Placement
+from cifarscale.prepare import RunOptions
 from cifarscale.run import run_job
 
 pytestmark = pytest.mark.slurm
@@ -155,7 +155,7 @@ def test_no_finished_trial_runs_again(
     assert not of_ray(job)
     interrupted = Run(folder / "trials" / again[0]["folder"])
     alone = Run(tmp_path / "alone")
-    run_job(load_recipe(str(interrupted.path / "recipe.toml")), alone.path, Placement(data, "cpu"))
+    run_job(load_recipe(str(interrupted.path / "recipe.toml")), alone.path, RunOptions(data, "cpu"))
     interrupted.assert_same_as(alone)
     shown = command("sweep-status", job.id).stdout
     assert "best    " in shown

@@ -28,8 +28,8 @@ every = 0
 RAISING = """
 import os
 if os.environ.get("SLURM_PROCID") == "2":
-    from cifarscale.data import resident
-    resident.ResidentReader.batches = lambda self, step: (_ for _ in ()).throw(ValueError("planted"))
+    from cifarscale.data import in_memory
+    in_memory.InMemoryReader.batches = lambda self, step: (_ for _ in ()).throw(ValueError("planted"))
 """
 NOT_REQUEUED = """
 import os, time

@@ -11,7 +11,7 @@ from sweep_runs import Sweep, process_of
 from cifarscale.config.load import load_job, load_recipe
 from cifarscale.config.sweep import SweepJob, check_resources
 from cifarscale.errors import ConfigError
-from cifarscale.prepare import Placement
+from cifarscale.prepare import RunOptions
 from cifarscale.run import run_job
 from cifarscale.sweep.prepared import prepare_sweep
 from cifarscale.sweep.ray.failure import cause_in
@@ -47,7 +47,7 @@ if "CIFARSCALE_RAY_FOLDER" in os.environ:
 
 def alone(run: Run, shards: Path, folder: Path) -> Run:
     """The same recipe, trained by this process."""
-    run_job(load_recipe(str(run.path / "recipe.toml")), folder, Placement(shards, "cpu"))
+    run_job(load_recipe(str(run.path / "recipe.toml")), folder, RunOptions(shards, "cpu"))
     return Run(folder)
 
 

@@ -14,7 +14,7 @@ from runs import PATIENCE_S, Run
 from wandb_server import KEY, WandbServer, serving
 
 from cifarscale.config.load import load_recipe
-from cifarscale.prepare import Placement, resolve
+from cifarscale.prepare import RunOptions, resolve
 from cifarscale.run import run_job
 from cifarscale.tracking.wandb_folder import WandbFolder
 
@@ -127,7 +127,7 @@ def train(recipes: Path, shards: Path) -> Callable[..., Run]:
 
     def train(folder: Path, *overrides: str, recipe: str = "cnn") -> Run:
         job = load_recipe(str(recipes / f"{recipe}.toml"), overrides)
-        run_job(resolve(job, shards), folder, Placement(shards, "cpu"))
+        run_job(resolve(job, shards), folder, RunOptions(shards, "cpu"))
         return Run(folder)
 
     return train

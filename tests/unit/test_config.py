@@ -335,7 +335,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "nesterov without momentum": (["optimizer.name=sgd", "optimizer.momentum=0"], ["optimizer.momentum above 0"]),
     "validation while streaming": (
         ["data.reader=streaming", "data.num_validation=5"],
-        ["data.num_validation", "data.reader = 'resident'"],
+        ["data.num_validation", "data.reader = 'in_memory'"],
     ),
 }
 

@@ -223,7 +223,7 @@ def test_an_array_is_planned_as_one_run_for_each_value(submit: Any) -> None:
         (("--array", "seed"), ("--array 'seed'", "seed=0,1,2")),
         (("--array", "seed=0,1", "--run-dir", "here"), ("--run-dir", "--array")),
         (("--at-once", "2"), ("--at-once 2", "--array")),
-        (("--num-workers", "2"), ("--num-workers 2", "resident")),
+        (("--num-workers", "2"), ("--num-workers 2", "in_memory")),
         (("--array", "training.microbatches=4,3"), ("training.microbatches = 3", "power of two")),
         (("--profile", "nowhere"), ("unknown profile 'nowhere'", "there are: cpu, gpu, local, testcluster")),
         ((), ("sinfo is not found", "--profile local")),

@@ -16,9 +16,9 @@ from cifarscale.config.cnn import CnnRecipe
 from cifarscale.config.recipe import DataConfig, TrainingConfig
 from cifarscale.data.batches import Batch, Reader
 from cifarscale.data.dataset import Dataset
+from cifarscale.data.in_memory import InMemoryReader, InMemorySplit
 from cifarscale.data.manifest import Manifest
 from cifarscale.data.order import validation_ids
-from cifarscale.data.resident import ResidentReader, ResidentSplit
 from cifarscale.data.shards import read_split, write_shards
 from cifarscale.data.source import Source
 from cifarscale.data.streaming import StreamedSplit, StreamingReader
@@ -36,7 +36,7 @@ SEED = 5
 
 READERS = [
     pytest.param(kind, world_size, num_workers, id=f"{kind}-{world_size}-ranks-{num_workers}-workers")
-    for kind, workers in (("resident", [0]), ("streaming", [0, 2]))
+    for kind, workers in (("in_memory", [0]), ("streaming", [0, 2]))
     for world_size in (1, 2, 3, 4)
     for num_workers in workers
 ]
@@ -49,13 +49,13 @@ Ids = NDArray[np.int64]
 def open_reader(shards: Path) -> Open:
     """Opens one rank's reader of the training split."""
     manifest = Manifest.load(shards)
-    split = ResidentSplit(read_split(shards, manifest, "train"))
+    split = InMemorySplit(read_split(shards, manifest, "train"))
 
     def make(
         kind: str, ranks: Ranks = Ranks(), num_workers: int = 0, *, seed: int = SEED, batch: int = BATCH
     ) -> Reader:
-        if kind == "resident":
-            return ResidentReader(split, seed, batch, ranks)
+        if kind == "in_memory":
+            return InMemoryReader(split, seed, batch, ranks)
         config = DataConfig(reader="streaming", num_lanes=8, shuffle_buffer=32)
         return StreamingReader(shards, manifest.split("train"), seed, batch, config, ranks, num_workers)
 
@@ -99,7 +99,7 @@ def test_all_ranks_and_workers_together_read_what_one_process_reads(
             np.testing.assert_array_equal(batch.images.permute(0, 2, 3, 1), images[batch.ids.numpy()])
 
 
-@pytest.mark.parametrize("kind", ["resident", "streaming"])
+@pytest.mark.parametrize("kind", ["in_memory", "streaming"])
 def test_each_sample_comes_once_an_epoch(kind: str, sequence: Callable[[str], Ids]) -> None:
     """Also where a batch straddles two epochs."""
     for epoch in sequence(kind).ravel()[: EPOCHS * 507].reshape(EPOCHS, 507):
@@ -128,14 +128,14 @@ def test_seeds_and_epochs_have_their_own_orders_within_a_shard(tmp_path: Path) -
     assert len(set(epochs)) == 6
 
 
-@pytest.mark.parametrize("kind", ["resident", "streaming"])
+@pytest.mark.parametrize("kind", ["in_memory", "streaming"])
 def test_a_batch_may_be_larger_than_the_set(kind: str, open_reader: Open) -> None:
     batches = list(take(open_reader(kind, batch=1200), 2))
     for epoch in torch.cat([batch.ids for batch in batches])[:2028].view(4, 507):
         assert epoch.sort().values.tolist() == list(range(507))
 
 
-@pytest.mark.parametrize("kind", ["resident", "streaming"])
+@pytest.mark.parametrize("kind", ["in_memory", "streaming"])
 def test_batches_are_uint8_channels_last(kind: str, open_reader: Open) -> None:
     for num_workers in (0, 2) if kind == "streaming" else (0,):
         (batch,) = take(open_reader(kind, Ranks(1, 2), num_workers), 1)
@@ -147,7 +147,7 @@ def test_batches_are_uint8_channels_last(kind: str, open_reader: Open) -> None:
 @pytest.mark.parametrize("first_step", [1, 5, 11])
 @pytest.mark.parametrize(
     ("kind", "world_size", "num_workers"),
-    [("resident", 2, 0), ("streaming", 1, 0), ("streaming", 3, 0), ("streaming", 2, 2)],
+    [("in_memory", 2, 0), ("streaming", 1, 0), ("streaming", 3, 0), ("streaming", 2, 2)],
 )
 def test_starting_at_a_step_is_skipping_those_before_it(
     kind: str, world_size: int, num_workers: int, first_step: int, open_reader: Open, sequence: Callable[[str], Ids]
@@ -157,7 +157,7 @@ def test_starting_at_a_step_is_skipping_those_before_it(
     np.testing.assert_array_equal(ids, sequence(kind)[first_step : first_step + 3])
 
 
-@pytest.mark.parametrize("kind", ["resident", "streaming"])
+@pytest.mark.parametrize("kind", ["in_memory", "streaming"])
 def test_seeds_and_epochs_have_their_own_orders(kind: str, open_reader: Open) -> None:
     orders = []
     for seed in (0, 1):
@@ -205,13 +205,13 @@ def recipe(**data: Any) -> CnnRecipe:
     )
 
 
-@pytest.mark.parametrize("kind", ["resident", "streaming"])
+@pytest.mark.parametrize("kind", ["in_memory", "streaming"])
 def test_a_dataset_opens_the_reader_that_the_recipe_names(kind: str, shards: Path) -> None:
     wanted = recipe(reader=kind)
     data = Dataset(shards, wanted.data, CPU)
     reader = data.reader(wanted, Group(Ranks()))
-    assert isinstance(reader, ResidentReader if kind == "resident" else StreamingReader)
-    assert isinstance(data.split("test"), ResidentSplit if kind == "resident" else StreamedSplit)
+    assert isinstance(reader, InMemoryReader if kind == "in_memory" else StreamingReader)
+    assert isinstance(data.split("test"), InMemorySplit if kind == "in_memory" else StreamedSplit)
     assert data.split("test").num_samples == 200
     (batch,) = take(reader, 1)
     assert len(batch.ids) == BATCH
@@ -228,7 +228,7 @@ def test_validation_samples_are_not_trained_on(shards: Path, source: Source) -> 
     training, validation = validation_ids(507, 107)
     for name, ids in (("train", training), ("validation", validation)):
         split = data.split(name)
-        assert isinstance(split, ResidentSplit)
+        assert isinstance(split, InMemorySplit)
         np.testing.assert_array_equal(split.ids, ids)
         np.testing.assert_array_equal(split.images, source.splits[0].images[ids])
         np.testing.assert_array_equal(split.labels, source.splits[0].fine[ids])
@@ -281,14 +281,14 @@ def damaged(shards: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("kind", ["resident", "streaming"])
+@pytest.mark.parametrize("kind", ["in_memory", "streaming"])
 def test_a_damaged_shard_is_refused_before_the_first_batch(kind: str, damaged: Path) -> None:
     wanted = recipe(reader=kind)
     with pytest.raises(DataError, match=r"synthetic-train-000007\.tar is damaged"):
         Dataset(damaged, wanted.data, CPU).reader(wanted, Group(Ranks()))
 
 
-@pytest.mark.parametrize("kind", ["resident", "streaming"])
+@pytest.mark.parametrize("kind", ["in_memory", "streaming"])
 def test_a_damaged_shard_is_refused_in_evaluation(kind: str, damaged: Path) -> None:
     with pytest.raises(DataError, match=r"synthetic-test-000001\.tar is damaged"):
         list(Dataset(damaged, DataConfig(reader=kind), CPU).split("test").chunks(Ranks(), 50))
@@ -297,7 +297,7 @@ def test_a_damaged_shard_is_refused_in_evaluation(kind: str, damaged: Path) -> N
 # Evaluation
 
 
-@pytest.mark.parametrize("kind", ["resident", "streaming"])
+@pytest.mark.parametrize("kind", ["in_memory", "streaming"])
 @pytest.mark.parametrize("batch_size", [1, 33, 50, 64, 500])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_the_ranks_together_evaluate_each_sample_once(

@@ -1,4 +1,4 @@
-"""A trial of several ranks: each a worker of Ray's, in the trial's own placement group. Importing this loads Ray.
+"""A trial of several ranks: each a worker of Ray's, in the trial's own options group. Importing this loads Ray.
 
 They are plain actors, which end with the trial: Ray Train's controller and its joint reports have no part to play,
 since our ranks meet as everywhere, at a port that rank 0 writes into the run folder. So K workers compute what K ranks

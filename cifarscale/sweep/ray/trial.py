@@ -72,7 +72,7 @@ def run_rank(config: dict[str, Any], report: Report) -> dict[str, Any]:
         report: takes the figures of evaluations, on rank 0.
     Returns: what is to be reported last: how it ended, and its figure.
     """
-    from cifarscale.prepare import Placement
+    from cifarscale.prepare import RunOptions
     from cifarscale.run import run_job
 
     metric, run_dir = config["metric"], Path(config["run_dir"])
@@ -80,8 +80,8 @@ def run_rank(config: dict[str, Any], report: Report) -> dict[str, Any]:
     max_steps = recipe.training.max_steps
     try:
         with _stopping_with_the_sweep(config["until"]) as stop:
-            placement = Placement.from_plain(config["placement"])
-            result = run_job(recipe, run_dir, placement, Reporter(report, metric, max_steps), stop)
+            options = RunOptions.from_plain(config["options"])
+            result = run_job(recipe, run_dir, options, Reporter(report, metric, max_steps), stop)
     except Interrupted:
         until = config["until"]
         values = dict(history(RunFolder(run_dir), metric))

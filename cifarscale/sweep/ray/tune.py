@@ -63,7 +63,7 @@ def run_trials(
     base: Recipe,
     folder: SweepFolder,
     search: Search,
-    placement: dict[str, Any],
+    options: dict[str, Any],
     watcher: Watcher,
     address: RayAddress,
     stop: StopRequest,
@@ -71,15 +71,15 @@ def run_trials(
     """Runs all trials of a search that are not done, and keeps the folder's table up to date.
 
     Args:
-        placement: of the trials, as plain values.
+        options: of the trials, as plain values.
         stop: by which signals end the sweep; its trials save first.
     """
     with _connected(address) as stop_actor:
-        book = _Book(sweep, folder, search, placement, watcher, stop, stop_actor)
+        tracker = _TrialTracker(sweep, folder, search, options, watcher, stop, stop_actor)
         tuner = tune.Tuner(
             tune.with_resources(run_trial, _resources(sweep)),
             tune_config=tune.TuneConfig(
-                search_alg=_Searcher(book),
+                search_alg=_Searcher(tracker),
                 scheduler=_scheduler(sweep, base, folder),
                 num_samples=-1,  # the search knows when to end
                 max_concurrent_trials=_concurrent(sweep),
@@ -90,16 +90,16 @@ def run_trials(
                 name=f"start-{len(list(folder.ray.glob('start-*'))) + 1}",
                 storage_path=str(folder.ray.absolute()),
                 failure_config=tune.FailureConfig(max_failures=sweep.retries),
-                stop=_Stopper(book),
-                callbacks=[_Callback(book)],
+                stop=_Stopper(tracker),
+                callbacks=[_Callback(tracker)],
                 verbose=0,
             ),
         )
         tuner.fit()
     for trial in folder.trials:
         if trial.state == RUNNING:
-            book.set(trial, INTERRUPTED, book.ended.reason)
-    return book.ended
+            tracker.set(trial, INTERRUPTED, tracker.ended.reason)
+    return tracker.ended
 
 
 @contextmanager
@@ -124,25 +124,25 @@ def _name(ray_trial: Any) -> str:
     return f"trial-{ray_trial.config['trial']}-{ray_trial.trial_id}"
 
 
-class _Book:
-    """Keeps the sweep's table. Ray copies and pickles what it is given; there is one book all the same."""
+class _TrialTracker:
+    """Keeps the sweep's table. Ray copies and pickles what it is given; there is one tracker all the same."""
 
     def __init__(
         self,
         sweep: SweepJob,
         folder: SweepFolder,
         search: Search,
-        placement: dict[str, Any],
+        options: dict[str, Any],
         watcher: Watcher,
         stop: StopRequest,
         stop_actor: Any,
     ) -> None:
         self.sweep, self.folder, self.search, self.ended = sweep, folder, search, Ended()
-        self._placement, self._watcher, self._stop, self._stop_actor = placement, watcher, stop, stop_actor
+        self._options, self._watcher, self._stop, self._stop_actor = options, watcher, stop, stop_actor
         self._begun, self._seconds_before = time.monotonic(), folder.seconds
         self._patience_ends = float("inf")
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_Book":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_TrialTracker":
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -176,7 +176,7 @@ class _Book:
             "run_dir": run_dir,
             "metric": self.sweep.metric,
             "until": trial.until,
-            "placement": self._placement,
+            "options": self._options,
             "workers": self.sweep.workers_per_trial,
             "cpus_per_worker": self.sweep.cpus_per_trial,
             "gpus_per_worker": self.sweep.gpus_per_trial,
@@ -195,13 +195,13 @@ class _Book:
 class _Searcher(Searcher):
     """Hands our trials to Ray."""
 
-    def __init__(self, book: _Book) -> None:
-        super().__init__(metric=book.sweep.metric, mode=book.sweep.mode)
-        self._book = book
+    def __init__(self, tracker: _TrialTracker) -> None:
+        super().__init__(metric=tracker.sweep.metric, mode=tracker.sweep.mode)
+        self._tracker = tracker
 
     def suggest(self, trial_id: str) -> Any:
-        waits = self._book.search.waits and not self._book.ended.reason
-        return self._book.next_config() or (None if waits else Searcher.FINISHED)
+        waits = self._tracker.search.waits and not self._tracker.ended.reason
+        return self._tracker.next_config() or (None if waits else Searcher.FINISHED)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         pass  # _Callback tells the search
@@ -216,39 +216,39 @@ class _Searcher(Searcher):
 class _Callback(tune.Callback):
     """Writes down what Ray tells of its trials."""
 
-    def __init__(self, book: _Book) -> None:
-        self._book = book
+    def __init__(self, tracker: _TrialTracker) -> None:
+        self._tracker = tracker
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        ours = self._book.of(trial)
+        ours = self._tracker.of(trial)
         ours.starts += 1
         ours.died = False
-        self._book.set(ours, RUNNING)
+        self._tracker.set(ours, RUNNING)
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **i: Any) -> None:
-        ours = self._book.of(trial)
+        ours = self._tracker.of(trial)
         if STATE in result:
             ours.state, ours.reason = result[STATE], result.get(REASON, "")
         if "step" in result:
-            ours.step, ours.value = result["step"], result[self._book.sweep.metric]
-        self._book.set(ours, ours.state, ours.reason)
+            ours.step, ours.value = result["step"], result[self._tracker.sweep.metric]
+        self._tracker.set(ours, ours.state, ours.reason)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        ours = self._book.of(trial)
+        ours = self._tracker.of(trial)
         if ours.state == RUNNING:
-            ended = self._book.ended.reason
-            self._book.set(ours, INTERRUPTED if ended else STOPPED, ended)
+            ended = self._tracker.ended.reason
+            self._tracker.set(ours, INTERRUPTED if ended else STOPPED, ended)
         if ours.is_done or ours.state == WAITING:
-            self._book.search.ended(ours)
+            self._tracker.search.ended(ours)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        ours = self._book.of(trial)
-        if self._book.ended.reason:
-            self._book.set(ours, INTERRUPTED, self._book.ended.reason)
+        ours = self._tracker.of(trial)
+        if self._tracker.ended.reason:
+            self._tracker.set(ours, INTERRUPTED, self._tracker.ended.reason)
             return
         ours.died = True
-        self._book.set(ours, FAILED, f"{failure_of(trial)} (started {ours.starts} times)")
-        self._book.search.ended(ours)
+        self._tracker.set(ours, FAILED, f"{failure_of(trial)} (started {ours.starts} times)")
+        self._tracker.search.ended(ours)
 
 
 def _scheduler(sweep: SweepJob, base: Recipe, folder: SweepFolder) -> TrialScheduler:
@@ -294,11 +294,11 @@ def _concurrent(sweep: SweepJob) -> int:
 class _Stopper(tune.Stopper):
     """Ends the sweep early; Ray asks it all the time."""
 
-    def __init__(self, book: _Book) -> None:
-        self._book = book
+    def __init__(self, tracker: _TrialTracker) -> None:
+        self._tracker = tracker
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
 
     def stop_all(self) -> bool:
-        return self._book.must_end()
+        return self._tracker.must_end()

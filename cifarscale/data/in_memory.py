@@ -10,7 +10,7 @@ from cifarscale.data.shards import Samples
 from cifarscale.distributed.ranks import Ranks
 
 
-class ResidentSplit:
+class InMemorySplit:
     """Images (n, 32, 32, 3) uint8, labels (n,) and ids (n,) int64 on the device."""
 
     def __init__(self, samples: Samples, device: torch.device | str = "cpu") -> None:
@@ -30,12 +30,12 @@ class ResidentSplit:
             yield Chunk(self.images[take].permute(0, 3, 1, 2), self.labels[take], rows[take])
 
 
-class ResidentReader:
-    """Serves a resident split in the order of the seed, from any step on."""
+class InMemoryReader:
+    """Serves an in-memory split in the order of the seed, from any step on."""
 
     def __init__(
         self,
-        split: ResidentSplit,
+        split: InMemorySplit,
         seed: int,
         global_batch_size: int,
         ranks: Ranks = Ranks(),

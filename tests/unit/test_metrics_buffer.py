@@ -1,4 +1,4 @@
-"""The window of logged values: exact means, and the first step whose loss is not finite."""
+"""The buffer of logged values: exact means, and the first step whose loss is not finite."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 
 from cifarscale.distributed.group import Group
 from cifarscale.distributed.ranks import Ranks
-from cifarscale.training.window import Window
+from cifarscale.training.metrics_buffer import MetricsBuffer
 
 MICROBATCHES = 4
 
@@ -28,12 +28,12 @@ def microbatches(*losses: float) -> list[dict[str, torch.Tensor]]:
     return [{"accuracy": torch.tensor(loss / 2), "loss": torch.tensor(loss)} for loss in losses]
 
 
-def window() -> Window:
-    return Window(Group(Ranks()), MICROBATCHES)
+def buffer() -> MetricsBuffer:
+    return MetricsBuffer(Group(Ranks()), MICROBATCHES)
 
 
 def test_values_are_means_over_the_microbatches_step_by_step() -> None:
-    mine = window()
+    mine = buffer()
     mine.add(microbatches(1, 2, 3, 4))
     mine.add(microbatches(0, 0, 0, 2))
     assert mine.fetch() is None
@@ -44,7 +44,7 @@ def test_values_are_means_over_the_microbatches_step_by_step() -> None:
 def test_what_is_fetched_in_parts_is_what_is_fetched_at_once() -> None:
     torch.manual_seed(0)
     steps = [microbatches(*torch.rand(MICROBATCHES).tolist()) for _ in range(7)]
-    once, in_parts = window(), window()
+    once, in_parts = buffer(), buffer()
     for i, step in enumerate(steps):
         once.add(step)
         in_parts.add(step)
@@ -56,11 +56,11 @@ def test_what_is_fetched_in_parts_is_what_is_fetched_at_once() -> None:
 
 
 def test_nothing_pending_is_nothing_to_fetch() -> None:
-    assert window().fetch() is None
+    assert buffer().fetch() is None
 
 
 def test_a_cleared_window_starts_anew() -> None:
-    mine = window()
+    mine = buffer()
     mine.add(microbatches(1, 1, 1, 1))
     mine.fetch()
     mine.clear()
@@ -73,7 +73,7 @@ def test_a_cleared_window_starts_anew() -> None:
 @pytest.mark.parametrize("place", range(5))
 @pytest.mark.parametrize("in_microbatch", [0, 3])
 def test_the_first_step_that_is_not_finite_is_found(bad: float, place: int, in_microbatch: int) -> None:
-    mine = window()
+    mine = buffer()
     for step in range(5):
         losses = [1.0] * MICROBATCHES
         if step >= place:
@@ -83,13 +83,13 @@ def test_the_first_step_that_is_not_finite_is_found(bad: float, place: int, in_m
 
 
 def test_losses_that_cancel_are_not_taken_for_finite() -> None:
-    mine = window()
+    mine = buffer()
     mine.add(microbatches(math.inf, -math.inf, 1, 1))
     assert mine.fetch() == 0
 
 
 def test_other_values_need_not_be_finite() -> None:
-    mine = window()
+    mine = buffer()
     mine.add([{"accuracy": torch.tensor(math.nan), "loss": torch.tensor(1.0)} for _ in range(MICROBATCHES)])
     assert mine.fetch() is None
 
@@ -100,7 +100,7 @@ def test_tables_of_all_ranks_add_up_to_that_of_one(world_size: int) -> None:
     losses = torch.rand(3, MICROBATCHES).tolist()
     tables: list[torch.Tensor] = []
     for rank in range(world_size):
-        mine = Window(_Summed(Ranks(rank, world_size, rank), tables), MICROBATCHES)
+        mine = MetricsBuffer(_Summed(Ranks(rank, world_size, rank), tables), MICROBATCHES)
         for step in losses:
             mine.add(microbatches(*step[rank::world_size]))
         mine.fetch()

@@ -7,7 +7,7 @@ import torch
 from cifarscale.distributed.group import Group
 
 
-class Window:
+class MetricsBuffer:
     """Collects scalars by step and microbatch; fetching takes one transfer and one reduction over the ranks.
 
     Each rank puts its microbatches' values into a table of zeros, which is then summed over the ranks, so the means are
