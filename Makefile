@@ -58,6 +58,11 @@ browser-packages: ## As root: install Debian's Chromium and its driver where the
 		apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium chromium-driver; \
 	fi
 
+docs: install ## Write the pages that are made of the code: docs/recipes.md.
+	@sed '/<!-- cifarscale jobs keys -->/q' docs/recipes.md > docs/recipes.md.new
+	@$(BIN)/cifarscale jobs keys >> docs/recipes.md.new
+	@mv docs/recipes.md.new docs/recipes.md
+
 bench: install ## Measure our engine against a plain loop; CIFARSCALE_REAL_DATA names the folder of cifar-100-python/.
 	$(BIN)/python tests/bench/bench_training.py
 	$(BIN)/python tests/bench/bench_encoding.py
@@ -78,4 +83,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 clean: ## Remove the virtual environment and what tools leave behind; runs and shards stay.
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
 
-.PHONY: help demo test thorough quick lint types cluster-test slurm-packages browser-packages bench install clean
+.PHONY: help demo test thorough quick lint types cluster-test slurm-packages browser-packages docs bench install clean

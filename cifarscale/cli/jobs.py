@@ -49,6 +49,20 @@ def show(recipe: str, overrides: tuple[str, ...]) -> None:
 
 
 @jobs.command()
+@click.argument("task", required=False)
+def keys(task: str | None) -> None:
+    """The keys of recipes of a TASK (cnn, dcgan, fid, evaluate, sweep), or of all, with their defaults, as Markdown."""
+    from cifarscale.config.reference import reference
+    from cifarscale.config.tasks import TASKS
+    from cifarscale.config.validation import nearest
+    from cifarscale.errors import ConfigError
+
+    if task and task not in TASKS:
+        raise ConfigError(f"unknown task {task!r}{nearest(task, TASKS)}; valid are {', '.join(TASKS)}")
+    click.echo(reference(task or ""), nl=False)
+
+
+@jobs.command()
 @click.argument("recipe")
 @click.argument("target", type=click.Path(path_type=Path), required=False)
 def copy(recipe: str, target: Path | None) -> None:

@@ -32,11 +32,13 @@ class SmallFiltersCNNConfig(Section):
     width: PositiveInt = 8
     """Channels of the first block; the next two have twice and four times as many."""
     activation: Literal["relu", "leaky_relu", "silu"] = "relu"
+    """Follows each convolution."""
     normalisation: NormalisationKind = "none"
     """`batch` takes the statistics of each microbatch; `sync_batch` those of the global batch, and needs 0 of them."""
     residual: bool = False
     """Adds a residual block to each stage."""
     attention: Literal["none", "squeeze_excitation", "self_attention"] = "none"
+    """Channels scaled in each stage (Hu et al. 2018), or attention over the positions of the second stage."""
 
 
 class ResNetConfig(Section):
@@ -46,7 +48,9 @@ class ResNetConfig(Section):
     width: PositiveInt = 32
     """Channels of the first stage; the next two have twice and four times as many."""
     blocks_per_stage: PositiveInt = 1
+    """Residual blocks of two convolutions in each of the three stages."""
     activation: Literal["relu", "leaky_relu", "silu"] = "relu"
+    """Follows each convolution."""
     normalisation: NormalisationKind = "batch"
     """`batch` takes the statistics of each microbatch; `sync_batch` those of the global batch, and needs 0 of them."""
 

@@ -12,3 +12,4 @@ class EvaluateJob(Job):
     run: str = ""
     """Folder of the classifier's run."""
     split: Literal["test", "validation", "train"] = "test"
+    """Which part of the data set is classified."""

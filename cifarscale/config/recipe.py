@@ -72,7 +72,9 @@ class AdamWConfig(Section):
 
     name: Literal["adamw"] = "adamw"
     betas: tuple[Beta, Beta] = Field(default=(0.9, 0.999), strict=False)
+    """Decays a step of the running means of the gradient and of its square."""
     epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    """Added to the root of the second mean, so that nothing is divided by 0."""
     weight_decay: NonNegativeFloat = 0.0
     """Applied to weights of two and more dimensions: not to biases and normalisation."""
 
@@ -80,7 +82,9 @@ class AdamWConfig(Section):
 class SGDConfig(Section):
     name: Literal["sgd"] = "sgd"
     momentum: Fraction = 0.9
+    """Share of the last update that is kept; 0 is off."""
     nesterov: bool = True
+    """Takes the gradient where the momentum leads (Nesterov 1983)."""
     weight_decay: NonNegativeFloat = 0.0
     """Applied to weights of two and more dimensions: not to biases and normalisation."""
 

@@ -45,17 +45,17 @@ def nearest(word: str, valid: Iterable[str], prefix: str = "") -> str:
     return f", did you mean {prefix + matches[0]!r}?" if matches else ""
 
 
-def _sections(annotation: Any) -> list[type[BaseModel]]:
+def sections_of(annotation: Any) -> list[type[BaseModel]]:
     """The models in a field's type, through unions and `Annotated`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [section for argument in get_args(annotation) for section in _sections(argument)]
+    return [section for argument in get_args(annotation) for section in sections_of(argument)]
 
 
 def _dotted_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in model.model_fields.items():
         yield prefix + name
-        for section in _sections(field.annotation):
+        for section in sections_of(field.annotation):
             yield from _dotted_keys(section, f"{prefix}{name}.")
 
 
@@ -63,7 +63,7 @@ def variants_of(model: type[BaseModel]) -> dict[str, tuple[str, ...]]:
     """Fields that choose between sections by their `name` (`model`, `optimizer`), with the names, default first."""
     variants = {}
     for key, field in model.model_fields.items():
-        sections = _sections(field.annotation)
+        sections = sections_of(field.annotation)
         if len(sections) > 1:
             names = (get_args(section.model_fields["name"].annotation)[0] for section in sections)
             variants[key] = (field.default.name, *names)

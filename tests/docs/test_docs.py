@@ -8,10 +8,12 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 from documents import HERE, NOT_RUN, ON_SLURM, PAGES, ROOT, Page
 
 import cifarscale
 from cifarscale.cli.main import main
+from cifarscale.config.reference import reference
 
 OTHERS_OPTIONS = {
     "--gres": "sbatch",
@@ -128,3 +130,24 @@ def test_examples_of_toml_are_toml(page: Page) -> None:
     for block in page.blocks:
         if block.language == "toml":
             tomllib.loads(block.text)
+
+
+def test_the_page_of_keys_is_what_the_command_prints() -> None:
+    """After a change of a key or of its docstring: make docs."""
+    page = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
+    assert page.partition("<!-- cifarscale jobs keys -->\n")[2] == reference()
+
+
+def test_every_key_says_what_it_is() -> None:
+    rows = [line.split(" | ") for line in reference().splitlines() if line.startswith("| `")]
+    assert not [row[0] for row in rows if len(row[2].removesuffix(" |").rstrip(" .")) < 10]
+
+
+def test_the_keys_of_one_task_are_shown_alone() -> None:
+    shown = CliRunner().invoke(main, ["jobs", "keys", "fid"]).stdout
+    assert shown == reference("fid")
+    assert "`distance.features`" in shown
+    assert "training.max_steps" not in shown
+    refused = CliRunner().invoke(main, ["jobs", "keys", "cn"])
+    assert refused.exit_code == 1
+    assert "unknown task 'cn', did you mean 'cnn'?" in refused.stderr

