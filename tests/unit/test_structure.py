@@ -52,16 +52,16 @@ def room(module: Path) -> str:
     return module.parts[0].removesuffix(".py")
 
 
-def imports(module: Path) -> Iterator[tuple[str, bool]]:
-    """The dotted names that a module imports anywhere in it, and whether at its top level, outside TYPE_CHECKING."""
+def imports(module: Path) -> Iterator[str]:
+    """The dotted names that a module imports anywhere in it."""
     tree = ast.parse((PACKAGE / module).read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, node in tree.body) for alias in node.names)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module} has a relative import"
             assert node.module is not None
-            yield from ((f"{node.module}.{alias.name}", node in tree.body) for alias in node.names)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def loaded_by(*arguments: str) -> set[str]:
@@ -84,7 +84,7 @@ def test_every_room_has_its_floor() -> None:
 
 @pytest.mark.parametrize("module", modules(), ids=str)
 def test_a_module_imports_only_from_its_own_room_or_below(module: Path) -> None:
-    for name, _ in imports(module):
+    for name in imports(module):
         package, _, rest = name.partition(".")
         if package != "cifarscale":
             continue
@@ -101,13 +101,12 @@ def _is_ground(module: Path, other: str) -> bool:
 
 
 def test_imports_go_round_in_no_circle() -> None:
-    """At the top level, where a circle would fail or depend on who is imported first."""
+    """Nor do those within functions, which would hide one."""
     names = {".".join(("cifarscale", *module.with_suffix("").parts)): module for module in modules()}
     graph = {
         name: {
             target
-            for imported, at_top in imports(module)
-            if at_top
+            for imported in imports(module)
             for target in (imported, imported.rpartition(".")[0])
             if target in names and target != name
         }
@@ -123,7 +122,7 @@ def test_imports_go_round_in_no_circle() -> None:
 def test_models_import_torch_and_each_other_and_nothing_else(module: Path) -> None:
     foreign = {
         name
-        for name, _ in imports(module)
+        for name in imports(module)
         if name.partition(".")[0] not in ({"torch"} | sys.stdlib_module_names)
         and not name.startswith("cifarscale.models.")
     }
@@ -133,7 +132,7 @@ def test_models_import_torch_and_each_other_and_nothing_else(module: Path) -> No
 @pytest.mark.parametrize("module", modules(), ids=str)
 def test_plots_alone_import_matplotlib(module: Path) -> None:
     allowed = module == Path("tracking/plots.py")
-    assert allowed or not any(name.partition(".")[0] == "matplotlib" for name, _ in imports(module))
+    assert allowed or not any(name.partition(".")[0] == "matplotlib" for name in imports(module))
 
 
 def test_no_module_is_named_for_nothing() -> None:

@@ -1,114 +1,16 @@
-"""A trial, in a process of Ray's. Importing this loads Ray."""
+"""A trial, in a process that Ray Tune has started. Importing this loads Ray."""
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-import ray
 from ray import tune
 
-from cifarscale.config.load import load_recipe
-from cifarscale.errors import CifarscaleError, Interrupted
-from cifarscale.runs.run_folder import RunFolder
-from cifarscale.sweep.trials import COMPLETE, FAILED, INTERRUPTED, WAITING, history, value_of
-from cifarscale.training.signals import STOP, StopRequest
-
-STATE, REASON = "cifarscale_state", "cifarscale_reason"
-"""Keys under which a trial tells what became of it."""
-STOP_ACTOR = "stop"
-"""Name of the sweep's StopActor."""
-Report = Callable[[dict[str, Any]], None]
-_ASKED_EVERY_S = 1
-
-
-class StopActor:
-    """Whether trials are to save and stop: the driver asks for it here, and they look, on whatever node they are."""
-
-    def __init__(self) -> None:
-        self._asked = False
-
-    def ask(self) -> None:
-        """Asks all trials to stop."""
-        self._asked = True
-
-    def asked(self) -> bool:
-        """Whether the driver has asked."""
-        return self._asked
-
-
-class Reporter:
-    """The sink that tells of a trial's evaluations; the last one is told of when the trial is complete."""
-
-    def __init__(self, report: Report, metric: str, max_steps: int) -> None:
-        self._report, self._metric, self._max_steps = report, metric, max_steps
-
-    def started(self, step: int) -> None:
-        """Nobody is told of later steps that would be void."""
-
-    def log(self, step: int, values: dict[str, float]) -> None:
-        if self._metric in values and step < self._max_steps:
-            self._report({"step": step, self._metric: values[self._metric]})
-
-    def finish(self, result: dict[str, Any] | None, error: BaseException | None) -> None:
-        """`run_rank` tells of the end."""
+from cifarscale.sweep.ray.rank import run_rank
+from cifarscale.sweep.ray.ranks import run_ranks
 
 
 def run_trial(config: dict[str, Any]) -> None:
     """The same `run_job` as anywhere, in this process, or in the workers that the trial has of its own."""
     if config["workers"] > 1:
-        from cifarscale.sweep.ray.ranks import run_ranks
-
         tune.report(run_ranks(config, tune.report))
     else:
         tune.report(run_rank(config, tune.report))
-
-
-def run_rank(config: dict[str, Any], report: Report) -> dict[str, Any]:
-    """Runs a trial's job as the rank that the environment names.
-
-    Args:
-        report: takes the figures of evaluations, on rank 0.
-    Returns: what is to be reported last: how it ended, and its figure.
-    """
-    from cifarscale.prepare import RunOptions
-    from cifarscale.run import run_job
-
-    metric, run_dir = config["metric"], Path(config["run_dir"])
-    recipe = load_recipe(str(run_dir / "recipe.toml"))
-    max_steps = recipe.training.max_steps
-    try:
-        with _stopping_with_the_sweep(config["until"]) as stop:
-            options = RunOptions.from_plain(config["options"])
-            result = run_job(recipe, run_dir, options, Reporter(report, metric, max_steps), stop)
-    except Interrupted:
-        until = config["until"]
-        values = dict(history(RunFolder(run_dir), metric))
-        return {"step": until, metric: values[until], STATE: WAITING} if until in values else {STATE: INTERRUPTED}
-    except CifarscaleError as error:  # said in our own words, it would happen again: no retry
-        return {STATE: FAILED, REASON: str(error)}
-    return {"step": max_steps, metric: value_of(result, metric), STATE: COMPLETE}
-
-
-@contextmanager
-def _stopping_with_the_sweep(after_step: int | None) -> Iterator[StopRequest]:
-    """A request to stop after a step, and when the driver asks for it."""
-    request, over = StopRequest(), threading.Event()
-    request.after_step = after_step
-    actor = ray.get_actor(STOP_ACTOR)
-
-    def look() -> None:
-        while not over.wait(_ASKED_EVERY_S):
-            try:
-                if ray.get(actor.asked.remote()):
-                    request.requested = STOP
-                    return
-            except ray.exceptions.RayError:  # the driver has gone, and this process goes with it
-                return
-
-    threading.Thread(target=look, daemon=True).start()
-    try:
-        yield request
-    finally:
-        over.set()

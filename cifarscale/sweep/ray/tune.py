@@ -20,7 +20,8 @@ from cifarscale.config.recipe import Recipe
 from cifarscale.config.sweep import AshaConfig, SweepJob
 from cifarscale.sweep.ray.cluster import RayAddress
 from cifarscale.sweep.ray.failure import failure_of
-from cifarscale.sweep.ray.trial import REASON, STATE, STOP_ACTOR, StopActor, run_trial
+from cifarscale.sweep.ray.rank import REASON, STATE, STOP_ACTOR, StopActor
+from cifarscale.sweep.ray.trial import run_trial
 from cifarscale.sweep.search import Search
 from cifarscale.sweep.trials import (
     FAILED,
