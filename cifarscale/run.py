@@ -155,7 +155,7 @@ def _train(
     stages = [*(stage for stage in others if stage.until > trained), final]
     shown = (DcganTask if isinstance(recipe, DcganRecipe) else CnnTask).shown
     with TrainingProgress(recipe.name, recipe.training.max_steps, shown) as progress, stopping as stop:
-        observer = _Observer(sinks, progress)
+        observer = _Observer(sinks, progress, MetricsLog(folder.metrics))
         for stage in stages:
             task = build_task(stage.recipe, folder, data, group, cores, device)
             reader = data.reader(stage.recipe, group, num_workers)
@@ -206,8 +206,8 @@ def build_task(
 class _Observer:
     """Passes what the engine reports to the sinks and to the progress display."""
 
-    def __init__(self, sinks: Sink, progress: TrainingProgress) -> None:
-        self._sinks, self._progress = sinks, progress
+    def __init__(self, sinks: Sink, progress: TrainingProgress, metrics: MetricsLog) -> None:
+        self._sinks, self._progress, self._metrics = sinks, progress, metrics
 
     def started(self, step: int) -> None:
         self._sinks.started(step)
@@ -220,6 +220,9 @@ class _Observer:
     def evaluated(self, step: int, values: dict[str, float]) -> None:
         self._sinks.log(step, self._dated(values))
         self._progress.evaluated(step, values)
+
+    def saving(self) -> None:
+        self._metrics.flush()
 
     @staticmethod
     def _dated(values: dict[str, float]) -> dict[str, float]:

@@ -125,14 +125,15 @@ def _fill_the_disk(process: subprocess.Popen[bytes]) -> None:
             continue
 
 
-def _cut(path: Path, rng: random.Random) -> None:
-    os.truncate(path, rng.randrange(path.stat().st_size + 1))
+def _cut(path: Path, least: int, rng: random.Random) -> None:
+    """Behind so many bytes."""
+    os.truncate(path, rng.randint(least, path.stat().st_size))
 
 
-def _zero_the_end(path: Path, rng: random.Random) -> None:
+def _zero_the_end(path: Path, least: int, rng: random.Random) -> None:
     """As a file system leaves the last blocks of a file that a crash has overtaken."""
     size = path.stat().st_size
-    begin = rng.randrange(size + 1)
+    begin = rng.randint(least, size)
     with path.open("r+b") as file:
         file.seek(begin)
         file.write(bytes(size - begin))
@@ -148,8 +149,19 @@ def _damage(run: Run, rng: random.Random) -> str:
         return ""
     name, path = rng.choice(found)
     damage = rng.choice([_cut, _zero_the_end])
-    damage(path, rng)
+    damage(path, _saved_bytes(run) if name == "metrics" else 0, rng)
     return f"{damage.__name__.strip('_')} of {name}"
+
+
+def _saved_bytes(run: Run) -> int:
+    """Of metrics.jsonl: what was put on disk before the newest checkpoint, and cannot be lost."""
+    newest = newest_checkpoint(run.path / "checkpoints")
+    until, end = checkpoint_step(newest) if newest else 0, 0
+    for line in (run.path / "metrics.jsonl").read_bytes().splitlines(keepends=True):
+        if not line.endswith(b"\n") or json.loads(line)["step"] > until:
+            break
+        end += len(line)
+    return end
 
 
 def stress_here(

@@ -1,6 +1,7 @@
 """metrics.jsonl: one JSON object a line, each with its step; readable while the run goes on."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,12 @@ class MetricsLog:
         if self._path.exists():
             kept = [line for line in read_metrics(self._path) if line["step"] <= step]
             write_metrics(self._path, kept)
+
+    def flush(self) -> None:
+        """Has the lines on disk: before a checkpoint, after which they are not computed again."""
+        if self._path.exists():
+            with writing_to(self._path), self._path.open("rb") as file:
+                os.fsync(file.fileno())
 
     def finish(self, result: dict[str, Any] | None, error: BaseException | None) -> None:
         """Nothing is held back that would have to be written."""

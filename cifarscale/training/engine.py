@@ -40,6 +40,9 @@ class Observer(Protocol):
     def started(self, step: int) -> None:
         """Training goes on after `step` (0 at first); whatever was reported of later steps is void."""
 
+    def saving(self) -> None:
+        """A checkpoint is about to be written; what was reported must outlive it."""
+
 
 class Engine:
     """Trains a task by its recipe."""
@@ -245,6 +248,7 @@ class Engine:
             "data_seconds": self.timing.data_seconds,
             "world_size": self._group.ranks.world_size,
         }
+        self._observer.saving()
         save_checkpoint(self._checkpoints, self._step, state, self._recipe.training.keep_checkpoints)
 
     def _restore(self, path: Path) -> None:
