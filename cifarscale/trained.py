@@ -44,12 +44,12 @@ class TrainedGenerator:
     def label(self, class_name: str) -> int:
         """The number of a class.
 
-        Raises: RunError if the generator knows no classes, or not this one.
+        Raises: RunError if the generator is unconditional, or has no such class.
         """
         names = self.manifest.fine_names
         if not self.recipe.model.conditional:
             raise RunError(
-                f"class {class_name!r} cannot be asked of a generator that knows no classes; train one with "
+                f"class {class_name!r}: this generator is unconditional; train a conditional one with "
                 "--set model.conditional=true"
             )
         if class_name in names:

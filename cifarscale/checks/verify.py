@@ -1,4 +1,4 @@
-"""The promise, proved where it matters: a run is a function of its recipe, whoever ran it and whatever befell it.
+"""The promise, proved where it matters: a run is a function of its recipe, regardless of ranks and interruptions.
 
 A short run of a recipe, the same one killed and started again, and the same one on another number of ranks.
 """

@@ -5,12 +5,12 @@ import os
 import click
 
 
-@click.command(short_help="Make the W&B workspace that shows the runs.")
+@click.command(short_help="Create a W&B workspace for the runs.")
 @click.option("--entity", help="W&B user or team.  [default: $WANDB_ENTITY, or the login's]")
 @click.option("--project", help="W&B project.  [default: $WANDB_PROJECT, or cifarscale]")
 @click.option("--dry-run", is_flag=True, help="Show sections and panels; needs no account.")
 def dashboard(entity: str | None, project: str | None, dry_run: bool) -> None:
-    """Make a workspace in Weights & Biases with panels for classifiers, generators, sweeps and throughput."""
+    """Create a workspace in Weights & Biases with panels for classifiers, generators, sweeps and throughput."""
     if dry_run:
         _show()
         return

@@ -7,7 +7,7 @@ import click
 from cifarscale.cli.options import DATASETS
 
 
-@click.command(short_help="Check a cluster before a job that takes long.")
+@click.command(short_help="Check a cluster before you start a long job.")
 @click.option("--profile", help="A cluster profile.  [default: $CIFARSCALE_PROFILE, or gpu]")
 @click.option("--nodes", type=click.IntRange(min=1), help="Nodes to look at.  [default: 2 where there are two]")
 @click.option("--data", help=f"The shards that jobs will read: {' or '.join(DATASETS)}, or a folder.")
@@ -19,7 +19,7 @@ from cifarscale.cli.options import DATASETS
     help="Seconds to wait for the job to start, and for its ranks to find each other.",
 )
 def doctor(profile: str | None, nodes: int | None, data: str | None, time_limit_s: int) -> None:
-    """Look at a cluster as a job sees it, before one that takes many GPU hours.
+    """Check a cluster as a job sees it, before you start a long one.
 
     Runs a job of a minute on some nodes, and says what is right, what is not, and what to do. With a profile whose
     launcher is local, such as `local`, its ranks are processes on this machine.

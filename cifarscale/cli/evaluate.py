@@ -17,7 +17,7 @@ from cifarscale.cli.options import device_option, nproc_option, run_argument
 @device_option
 @click.option("--classes", is_flag=True, help="Show every class, not only the superclasses.")
 def evaluate(run: Path, split: str, data: str | None, nproc: int, device: str, classes: bool) -> None:
-    """Evaluate the classifier of RUN, a run folder, on a split: exact for any number of processes."""
+    """Evaluate the classifier of RUN, a run folder, on a split. The result is exact for any number of processes."""
     from cifarscale.data.build import locate_shards
     from cifarscale.prepare import RunOptions
     from cifarscale.runs.run_folder import RunFolder
@@ -38,12 +38,12 @@ def evaluate(run: Path, split: str, data: str | None, nproc: int, device: str, c
     click.echo(f"all figures  {path}")
 
 
-@click.command(short_help="Say what the classifier of a run sees in images.")
+@click.command(short_help="Classify images with the classifier of a run.")
 @run_argument
 @click.argument("images", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @device_option
 def predict(run: Path, images: tuple[Path, ...], device: str) -> None:
-    """Say what the classifier of RUN sees in each of IMAGES: the five most probable classes."""
+    """Classify IMAGES with the classifier of RUN: prints the five most probable classes of each."""
     from rich.console import Console
     from rich.table import Table
 

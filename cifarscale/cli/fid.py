@@ -14,24 +14,28 @@ if TYPE_CHECKING:
     from cifarscale.config.distance import FidJob
 
 
-@click.command(short_help="Measure how near images are to real ones.")
+@click.command(short_help="Measure how close images are to real ones.")
 @click.argument("images")
 @click.option("--against", metavar="train|test|DIR|FILE.npz", help="The real images.  [default: train]")
 @click.option("--num-samples", type=click.IntRange(min=1), help="Images to generate.  [default: 10000]")
-@click.option("--features", metavar="inception|cnn:RUN", help="Whose features.  [default: inception]")
+@click.option("--features", metavar="inception|cnn:RUN", help="Which features to compare.  [default: inception]")
 @click.option("--weights", type=click.Path(dir_okay=False), help="Inception's weights.  [default: fetched once]")
 @click.option("--precision", type=click.Choice(["exact", "fast"]), help="float32, or bfloat16.  [default: exact]")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Images a core or GPU at a time.  [default: 64]")
-@click.option("--seed", type=click.IntRange(min=0), help="Which images are generated.  [default: 0]")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Images per core or GPU at a time.  [default: 64]")
+@click.option("--seed", type=click.IntRange(min=0), help="Determines which images are generated.  [default: 0]")
 @click.option("--no-kernel", is_flag=True, help="Leave the kernel distance out.")
 @click.option("--no-neighbours", is_flag=True, help="Leave precision and recall out.")
 @click.option("--no-classes", is_flag=True, help="Leave the distance of each class out.")
 @click.option("--allow-few-samples", is_flag=True, help="Go on with fewer images than features.")
 @click.option("--data", help="A data set or a folder of shards.  [default: the run's set, or cifar100]")
 @click.option(
-    "--save-statistics", type=click.Path(path_type=Path), help="Save those of IMAGES as .npz (pytorch-fid's)."
+    "--save-statistics",
+    type=click.Path(path_type=Path),
+    help="Save the statistics of IMAGES as .npz, in pytorch-fid's format.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="The figures as JSON.  [default: in the run's folder]")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Write the metrics here, as JSON.  [default: in the run's folder]"
+)
 @nproc_option
 @device_option
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of jobs/fid.toml.")
@@ -45,10 +49,10 @@ def fid(
     overrides: tuple[str, ...],
     **options: Any,
 ) -> None:
-    """Measure how near IMAGES are to real ones: of a generator's run, of a folder, or of a split (train, test).
+    """Measure how close IMAGES are to real ones. IMAGES is a generator's run, a folder, or a split (train, test).
 
-    FID with Inception's features; where its weights cannot be had, the Fréchet distance with the features of a
-    classifier that was trained here (--features cnn:RUN). With them the kernel distance, and precision and recall.
+    Computes FID with Inception's features or, where its weights are not available, the Fréchet distance in the
+    features of a classifier that you trained (--features cnn:RUN); also the kernel distance, precision and recall.
     """
     from cifarscale.config.load import load_fid, with_values
     from cifarscale.prepare import shards_to_measure

@@ -9,20 +9,20 @@ from cifarscale.cli.options import device_option, run_argument
 OTHER_FORMATS = (".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".npz", ".npy", ".pdf", ".svg", ".zip")
 
 
-@click.command(short_help="Draw images from the generator of a run.")
+@click.command(short_help="Generate images with the generator of a run.")
 @run_argument
 @click.option("--num", type=click.IntRange(min=1), default=64, show_default=True, help="How many images.")
-@click.option("--class", "class_name", metavar="NAME", help="What they show; conditional generators only.")
+@click.option("--class", "class_name", metavar="NAME", help="The class to generate; for conditional generators.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Which images.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     required=True,
-    help="A .png for one grid, or a folder for a file an image.",
+    help="A .png for one grid, or a folder for one file per image.",
 )
 @device_option
 def generate(run: Path, num: int, class_name: str | None, seed: int, out: Path, device: str) -> None:
-    """Draw images from the generator of RUN: the same ones for the same seed, however many are wanted."""
+    """Generate images with the generator of RUN. The same seed gives the same images, whatever their number."""
     from math import isqrt
 
     from PIL import Image

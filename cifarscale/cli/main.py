@@ -58,11 +58,11 @@ def _end_with(error: CifarscaleError) -> NoReturn:
 @click.version_option(package_name="cifarscale")
 @click.option("--debug", is_flag=True, help="Show debug messages, and the traceback of an error.")
 def main(debug: bool) -> None:
-    """Train and evaluate on CIFAR-100, the same on a laptop and on a cluster.
+    """Train and evaluate image models with the same numbers on a laptop and on a cluster.
 
     \b
-    cifarscale train demo      two minutes on built-in data
-    cifarscale train cnn       the real thing
+    cifarscale train demo      two minutes, on built-in data
+    cifarscale train cnn       on CIFAR-100
     """
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 
-@click.command(short_help="Make a page about runs and sweeps.")
+@click.command(short_help="Build an HTML report of runs and sweeps.")
 @click.argument(
     "runs",
     nargs=-1,
@@ -22,7 +22,7 @@ import click
 def report(runs: tuple[Path, ...], out: Path | None, data: str | None) -> None:
     """Make one HTML page about runs and sweeps: recipe, curves, mistakes, samples, trials, and how to run it again.
 
-    The page needs no network and no other file. It is also made of runs that go on, of what there is by now.
+    The page is self-contained. It also works on runs in progress.
     """
     from cifarscale.report.page import default_report, write_report
 

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 job_or_run_argument = click.argument("job_or_run", metavar="JOB|RUN")
 
 
-@click.command(short_help="Show how far submitted jobs are.")
+@click.command(short_help="Show the progress of submitted jobs.")
 @click.argument("job_or_run", metavar="[JOB|RUN]", required=False)
-@click.option("--goodput", is_flag=True, help="Show where the hours of a run went, and what a better request would be.")
+@click.option("--goodput", is_flag=True, help="Show where the time of a run went, and what to request instead.")
 def status(job_or_run: str | None, goodput: bool) -> None:
-    """Show how far jobs are: one, or those of all run folders below runs/ that were submitted."""
+    """Show the progress of a job, or of all submitted runs below runs/."""
     from cifarscale.errors import ConfigError
     from cifarscale.runs.run_folder import run_folders
     from cifarscale.slurm.status import run_status, run_statuses
@@ -42,10 +42,10 @@ def status(job_or_run: str | None, goodput: bool) -> None:
         _show_goodput(run_dir)
 
 
-@click.command(short_help="Show all runs and what came out of them.")
+@click.command(short_help="List runs and their results.")
 @click.argument("folder", default="runs", type=click.Path(file_okay=False, path_type=Path))
 def runs(folder: Path) -> None:
-    """Show all run folders below FOLDER (default: runs) and what came out of them."""
+    """List all run folders below FOLDER (default: runs) with their state and result."""
     from rich.console import Console
     from rich.table import Column, Table
 
@@ -67,12 +67,16 @@ def runs(folder: Path) -> None:
             console.print(f"{found.run_dir.name}: {found.reason}", markup=False, highlight=False, soft_wrap=True)
 
 
-@click.command(short_help="Print what a rank of a job has printed.")
+@click.command(short_help="Print the log of a rank of a job.")
 @job_or_run_argument
-@click.option("--rank", type=click.IntRange(min=0), help="Of this rank.  [default: 0, after what ended the first one]")
-@click.option("-f", "--follow", is_flag=True, help="Go on showing what is added, until the job ends.")
+@click.option(
+    "--rank",
+    type=click.IntRange(min=0),
+    help="Which rank.  [default: 0, after the error of the rank that failed first]",
+)
+@click.option("-f", "--follow", is_flag=True, help="Keep printing until the job ends.")
 def logs(job_or_run: str, rank: int | None, follow: bool) -> None:
-    """Print what a rank of a job has printed; of a failed job first the error of the rank that failed first."""
+    """Print the log of a rank of a job. For a failed job, first prints the error of the rank that failed first."""
     from cifarscale.errors import RunError
     from cifarscale.slurm.status import newest_failures, rank_log
     from cifarscale.slurm.submitted import find_run
@@ -94,7 +98,7 @@ def logs(job_or_run: str, rank: int | None, follow: bool) -> None:
 @click.command()
 @job_or_run_argument
 def cancel(job_or_run: str) -> None:
-    """End a job. Its run saves its state first, and goes on when it is submitted again."""
+    """Cancel a job. Its run saves its state first; submit it again to resume."""
     from cifarscale.errors import RunError
     from cifarscale.slurm import client as slurm
     from cifarscale.slurm.submitted import find_run
@@ -189,7 +193,7 @@ def outcome(result: dict[str, object]) -> str:
     if isinstance(best, dict):
         return f"{result['metric']} {best['value']:.4f} in trial {best['trial']}"
     if "best" in result:
-        return f"none of {result['trials']} trials came to a figure"
+        return f"no trial of {result['trials']} produced a result"
     if isinstance(test, dict):
         return f"test top-1 {test['top1']:.2%}"
     if isinstance(distance, dict):

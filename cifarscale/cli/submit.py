@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 @click.argument("recipe")
 @click.option("--nodes", type=click.IntRange(min=1), default=1, show_default=True, help="Nodes of the job.")
 @click.option(
-    "--gpus-per-node", type=click.IntRange(min=0), help="GPUs, and so ranks, a node.  [default: the profile's]"
+    "--gpus-per-node", type=click.IntRange(min=0), help="GPUs per node, with one rank each.  [default: the profile's]"
 )
 @click.option("--profile", help="A cluster profile.  [default: $CIFARSCALE_PROFILE, or gpu]")
 @click.option("--time", help="Time limit, as SLURM writes it: 04:00:00.  [default: the profile's]")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe; repeatable.")
 @click.option("--array", metavar="KEY=V1,V2,…", help="One job for each value of a key, as a job array.")
-@click.option("--at-once", type=click.IntRange(min=1), help="How many jobs of the array may run at the same time.")
+@click.option("--at-once", type=click.IntRange(min=1), help="Most jobs of the array that run at the same time.")
 @click.option("--data", help="A data set (cifar100, synthetic) or a folder of shards.  [default: the recipe's set]")
 @click.option("--run-dir", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/NAME-HASH]")
-@click.option("--num-workers", type=click.IntRange(min=0), default=0, help="Reading processes a rank.")
+@click.option("--num-workers", type=click.IntRange(min=0), default=0, help="Reading processes per rank.")
 @wandb_option
-@click.option("--dry-run", is_flag=True, help="Show the plan and the sbatch script, and queue nothing.")
-@click.option("--wait", is_flag=True, help="Return when the job has ended; exit code 0 if its run is complete.")
+@click.option("--dry-run", is_flag=True, help="Show the plan and the sbatch script without queueing.")
+@click.option("--wait", is_flag=True, help="Wait until the job has ended; exit code 0 if its run is complete.")
 def submit(
     recipe: str,
     nodes: int,

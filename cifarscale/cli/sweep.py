@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 @click.argument("recipe")
 @click.option("--num-trials", type=click.IntRange(min=1), help="Trials to start.  [default: the recipe's]")
 @click.option("--max-concurrent", type=click.IntRange(min=0), help="Trials side by side; 0 for as many as fit.")
-@click.option("--workers-per-trial", type=click.IntRange(min=1), help="Ranks that a trial is trained by.")
+@click.option("--workers-per-trial", type=click.IntRange(min=1), help="Ranks per trial.")
 @click.option("--cpus-per-trial", type=click.IntRange(min=1), help="CPU cores of a trial, or of each worker.")
-@click.option("--gpus-per-trial", type=click.FloatRange(min=0), help="GPUs of the same; a fraction shares one.")
+@click.option(
+    "--gpus-per-trial", type=click.FloatRange(min=0), help="GPUs of a trial, or of each worker; a fraction shares one."
+)
 @click.option("--resume", is_flag=True, help="Go on with a sweep that was interrupted, or give it more trials.")
 @click.option("--data", help="A data set (cifar100, synthetic) or a folder of shards.  [default: the base's set]")
 @click.option("--run-dir", type=click.Path(path_type=Path), help="The sweep's folder.  [default: runs/NAME-HASH]")
@@ -188,7 +190,7 @@ def _show_result(folder: "SweepFolder", result: dict[str, Any]) -> None:
     if result["ended"]:
         click.echo(f"the sweep ended early: {result['ended']}")
     if result["best"] is None:
-        click.echo("no trial came to a figure")
+        click.echo("No trial produced a result.")
         return
     for path in sorted(folder.plots.glob("*.png")):
         click.echo(f"plot    {short_path(path)}")

@@ -14,8 +14,8 @@ from cifarscale.cli.options import short_path
 def sync(runs: tuple[Path, ...]) -> None:
     """Upload to Weights & Biases what RUNS, or all below runs/, wrote while they were offline.
 
-    RUNS are run folders, or those of sweeps. A run that is named is uploaded also if W&B was off for it, from its
-    figures. What is uploaded already is left alone, so this can be repeated.
+    RUNS are run folders, or those of sweeps. A run that you name is uploaded even if W&B was off for it, from its
+    metrics. What is uploaded already is left alone, so you can repeat this.
     """
     from cifarscale.errors import EXIT_ERROR, CifarscaleError, RunError
     from cifarscale.runs.run_folder import run_folders

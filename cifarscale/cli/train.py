@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe; repeatable.")
 @click.option("--run-dir", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/NAME-HASH]")
 @click.option(
-    "--num-workers", type=click.IntRange(min=0), default=0, help="Reading processes a rank (data.reader = streaming)."
+    "--num-workers", type=click.IntRange(min=0), default=0, help="Reading processes per rank (data.reader = streaming)."
 )
 @wandb_option
 def train(

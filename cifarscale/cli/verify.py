@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from cifarscale.checks.verify import Comparison
 
 
-@click.command(short_help="Prove that a recipe gives the same numbers there.")
+@click.command(short_help="Verify that a recipe is reproducible on a cluster.")
 @click.argument("recipe")
 @click.option("--nodes", type=click.IntRange(min=1), default=1, show_default=True, help="Nodes of the job.")
 @click.option("--profile", help="A cluster profile.  [default: $CIFARSCALE_PROFILE, or gpu]")
@@ -27,7 +27,7 @@ def verify(
     data: str | None,
     folder: Path | None,
 ) -> None:
-    """Prove on your own cluster that RECIPE gives the same numbers whatever happens.
+    """Verify on your own cluster that RECIPE gives the same numbers regardless of ranks and interruptions.
 
     A short run of it; the same one killed and started again; the same one on another number of ranks. Shows what is
     equal in every bit, and how near the rest is; exit code 1 if the promise does not hold.

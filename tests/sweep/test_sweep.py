@@ -72,7 +72,7 @@ def test_a_sweep_whose_trials_all_fail_ends_with_1(sweep: Sweep) -> None:
     process = sweep.start()
     output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1, output
-    assert "no trial came to a figure" in output
+    assert "No trial produced a result." in output
 
 
 def test_a_killed_sweep_goes_on_and_repeats_no_finished_trial(sweep: Sweep) -> None:

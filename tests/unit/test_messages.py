@@ -118,7 +118,7 @@ def _no_disk(*_: object) -> None:
 
 
 def test_a_sweep_of_which_nothing_came_says_so() -> None:
-    assert outcome({"metric": "top1", "trials": 3, "best": None}) == "none of 3 trials came to a figure"
+    assert outcome({"metric": "top1", "trials": 3, "best": None}) == "no trial of 3 produced a result"
 
 
 @pytest.mark.parametrize(
