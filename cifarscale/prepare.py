@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from cifarscale.config.cnn import CnnRecipe
 from cifarscale.config.distance import FidJob
 from cifarscale.config.load import recipe_hash, with_values
 from cifarscale.config.recipe import Job, Recipe
@@ -62,7 +61,7 @@ def batch_size_per_rank(recipe: Recipe, world_size: int) -> int:
     Raises: ConfigError if the global batch cannot be split evenly, with the nearest number of ranks that can.
     """
     batch, microbatches = recipe.training.global_batch_size, recipe.training.microbatches
-    pairs = 2 if isinstance(recipe, CnnRecipe) and recipe.augmentation.mixes else 1
+    pairs = recipe.samples_together
     splits = microbatches or batch // pairs
     valid = [n for n in range(1, splits + 1) if splits % n == 0 and batch % (n * pairs) == 0]
     if world_size not in valid:

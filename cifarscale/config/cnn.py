@@ -1,10 +1,10 @@
 """The recipe of a classifier's training."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
-from cifarscale.config.recipe import Fraction, NormalisationKind, Recipe, Section, check_sync_batch
+from cifarscale.config.recipe import Fraction, Metric, NormalisationKind, Recipe, Section, check_sync_batch
 
 
 class AugmentationConfig(Section):
@@ -61,11 +61,23 @@ ClassifierConfig = Annotated[SmallFiltersCNNConfig | ResNetConfig, Field(discrim
 class CnnRecipe(Recipe):
     """Trains an image classifier."""
 
+    needs_validation: ClassVar[bool] = True
+
     task: Literal["cnn"] = "cnn"
     model: ClassifierConfig = SmallFiltersCNNConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     label_smoothing: Fraction = 0.0
     """Share of the target that is spread evenly over all classes (Szegedy et al. 2016)."""
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        kinds: tuple[tuple[str, Literal["max", "min"]], ...] = (("top1", "max"), ("top5", "max"), ("loss", "min"))
+        evaluated = (Metric(f"validation_{name}", mode) for name, mode in kinds)
+        return (*evaluated, *(Metric(f"validation.{name}", mode, is_final=True) for name, mode in kinds))
+
+    @property
+    def samples_together(self) -> int:
+        return 2 if self.augmentation.mixes else 1
 
     @model_validator(mode="after")
     def _mixing_needs_pairs(self) -> Self:

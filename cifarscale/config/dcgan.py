@@ -7,6 +7,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model
 from cifarscale.config.distance import FEATURES_PATTERN, DistanceConfig
 from cifarscale.config.recipe import (
     AdamWConfig,
+    Metric,
     NormalisationKind,
     OptimizerConfig,
     Recipe,
@@ -83,6 +84,18 @@ class DcganRecipe(Recipe):
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = AdamWConfig(betas=(0.5, 0.999))
     distance: TrainingDistanceConfig = TrainingDistanceConfig()
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        if self.distance.features == "none":
+            return ()
+        name = "fid" if self.distance.features == "inception" else "frechet_distance"
+        evaluated = (Metric(name, "min"),) if self.distance.every else ()
+        return (*evaluated, Metric("distance.distance", "min", is_final=True))
+
+    @property
+    def compared_every(self) -> int:
+        return self.distance.every
 
     @model_validator(mode="after")
     def _normalisations_suit_the_rest(self) -> Self:

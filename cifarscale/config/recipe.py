@@ -6,7 +6,7 @@ Numbers that switch something off are 0, so that a resolved recipe can be writte
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -208,8 +208,26 @@ class Change(Section):
         return dict(dotted(value)) if isinstance(value, Mapping) else value
 
 
+@dataclass(frozen=True)
+class Metric:
+    """A value that a run reports, by which runs can be compared.
+
+    Attributes:
+        name: in metrics.jsonl, or a dotted key of result.json.
+        mode: whether more of it is better, `max`, or less, `min`.
+        is_final: whether it is known at the end of a run only.
+    """
+
+    name: str
+    mode: Literal["max", "min"]
+    is_final: bool = False
+
+
 class Recipe(Job):
     """What all trainings share."""
+
+    needs_validation: ClassVar[bool] = False
+    """Whether runs are compared on samples that they did not train on, which data.num_validation sets aside."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Initial weights, order of the samples, augmentation and noise all follow from it."""
@@ -221,6 +239,21 @@ class Recipe(Job):
     tracking: TrackingConfig = TrackingConfig()
     later: list[Change] = Field(default=[])
     """Keys that change in the middle of the run, in the order of their steps; what population-based training finds."""
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """By what runs of this recipe can be compared."""
+        return ()
+
+    @property
+    def compared_every(self) -> int:
+        """Steps between two reports of its metrics."""
+        return self.evaluation.every
+
+    @property
+    def samples_together(self) -> int:
+        """Samples that must lie in one microbatch."""
+        return 1
 
     @model_validator(mode="after")
     def _warmup_fits_the_run(self) -> Self:

@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from cifarscale.config.dcgan import DcganRecipe
 from cifarscale.config.recipe import MAY_CHANGE, Recipe, may_change, resolved
 from cifarscale.config.sweep import Distribution, PbtConfig, SweepJob
 from cifarscale.errors import ConfigError
@@ -30,7 +29,7 @@ def check_population(sweep: SweepJob, base: Recipe) -> None:
     if sweep.num_trials < 2:
         raise ConfigError(f"num_trials = {sweep.num_trials}: a population, for scheduler.name = 'pbt', has at least 2")
     interval, last = sweep.scheduler.interval_steps, base.training.max_steps
-    every = base.distance.every if isinstance(base, DcganRecipe) else base.evaluation.every
+    every = base.compared_every
     if interval % every or interval >= last:
         raise ConfigError(
             f"scheduler.interval_steps = {interval} must be a multiple of the {every} steps between two evaluations, "

@@ -5,8 +5,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from cifarscale.config.cnn import CnnRecipe
-from cifarscale.config.dcgan import DcganRecipe
 from cifarscale.config.load import find_recipe, load_recipe, parse_job, recipe_hash, with_values
 from cifarscale.config.recipe import Recipe, resolved
 from cifarscale.config.sweep import AshaConfig, Distribution, PbtConfig, SweepJob, in_order
@@ -105,7 +103,7 @@ def trial_recipe(sweep: SweepJob, base: Recipe, overrides: Overrides) -> Recipe:
 def best_recipe(sweep: SweepJob, base: Recipe, overrides: Overrides) -> Recipe:
     """The recipe to train in the end: on all samples, and looking at the test set once, when it is done."""
     recipe = with_values(changed(base, overrides, "space"), name=f"{sweep.name}-best", data__num_validation=0)
-    if isinstance(recipe, CnnRecipe):
+    if recipe.needs_validation:
         recipe = with_values(recipe, evaluation__every=0)
     return recipe
 
@@ -121,21 +119,6 @@ def sweep_hash(sweep: SweepJob) -> str:
     return recipe_hash(sweep.model_copy(update=changes))
 
 
-def metrics_of(recipe: Recipe) -> list[str]:
-    """What the job reports at evaluations during training that may be selected by."""
-    if isinstance(recipe, CnnRecipe):
-        return ["validation_top1", "validation_top5", "validation_loss"]
-    return [] if not _distance_every(recipe) else [_distance_key(recipe)]
-
-
-def results_of(recipe: Recipe) -> list[str]:
-    """What the job writes at its end that may be selected by, as dotted keys of result.json."""
-    if isinstance(recipe, CnnRecipe):
-        return ["validation.top1", "validation.top5", "validation.loss"]
-    assert isinstance(recipe, DcganRecipe)
-    return ["distance.distance"] if recipe.distance.features != "none" else []
-
-
 def check_sweep(sweep: SweepJob) -> Recipe:
     """Everything that can be known before a trial starts. Returns: the base.
 
@@ -145,7 +128,7 @@ def check_sweep(sweep: SweepJob) -> Recipe:
     for key in sweep.space:
         if key in _NOT_TRAINED_ON or key.startswith("tracking."):
             raise ConfigError(f"space.{key}: trials that differ in {key} cannot be compared; put it into [set]")
-    if isinstance(base, CnnRecipe) and not base.data.num_validation:
+    if base.needs_validation and not base.data.num_validation:
         raise ConfigError(
             "data.num_validation = 0 leaves nothing to select by but the test set, which a sweep never looks at. "
             'Add to [set]: "data.num_validation" = 5000'
@@ -215,17 +198,15 @@ def _check_conditions(sweep: SweepJob, base: Recipe) -> None:
 
 
 def _check_metric(sweep: SweepJob, base: Recipe) -> None:
-    evaluated, results = metrics_of(base), results_of(base)
-    if sweep.metric not in (*evaluated, *results):
-        valid = ", ".join((*evaluated, *results)) or (
-            "none with distance.features = 'none'; set distance.features and distance.every"
-        )
+    metrics = {metric.name: metric for metric in base.metrics}
+    evaluated = [name for name, metric in metrics.items() if not metric.is_final]
+    if sweep.metric not in metrics:
+        valid = ", ".join(metrics) or "none with distance.features = 'none'; set distance.features and distance.every"
         raise ConfigError(
             f"metric = {sweep.metric!r} is not what a job of task {base.task!r} reports"
-            f"{nearest(sweep.metric, (*evaluated, *results))}; valid: {valid}"
+            f"{nearest(sweep.metric, metrics)}; valid: {valid}"
         )
-    rises = sweep.metric.startswith("validation") and not sweep.metric.endswith("loss")
-    better = "max" if rises else "min"
+    better = metrics[sweep.metric].mode
     if sweep.mode != better:
         raise ConfigError(f"mode = {sweep.mode!r}: of {sweep.metric} {better!r} is better")
     if sweep.scheduler.name != "none":
@@ -240,12 +221,3 @@ def _check_metric(sweep: SweepJob, base: Recipe) -> None:
                 f"scheduler.grace_steps = {sweep.scheduler.grace_steps} must be below training.max_steps = "
                 f"{base.training.max_steps} of the base, or no trial is ever stopped"
             )
-
-
-def _distance_every(recipe: Recipe) -> int:
-    return recipe.distance.every if isinstance(recipe, DcganRecipe) else 0
-
-
-def _distance_key(recipe: Recipe) -> str:
-    assert isinstance(recipe, DcganRecipe)
-    return "fid" if recipe.distance.features == "inception" else "frechet_distance"
