@@ -66,7 +66,7 @@ def load_classifier(run_dir: Path, device: torch.device) -> TrainedClassifier:
     """
     recipe = RunFolder(run_dir).load_recipe()
     if not isinstance(recipe, CnnRecipe):
-        raise RunError(f"{run_dir} is a run of task {recipe.task!r}, and this needs a classifier's (task 'cnn')")
+        raise RunError(f"{run_dir} is a run of task {recipe.task!r}, and this needs a classifier's (task 'classifier')")
     state = _newest_state(run_dir, device)
     manifest = Manifest.load(run_dir)
     network = build_classifier(recipe, manifest, device)
@@ -81,7 +81,7 @@ def load_generator(run_dir: Path, device: torch.device) -> TrainedGenerator:
     """
     recipe = RunFolder(run_dir).load_recipe()
     if not isinstance(recipe, DcganRecipe):
-        raise RunError(f"{run_dir} is a run of task {recipe.task!r}, and this needs a generator's (task 'dcgan')")
+        raise RunError(f"{run_dir} is a run of task {recipe.task!r}, and this needs a generator's (task 'gan')")
     state = _newest_state(run_dir, device)
     manifest = Manifest.load(run_dir)
     generator, _ = build_networks(recipe, manifest, device)

@@ -166,9 +166,9 @@ _DISTANCE = {"num_samples": 200, "every": 10}
 
 def _shortened(job: dict[str, Any]) -> dict[str, Any]:
     """The same job in a second or two."""
-    if job["task"] in ("cnn", "dcgan"):
+    if job["task"] in ("classifier", "gan"):
         return {**job, "training": job["training"] | _SHORT, "evaluation": {"every": 10}}
-    if job["task"] == "fid":
+    if job["task"] == "distance":
         return {**job, "distance": job["distance"] | {"num_samples": 200}}
     if job["task"] == "sweep":
         # The base, which is shortened too, trains the trials; what the sweep sets for them must not undo that.

@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TESTCLUSTER = ROOT / "slurm/testcluster/testcluster"
 STEPS = 150
 RECIPE = f"""
-task = "cnn"
+task = "classifier"
 [training]
 max_steps = {STEPS}
 log_every = 5

@@ -51,7 +51,7 @@ def show(recipe: str, overrides: tuple[str, ...]) -> None:
 @jobs.command()
 @click.argument("task", required=False)
 def keys(task: str | None) -> None:
-    """The keys of recipes of a TASK (cnn, dcgan, fid, evaluate, sweep), or of all, with their defaults, as Markdown."""
+    """All keys of recipes, or those of a TASK: classifier, gan, distance, evaluate, sweep. Prints Markdown."""
     from cifarscale.config.reference import reference
     from cifarscale.config.tasks import TASKS
     from cifarscale.config.validation import nearest

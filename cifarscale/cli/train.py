@@ -82,7 +82,7 @@ def _show(result: dict[str, Any], run_dir: Path) -> None:
 
     title = f"{result['name']}: {result['parameters']:,} parameters, {result['steps']:,} steps"
     rate = f"{result['images_per_second']:,.0f} images/s on {result['world_size']} × {result['device']}"
-    if result["task"] == "dcgan":
+    if result["task"] == "gan":
         click.echo(f"{title}, {rate}")
         if "distance" in result:
             click.echo(f"{result['distance']['metric']} {result['distance']['distance']:.2f}")

@@ -63,7 +63,7 @@ class CnnRecipe(Recipe):
 
     needs_validation: ClassVar[bool] = True
 
-    task: Literal["cnn"] = "cnn"
+    task: Literal["classifier"] = "classifier"
     model: ClassifierConfig = SmallFiltersCNNConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     label_smoothing: Fraction = 0.0

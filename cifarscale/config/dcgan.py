@@ -78,7 +78,7 @@ class TrainingDistanceConfig(DistanceConfig):
 class DcganRecipe(Recipe):
     """Trains a generator against a discriminator. A step updates each of them once, the discriminator first."""
 
-    task: Literal["dcgan"] = "dcgan"
+    task: Literal["gan"] = "gan"
     model: DcganModelConfig = DcganModelConfig()
     augmentation: GanAugmentationConfig = GanAugmentationConfig()
     objective: ObjectiveConfig = ObjectiveConfig()

@@ -37,7 +37,7 @@ class DistanceConfig(Section):
 class FidJob(Job):
     """Compares images with real ones."""
 
-    task: Literal["fid"] = "fid"
+    task: Literal["distance"] = "distance"
     images: str = ""
     """What is measured: the folder of a generator's run, a folder of images, or a split of the data set."""
     dataset: str = ""

@@ -72,7 +72,7 @@ def load_fid(overrides: Iterable[str] = ()) -> FidJob:
     """The job `fid`. Raises: ConfigError also if a file of that name is a job of another kind."""
     job = load_job("fid", overrides)
     if not isinstance(job, FidJob):
-        raise ConfigError(f"{find_recipe('fid')} is a job of task {job.task!r}, and this needs task = 'fid'")
+        raise ConfigError(f"{find_recipe('fid')} is a job of task {job.task!r}, and this needs task = 'distance'")
     return job
 
 

@@ -55,15 +55,15 @@ class DataConfig(Section):
     """`in_memory` decodes the set once into memory on the device; `streaming` reads shards as it goes."""
     num_validation: NonNegativeInt = 0
     """Training samples set aside for validation, chosen by a fixed seed; 0 trains on all of them."""
-    num_lanes: PositiveInt = 16
+    canonical_partitions: PositiveInt = 16
     """Streaming only: sequences that are read side by side. Part of what defines the order of the samples."""
     shuffle_buffer: PositiveInt = 2048
-    """Streaming only: samples a lane holds to draw the next one from."""
+    """Streaming only: samples a partition holds to draw the next one from."""
 
     @model_validator(mode="after")
     def _validation_needs_the_in_memory_reader(self) -> Self:
         if self.num_validation and self.reader == "streaming":
-            raise ValueError("data.num_validation needs data.reader = 'in_memory': lanes stream whole shards")
+            raise ValueError("data.num_validation needs data.reader = 'in_memory': partitions stream whole shards")
         return self
 
 
@@ -186,8 +186,8 @@ class Job(Section):
     """What all jobs share."""
 
     task: str
-    """What is done: `cnn` and `dcgan` train one, `fid` compares images, `evaluate` evaluates a classifier, `sweep`
-    searches for better values of a training's keys."""
+    """What is done: `classifier` and `gan` train one, `distance` compares images, `evaluate` evaluates a classifier,
+    `sweep` searches for better values of a training's keys."""
     name: Annotated[str, Field(pattern=r"^(\w[\w .+-]*)?$")] = ""
     """Name of the job; the file's name where it is empty. Run folders are named after it."""
     description: str = ""

@@ -8,9 +8,9 @@ from cifarscale.config.recipe import Job
 from cifarscale.config.sweep import SweepJob
 
 TASKS: dict[str, type[Job]] = {
-    "cnn": CnnRecipe,
-    "dcgan": DcganRecipe,
-    "fid": FidJob,
+    "classifier": CnnRecipe,
+    "gan": DcganRecipe,
+    "distance": FidJob,
     "evaluate": EvaluateJob,
     "sweep": SweepJob,
 }

@@ -1,10 +1,10 @@
 """Shards read in sequence by webdataset, for sets that do not fit into memory.
 
-An epoch's shards, in an order drawn anew, are one long sequence, which is cut into `num_lanes` equal *lanes*; a lane
-is read from front to back through a shuffle buffer, and position g of the epoch is item g // num_lanes of lane
-g % num_lanes. Lanes belong to the recipe, not to the ranks, so the sequence is the same for any number of readers. A
-reader (one worker of one rank) reads just the lanes in which its positions lie: a share of them if the number of
-readers divides `num_lanes`, and otherwise all of them, decoding only its own samples.
+An epoch's shards, in an order drawn anew, are one long sequence, which is cut into N equal *canonical partitions*. A
+partition is read from front to back through a shuffle buffer, and position g of the epoch is item g // N of partition
+g % N. Partitions belong to the recipe, not to the ranks, so the sequence is the same for any number of readers. A
+reader (one worker of one rank) reads just the partitions in which its positions lie: a share of them if the number of
+readers divides N, and otherwise all of them, decoding only its own samples.
 """
 
 import random
@@ -34,14 +34,14 @@ _Sample = dict[str, Any]
 _decode = Decoder([imagehandler("rgb8", extensions=["ppm"])])
 
 
-class Lanes:
-    """Undecoded samples by (epoch, position), each lane read once from front to back."""
+class CanonicalPartitions:
+    """Undecoded samples by (epoch, position), each partition read once from front to back."""
 
     def __init__(self, folder: Path, split: SplitEntry, seed: int, config: DataConfig) -> None:
         self._folder = folder
         self._split = split
         self._seed = seed
-        self._num_lanes = config.num_lanes
+        self._num_partitions = config.canonical_partitions
         self._shuffle_buffer = config.shuffle_buffer
         self._epoch = -1
         self._open: dict[int, Iterator[_Sample]] = {}
@@ -52,21 +52,21 @@ class Lanes:
         epoch, place = divmod(position, self._split.num_samples)
         if epoch != self._epoch:
             self._epoch, self._open, self._taken = epoch, {}, {}
-        item, lane = divmod(place, self._num_lanes)
-        if lane not in self._open:
-            self._open[lane], self._taken[lane] = self._read(epoch, lane), 0
-        skipped = item - self._taken[lane]
-        self._taken[lane] = item + 1
-        return next(islice(self._open[lane], skipped, None))
+        item, partition = divmod(place, self._num_partitions)
+        if partition not in self._open:
+            self._open[partition], self._taken[partition] = self._read(epoch, partition), 0
+        skipped = item - self._taken[partition]
+        self._taken[partition] = item + 1
+        return next(islice(self._open[partition], skipped, None))
 
-    def _read(self, epoch: int, lane: int) -> Iterator[_Sample]:
-        """All of a lane in its shuffled order."""
-        samples, lanes = self._split.num_samples, self._num_lanes
-        size = samples // lanes + (lane < samples % lanes)
-        start = lane * (samples // lanes) + min(lane, samples % lanes)
+    def _read(self, epoch: int, partition: int) -> Iterator[_Sample]:
+        """All of a partition in its shuffled order."""
+        samples, partitions = self._split.num_samples, self._num_partitions
+        size = samples // partitions + (partition < samples % partitions)
+        start = partition * (samples // partitions) + min(partition, samples % partitions)
         order = permutation(self._seed, "shard order", epoch, len(self._split.shards))
         in_sequence = self._from(start, [self._split.shards[i] for i in order])
-        rng = random.Random(f"{self._seed} {epoch} {lane}")
+        rng = random.Random(f"{self._seed} {epoch} {partition}")
         shuffled: Iterator[_Sample] = wds.shuffle(self._shuffle_buffer, initial=self._shuffle_buffer, rng=rng)(
             islice(in_sequence, size)
         )
@@ -126,12 +126,12 @@ class StreamingReader:
 
     def read_part(self, first_step: int, worker: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """Images, labels and ids of one worker's part of each batch."""
-        lanes = Lanes(self._folder, self._split, self._seed, self._config)
+        partitions = CanonicalPartitions(self._folder, self._split, self._seed, self._config)
         reader = self._ranks.rank + self._ranks.world_size * worker
         positions = rank_positions(self._global_batch_size, reader, self._ranks.world_size * self._parts)
         step = first_step
         while True:
-            samples = [_decode(lanes.sample(step * self._global_batch_size + position)) for position in positions]
+            samples = [_decode(partitions.sample(step * self._global_batch_size + position)) for position in positions]
             images = np.stack([sample["ppm"] for sample in samples])
             labels = torch.tensor([sample["cls"] for sample in samples])
             ids = torch.tensor([int(sample["__key__"].rpartition("-")[2]) for sample in samples])

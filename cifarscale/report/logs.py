@@ -49,7 +49,7 @@ def restarts(lines: Sequence[Line], starts: Sequence[str]) -> list[int]:
 
 def run_drawings(name: str, lines: Sequence[Line], task: str, starts: Sequence[int]) -> list[Drawing]:
     """The curves of a run, those of which there is something in its log."""
-    losses = {key: label for key, label in _LOSSES.items() if task != "dcgan" or key != "loss"}  # there it is their sum
+    losses = {key: label for key, label in _LOSSES.items() if task != "gan" or key != "loss"}  # there it is their sum
     kinds: list[tuple[str, dict[str, str], str, bool]] = [
         ("Loss", losses, "loss", False),
         ("Accuracy", _ACCURACIES, "top-1", True),
@@ -73,7 +73,7 @@ def compared_drawings(runs: Mapping[str, Sequence[Line]], task: str) -> list[Dra
     """What logs of several runs of a task have in common, each run a curve."""
     found: list[Drawing] = []
     for title, keys, unit, is_share in (
-        ("Training loss", ("loss",) if task != "dcgan" else (), "loss", False),
+        ("Training loss", ("loss",) if task != "gan" else (), "loss", False),
         ("Generator's loss", ("generator_loss",), "loss", False),
         ("Accuracy", ("validation_top1", "test_top1"), "top-1", True),
         ("Distance to real images", ("fid",), "FID", False),

@@ -59,7 +59,7 @@ def command(job: Job, environment: Mapping[str, Any]) -> str:
     """What runs a job again, on as many processes, from the recipe in a file of its own."""
     if job.task == "sweep":
         return "cifarscale sweep recipe.toml"
-    if job.task not in ("cnn", "dcgan"):
+    if job.task not in ("classifier", "gan"):
         return "cifarscale submit recipe.toml"
     words = ["cifarscale", "train", "recipe.toml"]
     dataset = resolved(job)["data"]["dataset"]

@@ -17,7 +17,7 @@ from cifarscale.prepare import RunOptions, resolve
 from cifarscale.run import run_job
 
 TINY = """
-task = "cnn"
+task = "classifier"
 [model]
 width = 4
 [training]

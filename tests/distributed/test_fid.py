@@ -482,9 +482,9 @@ def test_bad_input_is_refused_in_one_line(
     np.savez(tmp_path / "nan.npz", mu=np.full(64, np.nan), sigma=np.eye(64))
     (tmp_path / "text.npz").write_text("text")
     cases: dict[tuple[str | Path, ...], str] = {
-        (narrow, *features): "is a run of task 'cnn', and this needs a generator's (task 'dcgan')",
+        (narrow, *features): "is a run of task 'classifier', and this needs a generator's (task 'gan')",
         (unfinished, *features): "has no checkpoint yet. Run: cifarscale train",
-        (generator, "--features", f"cnn:{generator}", *on(shards)): "and this needs a classifier's (task 'cnn')",
+        (generator, "--features", f"cnn:{generator}", *on(shards)): "and this needs a classifier's (task 'classifier')",
         (generator, "--features", f"cnn:{tmp_path}", *on(shards)): "is not a run folder",
         (generator, "--features", "resnet", *on(shards)): "distance.features = 'resnet'",
         (

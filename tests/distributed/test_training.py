@@ -80,7 +80,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         "label_smoothing=0.1",
         "data.num_validation=107",
     ),
-    "streaming": ("data.reader=streaming", "data.num_lanes=8", "data.shuffle_buffer=32"),
+    "streaming": ("data.reader=streaming", "data.canonical_partitions=8", "data.shuffle_buffer=32"),
 }
 TO_ROUNDING: dict[str, tuple[str, ...]] = {
     "no microbatches": ("training.microbatches=0",),

@@ -144,10 +144,10 @@ def test_every_key_says_what_it_is() -> None:
 
 
 def test_the_keys_of_one_task_are_shown_alone() -> None:
-    shown = CliRunner().invoke(main, ["jobs", "keys", "fid"]).stdout
-    assert shown == reference("fid")
+    shown = CliRunner().invoke(main, ["jobs", "keys", "distance"]).stdout
+    assert shown == reference("distance")
     assert "`distance.features`" in shown
     assert "training.max_steps" not in shown
-    refused = CliRunner().invoke(main, ["jobs", "keys", "cn"])
+    refused = CliRunner().invoke(main, ["jobs", "keys", "clasifier"])
     assert refused.exit_code == 1
-    assert "unknown task 'cn', did you mean 'cnn'?" in refused.stderr
+    assert "unknown task 'clasifier', did you mean 'classifier'?" in refused.stderr

@@ -26,7 +26,7 @@ PATIENCE_S = 300
 """After which something hangs: not a measure of anything."""
 
 CNN = """
-task = "cnn"
+task = "classifier"
 [training]
 max_steps = {steps}
 log_every = 5

@@ -22,7 +22,7 @@ from cifarscale.slurm.submitted import submissions
 pytestmark = pytest.mark.slurm
 
 DCGAN = """
-task = "dcgan"
+task = "gan"
 [model]
 generator_width = 8
 discriminator_width = 8

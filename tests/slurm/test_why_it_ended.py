@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slurm
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 RECIPE = """
-task = "cnn"
+task = "classifier"
 [training]
 max_steps = 100_000
 log_every = 5

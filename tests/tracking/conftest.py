@@ -21,7 +21,7 @@ from cifarscale.tracking.wandb_folder import WandbFolder
 pytest.importorskip("wandb")
 
 CNN = """
-task = "cnn"
+task = "classifier"
 [model]
 width = 4
 [training]
@@ -34,7 +34,7 @@ every = 10
 batch_size = 60
 """
 DCGAN = """
-task = "dcgan"
+task = "gan"
 [model]
 generator_width = 8
 discriminator_width = 8

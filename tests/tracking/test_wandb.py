@@ -62,7 +62,7 @@ def test_name_group_kind_and_config_are_those_of_the_run(classifier: Run, record
     (run,) = found.of("run")
     assert run["display_name"] == "tiny-0123"
     assert run["run_group"] == "cnn"
-    assert run["job_type"] == "cnn"
+    assert run["job_type"] == "classifier"
     assert run["project"] == "cifarscale"
     assert run["tags"] == ["a", "b"]
     assert run["run_id"] == (classifier.path / "wandb" / "id").read_text().strip()

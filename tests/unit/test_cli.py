@@ -20,7 +20,7 @@ from cifarscale.data.manifest import Manifest
 from cifarscale.errors import DataError
 
 TINY = """
-task = "cnn"
+task = "classifier"
 [model]
 width = 2
 [training]

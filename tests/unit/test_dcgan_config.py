@@ -25,7 +25,7 @@ WEIGHT = (["0", "0.5", "1e3"], ["-1", "inf", "nan", '"1"', "true"])
 NORMALISATION = (["none", "batch", "group"], ["layer", "", "1"])
 
 VALUES: dict[str, tuple[list[str], list[str]]] = {
-    "task": (["dcgan"], ["gan"]),
+    "task": (["gan"], ["dcgan"]),
     "model.latent_size": COUNT,
     "model.generator_width": WIDTH,
     "model.discriminator_width": WIDTH,

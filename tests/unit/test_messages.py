@@ -126,7 +126,7 @@ def test_a_sweep_of_which_nothing_came_says_so() -> None:
 )
 def test_a_recipe_may_lie_in_a_file_of_any_name(stem: str, name: str, tmp_path: Path) -> None:
     path = tmp_path / f"{stem}.toml"
-    path.write_text('task = "cnn"')
+    path.write_text('task = "classifier"')
     assert load_recipe(str(path)).name == name
 
 

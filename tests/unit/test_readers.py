@@ -56,7 +56,7 @@ def open_reader(shards: Path) -> Open:
     ) -> Reader:
         if kind == "in_memory":
             return InMemoryReader(split, seed, batch, ranks)
-        config = DataConfig(reader="streaming", num_lanes=8, shuffle_buffer=32)
+        config = DataConfig(reader="streaming", canonical_partitions=8, shuffle_buffer=32)
         return StreamingReader(shards, manifest.split("train"), seed, batch, config, ranks, num_workers)
 
     return make
@@ -106,11 +106,11 @@ def test_each_sample_comes_once_an_epoch(kind: str, sequence: Callable[[str], Id
         np.testing.assert_array_equal(np.sort(epoch), np.arange(507))
 
 
-@pytest.mark.parametrize("num_lanes", [1, 3, 16, 99, 101, 500])
-def test_each_sample_comes_once_an_epoch_for_any_number_of_lanes(num_lanes: int, tmp_path: Path) -> None:
-    """Also if there are more lanes than samples, and shards of different lengths."""
+@pytest.mark.parametrize("num_partitions", [1, 3, 16, 99, 101, 500])
+def test_each_sample_comes_once_an_epoch_for_any_number_of_partitions(num_partitions: int, tmp_path: Path) -> None:
+    """Also if there are more partitions than samples, and shards of different lengths."""
     entry = write_shards(synthetic_source(100, 100), tmp_path, 7, lambda _: None).split("train")
-    config = DataConfig(reader="streaming", num_lanes=num_lanes, shuffle_buffer=8)
+    config = DataConfig(reader="streaming", canonical_partitions=num_partitions, shuffle_buffer=8)
     batches = take(StreamingReader(tmp_path, entry, SEED, 32, config), 10)
     for epoch in torch.cat([batch.ids for batch in batches])[:300].view(3, 100):
         assert epoch.sort().values.tolist() == list(range(100))
@@ -119,7 +119,7 @@ def test_each_sample_comes_once_an_epoch_for_any_number_of_lanes(num_lanes: int,
 def test_seeds_and_epochs_have_their_own_orders_within_a_shard(tmp_path: Path) -> None:
     """Where there is one shard, and so nothing but the buffer to shuffle with."""
     entry = write_shards(synthetic_source(100, 100), tmp_path, 1, lambda _: None).split("train")
-    config = DataConfig(reader="streaming", num_lanes=1, shuffle_buffer=100)
+    config = DataConfig(reader="streaming", canonical_partitions=1, shuffle_buffer=100)
     epochs = [
         tuple(batch.ids.tolist())
         for seed in (0, 1)
@@ -168,7 +168,7 @@ def test_seeds_and_epochs_have_their_own_orders(kind: str, open_reader: Open) ->
 
 
 def test_streaming_shuffles_across_shards(sequence: Callable[[str], Ids]) -> None:
-    """Each batch draws on about as many shards as there are lanes, and neighbours do not stay together."""
+    """Each batch draws on about as many shards as there are partitions, and neighbours do not stay together."""
     ids = sequence("streaming")
     assert np.mean([len(set(batch // 32)) for batch in ids]) > 6
     assert np.mean(np.abs(np.diff(ids.ravel())) == 1) < 0.02

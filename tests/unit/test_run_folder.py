@@ -19,5 +19,5 @@ def test_the_recipe_of_a_run_goes_on_in_its_folder(tmp_path: Path, shards: Path)
 
 def test_a_file_of_ones_own_that_is_called_so_is_no_run(tmp_path: Path) -> None:
     mine = tmp_path / "recipe.toml"
-    mine.write_text('task = "cnn"\n')
+    mine.write_text('task = "classifier"\n')
     assert folder_of(str(mine), load_job(str(mine))) is None

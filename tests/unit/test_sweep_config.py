@@ -82,7 +82,7 @@ def test_the_cnn_is_swept_with_the_parameters_it_has() -> None:
         ("space.data.num_validation={choice=[1]}", "in [set] and in [space]"),
         ("set.data.num_validation=0", "the test set, which a sweep never looks at"),
         ("metric=validation_top2", "did you mean 'validation_top5'"),
-        ("metric=test_top1", "is not what a job of task 'cnn' reports"),
+        ("metric=test_top1", "is not what a job of task 'classifier' reports"),
         ("metric=validation.top1", "compares trials while they run"),
         ("mode=min", "'max' is better"),
         ("scheduler.grace_steps=10000", "must be below training.max_steps"),
