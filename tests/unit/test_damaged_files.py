@@ -12,6 +12,7 @@ from cifarscale.data.manifest import Manifest
 from cifarscale.prepare import resolve
 from cifarscale.runs.run_folder import RunFolder
 from cifarscale.tracking.metrics import MetricsLog, MetricsTail, read_metrics
+from cifarscale.training import engine
 
 LINES = [json.dumps({"step": step, "loss": 1.0, "images_per_second": 9.0}) for step in (1, 2, 3)]
 
@@ -66,3 +67,17 @@ def test_a_folder_that_cannot_be_read_is_a_row_that_says_so(
     assert "good" in done.stdout
     assert "damaged" in done.stdout
     assert "recipe.toml" in done.stdout
+
+
+def test_lines_are_on_disk_before_the_checkpoint_after_which_nothing_computes_them_again(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    flush, save = MetricsLog.flush, engine.save_checkpoint
+    monkeypatch.setattr(MetricsLog, "flush", lambda log: (order.append("lines"), flush(log)))
+    monkeypatch.setattr(engine, "save_checkpoint", lambda *state: (order.append("checkpoint"), save(*state)))
+    sets = ("training.max_steps=4", "training.checkpoint_every=2", "training.log_every=1", "evaluation.every=0")
+    where = ["--data", str(shards), "--run-dir", str(tmp_path / "run")]
+    done = CliRunner().invoke(main, ["train", "demo", *where, *(part for each in sets for part in ("--set", each))])
+    assert done.exit_code == 0, done.output
+    assert order == ["lines", "checkpoint"] * 2
