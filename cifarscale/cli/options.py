@@ -4,8 +4,6 @@ from pathlib import Path
 
 import click
 
-DATASETS = ("cifar100", "synthetic")
-
 run_argument = click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
 device_option = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to compute."

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from cifarscale.cli.options import DATASETS
+from cifarscale.data.names import DATASETS
 from cifarscale.files import typed
 
 

@@ -12,6 +12,7 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 
 from cifarscale.config.distance import FidJob
+from cifarscale.config.keys import set_key
 from cifarscale.config.lookup import find_file, named_files, read_toml
 from cifarscale.config.recipe import Job, Recipe, resolved
 from cifarscale.config.tasks import TASKS
@@ -99,11 +100,7 @@ def with_values(job: SomeJob, **changes: Any) -> SomeJob:
     """The job with dotted keys (dots written as two underscores) replaced, checked again."""
     values = resolved(job)
     for key, value in changes.items():
-        *sections, last = key.split("__")
-        table = values
-        for section in sections:
-            table = table[section]
-        table[last] = value
+        set_key(values, key.replace("__", "."), value)
     return cast(SomeJob, parse_job(values, job.name))
 
 
@@ -134,13 +131,10 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     key = key.strip()
     if not separator or not key:
         raise ConfigError(f"--set {override!r} is not of the form key=value, such as training.learning_rate=3e-4")
-    *sections, last = key.split(".")
-    table = values
-    for section in sections:
-        table = table.setdefault(section, {})
-        if not isinstance(table, dict):
-            raise ConfigError(f"--set {override!r}: {section!r} is a value, not a section")
-    table[last] = _parse_value(text.strip())
+    try:
+        set_key(values, key, _parse_value(text.strip()))
+    except ValueError as error:
+        raise ConfigError(f"--set {override!r}: {error}") from error
 
 
 def _parse_value(text: str) -> Any:

@@ -4,7 +4,7 @@ Numbers that switch something off are 0, so that a resolved recipe can be writte
 """
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from cifarscale.config.keys import dotted, set_key
 from cifarscale.config.validation import explain
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -307,11 +308,7 @@ def stages_of(recipe: Recipe) -> list[Stage]:
                     f"later: {key} cannot change at step {change['step']}, in the middle of a run; "
                     f"valid are {may_change()}"
                 )
-            *sections, last = key.split(".")
-            table = values
-            for section in sections:
-                table = table.setdefault(section, {})
-            table[last] = value
+            set_key(values, key, value)
         try:
             stages.append(Stage(type(recipe).model_validate(values), until))
         except ValidationError as error:
@@ -322,15 +319,6 @@ def stages_of(recipe: Recipe) -> list[Stage]:
 def may_change() -> str:
     """MAY_CHANGE for people."""
     return ", ".join(f"{key}*" if key.endswith(".") else key for key in MAY_CHANGE)
-
-
-def dotted(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The (dotted key, value) pairs of nested tables."""
-    for key, value in table.items():
-        if isinstance(value, Mapping) and value:
-            yield from dotted(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def check_sync_batch(key: str, kind: NormalisationKind, training: TrainingConfig) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.progress import Progress
 
 from cifarscale.data.manifest import MANIFEST_NAME, Manifest
+from cifarscale.data.names import DATASETS
 from cifarscale.data.shards import find_damage, write_shards
 from cifarscale.data.source import Source
 from cifarscale.errors import DataError
@@ -13,7 +14,6 @@ from cifarscale.files import writing_to
 from cifarscale.log import console
 from cifarscale.runs.lease import lease
 
-DATASETS = ("cifar100", "synthetic")
 DEFAULT_NUM_SHARDS = 64
 SHARDS_ROOT = Path("shards")
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from cifarscale.config.cnn import CnnRecipe
 from cifarscale.config.dcgan import DcganRecipe
+from cifarscale.config.keys import dotted
 from cifarscale.config.load import recipe_toml
 from cifarscale.config.recipe import Job, Recipe
 from cifarscale.config.sweep import SweepJob
@@ -16,7 +17,7 @@ from cifarscale.report.classifier import Mistakes, find_mistakes
 from cifarscale.report.generator import Grid, Neighbours, distance_facts, distances, grids, measured, nearest
 from cifarscale.report.logs import Line, restarts, run_drawings
 from cifarscale.report.parts import Drawing, Fact, Table, data_uri, percent, shown
-from cifarscale.report.recipes import Difference, command, differences, flat
+from cifarscale.report.recipes import Difference, command, differences
 from cifarscale.report.sweeps import best_differences, sweep_drawings, sweep_facts, trials_table
 from cifarscale.runs.run_folder import RunFolder
 from cifarscale.slurm.status import folder_state
@@ -154,7 +155,7 @@ _OF_A_RESULT: dict[str, Callable[[Any], tuple[str, str]]] = {
 def _environment(environment: Mapping[str, Any]) -> list[Fact]:
     """What the run ran on; how it was called, where a person did."""
     facts = []
-    for key, value in flat({key: value for key, value in environment.items() if key not in ("command", "starts")}):
+    for key, value in dotted({key: value for key, value in environment.items() if key not in ("command", "starts")}):
         if value is not None:
             facts.append(Fact(key.replace("_", " ").replace(".", " "), shown(value)))
     words = environment.get("command")

@@ -9,12 +9,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from cifarscale import __version__
+from cifarscale.config.keys import dotted
 from cifarscale.config.recipe import resolved
 from cifarscale.files import write_text_atomically
 from cifarscale.report.about import About, about
 from cifarscale.report.logs import compared_drawings
 from cifarscale.report.parts import Cell, Drawing, Table, percent, shown
-from cifarscale.report.recipes import flat
 
 _TEMPLATES = Path(__file__).parent / "templates"
 REPORT_NAME = "report.html"
@@ -74,7 +74,7 @@ def _compared_keys(abouts: Sequence[About]) -> list[Table]:
     found = []
     for task in dict.fromkeys(each.job.task for each in abouts):
         same = [each for each in abouts if each.job.task == task]
-        recipes = [dict(flat(resolved(each.job))) for each in same]
+        recipes = [dict(dotted(resolved(each.job))) for each in same]
         keys = dict.fromkeys(
             key for recipe in recipes for key in recipe if key not in ("description", "name", "data.fingerprint")
         )

@@ -1,14 +1,15 @@
 """What is particular about a recipe, and how to run it again."""
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cifarscale.config.keys import dotted
 from cifarscale.config.load import load_job, parse_job, recipe_files
 from cifarscale.config.recipe import Job, resolved
 from cifarscale.config.validation import variants_of
-from cifarscale.data.build import DATASETS
+from cifarscale.data.names import DATASETS
 from cifarscale.errors import CifarscaleError
 
 _OF_THE_RUN = ("name", "description", "data.fingerprint", "task")
@@ -36,7 +37,7 @@ def differences(job: Job) -> tuple[str, list[Difference]]:
 
     Returns: the name of that recipe, empty if there is none of the same task here; and the keys.
     """
-    own, default = dict(flat(resolved(job))), _defaults(job)
+    own, default = dict(dotted(resolved(job))), _defaults(job)
     name, named = _named(job)
     found = []
     for key, value in own.items():
@@ -44,15 +45,6 @@ def differences(job: Job) -> tuple[str, list[Difference]]:
         if key not in _OF_THE_RUN and (value != usual or (name and value != before)):
             found.append(Difference(key, value, before, usual))
     return name, found
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested values by dotted keys; lists are values."""
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def command(job: Job, environment: Mapping[str, Any]) -> str:
@@ -81,7 +73,7 @@ def _defaults(job: Job) -> dict[str, Any]:
         values = resolved(parse_job({"task": job.task, **kinds}, job.name))
     except CifarscaleError:  # such as of a sweep: one without a space is none
         return {}
-    return dict(flat(values)) | {f"{key}.name": default for key, (default, *_) in variants.items()}
+    return dict(dotted(values)) | {f"{key}.name": default for key, (default, *_) in variants.items()}
 
 
 def _named(job: Job) -> tuple[str, dict[str, Any]]:
@@ -92,4 +84,4 @@ def _named(job: Job) -> tuple[str, dict[str, Any]]:
         named = load_job(str(path))
     except CifarscaleError:
         return "", {}
-    return (job.name, dict(flat(resolved(named)))) if named.task == job.task else ("", {})
+    return (job.name, dict(dotted(resolved(named)))) if named.task == job.task else ("", {})

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+from cifarscale.config.keys import dotted
 from cifarscale.config.load import load_recipe
 from cifarscale.config.recipe import resolved
 from cifarscale.config.sweep import SweepJob
 from cifarscale.report.parts import Cell, Drawing, Fact, Table, drawing, percent, shown
-from cifarscale.report.recipes import Difference, flat
+from cifarscale.report.recipes import Difference
 from cifarscale.sweep.plots import metric_name, sweep_curves, sweep_parallel
 from cifarscale.sweep.trials import SweepFolder, origin_of, ranked
 
@@ -87,7 +88,7 @@ def best_differences(folder: SweepFolder, sweep: SweepJob) -> list[Difference]:
     order = ranked(folder.trials, sweep.mode)
     if not order or not folder.base.is_file():
         return []
-    base = dict(flat(resolved(load_recipe(str(folder.base)))))
+    base = dict(dotted(resolved(load_recipe(str(folder.base)))))
     return [Difference(key, value, None, base.get(key)) for key, value in order[0].overrides.items()]
 
 

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from cifarscale.config.keys import set_key
 from cifarscale.config.load import find_recipe, load_recipe, parse_job, recipe_hash, with_values
 from cifarscale.config.recipe import Recipe, resolved
 from cifarscale.config.sweep import AshaConfig, Distribution, PbtConfig, SweepJob, in_order
@@ -81,15 +82,13 @@ def changed(base: Recipe, overrides: Mapping[str, Any], where: str) -> Recipe:
     """
     values = resolved(base)
     for key in sorted(overrides, key=lambda key: not key.endswith(".name")):
-        *sections, last = key.split(".")
-        table = values
-        for section in sections:
-            table = table.setdefault(section, {})
-            if not isinstance(table, dict):
-                raise ConfigError(f"{where}: {key}: {section!r} is a value, not a section")
-        if last == "name" and sections in (["optimizer"], ["model"]) and table.get("name") != overrides[key]:
-            table.clear()
-        table[last] = overrides[key]
+        section, _, last = key.rpartition(".")
+        if last == "name" and section in ("optimizer", "model") and values[section]["name"] != overrides[key]:
+            values[section] = {}
+        try:
+            set_key(values, key, overrides[key])
+        except ValueError as error:
+            raise ConfigError(f"{where}: {key}: {error}") from error
     job = parse_job(values, where)
     assert isinstance(job, Recipe)
     return job
