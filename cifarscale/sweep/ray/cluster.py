@@ -29,7 +29,7 @@ from cifarscale.sweep.ray.keeper import MARK
 
 log = logging.getLogger(__name__)
 
-START_TIMEOUT_S = 180
+START_TIMEOUT_S = 600
 """How long a node's Ray may take to start; it reads some hundred megabytes of Python."""
 RESTARTS = 3
 """How often a node's Ray is started again that has ended by itself."""
