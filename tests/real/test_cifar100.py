@@ -60,6 +60,7 @@ def test_shards_hold_every_sample_and_equal_the_published_manifest(cifar100: Pat
     assert manifest == published_manifest("cifar100")
 
 
+@pytest.mark.thorough
 def test_building_twice_gives_the_same_bytes(cifar100: Path, real_data: Path, tmp_path: Path) -> None:
     build_shards("cifar100", tmp_path / "again", source=real_data)
     names = [path.name for path in cifar100.iterdir()]

@@ -107,13 +107,13 @@ def test_jobs_at_once_all_succeed(
 def test_an_array_is_one_job_for_each_value(
     cluster: Any, command: Callable[..., Any], recipe: Callable[[int], Path], data: Path, tmp_path: Path
 ) -> None:
-    done = command("submit", recipe(20), "--data", data, "--array", "seed=3,4,5", "--at-once", 2, "--wait")
+    done = command("submit", recipe(20), "--data", data, "--array", "seed=3,4", "--at-once", 2, "--wait")
     assert done.returncode == 0, done.stderr
     runs = sorted((tmp_path / "runs").iterdir())
     runs = [run for run in runs if not run.name.startswith(".")]
-    assert sorted(load_recipe(str(run / "recipe.toml")).seed for run in runs) == [3, 4, 5]
+    assert sorted(load_recipe(str(run / "recipe.toml")).seed for run in runs) == [3, 4]
     ids = {submissions(run)[-1].job_id for run in runs}
-    assert {job_id.partition("_")[2] for job_id in ids} == {"0", "1", "2"}
+    assert {job_id.partition("_")[2] for job_id in ids} == {"0", "1"}
 
 
 def test_a_run_that_is_queued_or_runs_is_not_submitted_twice_and_a_complete_one_shows_its_result(

@@ -99,6 +99,7 @@ def test_a_ray_that_ends_while_it_starts_is_started_again(tmp_path: Path) -> Non
     wait_until_nothing_is_left(Path(told.strip()))
 
 
+@pytest.mark.thorough
 def test_two_do_not_disturb_each_other() -> None:
     (first, first_folder), (second, second_folder) = start(), start()
     assert first_folder != second_folder

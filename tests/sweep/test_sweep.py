@@ -35,6 +35,7 @@ def test_the_best_of_four_trials_is_a_recipe_that_trains(sweep: Sweep, shards: P
     assert "complete" in cifarscale("sweep-status", str(sweep.path))
 
 
+@pytest.mark.thorough
 def test_a_trial_whose_process_is_killed_is_started_again_from_its_checkpoint(sweep: Sweep) -> None:
     sweep.write(max_steps=300)
     process = sweep.start("--num-trials", "2")
