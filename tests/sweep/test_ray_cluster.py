@@ -90,7 +90,9 @@ def test_it_leaves_nothing_when_its_driver_is_killed() -> None:
 def test_a_ray_that_ends_while_it_starts_is_started_again(tmp_path: Path) -> None:
     driver = start_driver(os.environ | {"STARTED_BY": str(tmp_path)})
     deadline = time.monotonic() + PATIENCE_S
-    while not (starting := [pid for pid, told in mentioning(tmp_path).items() if b"ray.scripts.scripts" in told]):
+    while not (
+        starting := [pid for pid, told in mentioning(tmp_path).items() if b"cifarscale.sweep.ray.starter" in told]
+    ):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     os.kill(starting[0], signal.SIGKILL)

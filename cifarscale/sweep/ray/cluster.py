@@ -176,7 +176,7 @@ class _Node:
 
 @contextmanager
 def _node(options: Sequence[str], token: str, num_cpus: int, num_gpus: int, timeout_s: float) -> Iterator[_Node]:
-    """This node's Ray; started again if it ends before it answers, for Ray gives itself 30 s only, too few under load.
+    """This node's Ray; started again if it ends before it answers.
 
     Raises: ClusterError if it has not answered within the time, or has ended too often; the message ends with its last
         lines.

@@ -23,7 +23,7 @@ def keep(folder: Path, options: Sequence[str]) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with (folder / "out").open("wb") as output:
         ray = subprocess.Popen(
-            [sys.executable, "-m", "ray.scripts.scripts", "start", *options],
+            [sys.executable, "-m", "cifarscale.sweep.ray.starter", *options],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
