@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from cifarscale.cli.options import plain_table
 from cifarscale.files import typed
 
 
@@ -15,22 +16,14 @@ def jobs() -> None:
 @jobs.command("list")
 def list_jobs() -> None:
     """All recipes that can be named here; `cifarscale jobs show` tells the file of one, and all of its keys."""
-    from rich.box import SIMPLE_HEAD
     from rich.console import Console
-    from rich.table import Column, Table
+    from rich.table import Column
 
     from cifarscale.config.load import load_job, recipe_files
     from cifarscale.config.recipe import Recipe
 
     known = (Column(name, no_wrap=True) for name in ("name", "task"))
-    table = Table(
-        *known,
-        Column("steps", justify="right", no_wrap=True),
-        "description",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
+    table = plain_table(*known, Column("steps", justify="right", no_wrap=True), "description")
     for name, path in recipe_files().items():
         job = load_job(str(path))
         steps = f"{job.training.max_steps:,}" if isinstance(job, Recipe) else "–"
@@ -81,16 +74,13 @@ def models() -> None:
 
     An indented line is the network above it with one option changed.
     """
-    from rich.box import SIMPLE_HEAD
     from rich.console import Console
-    from rich.table import Column, Table
+    from rich.table import Column
 
     from cifarscale.models.registry import summaries
 
     numbers = (Column(name, justify="right", no_wrap=True) for name in ("parameters", "MACs"))
-    table = Table(
-        Column("model", no_wrap=True), *numbers, "what it is", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
-    )
+    table = plain_table(Column("model", no_wrap=True), *numbers, "what it is")
     for summary in summaries():
         name = f"  {summary.options}" if summary.options else summary.name
         table.add_row(name, f"{summary.parameters:,}", f"{summary.macs / 1e6:.2f} M", summary.description)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cifarscale.cli.options import short_path
+from cifarscale.cli.options import plain_table, short_path
 from cifarscale.files import typed
 
 if TYPE_CHECKING:
@@ -144,13 +144,12 @@ def _growing(path: Path, goes_on: Callable[[], bool]) -> Iterator[str]:
 
 
 def _show_jobs(found: "list[RunStatus]") -> None:
-    from rich.box import SIMPLE_HEAD
     from rich.console import Console
-    from rich.table import Column, Table
+    from rich.table import Column
 
     columns = [Column("run", overflow="fold"), *(Column(name, no_wrap=True) for name in ("job", "SLURM", "folder"))]
     numbers = [Column(name, justify="right", no_wrap=True) for name in ("step", "loss", "images/s", "starts")]
-    table = Table(*columns, *numbers, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = plain_table(*columns, *numbers)
     for each in found:
         table.add_row(
             each.run_dir.name,

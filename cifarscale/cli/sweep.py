@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import click
 
-from cifarscale.cli.options import short_path, tracked, wandb_option
+from cifarscale.cli.options import plain_table, short_path, tracked, wandb_option
 from cifarscale.files import typed
 
 if TYPE_CHECKING:
@@ -149,9 +149,8 @@ class _Display:
 
 def _table(trials: "Sequence[Trial]", metric: str, in_full: bool = True) -> "Table":
     """A row a trial; of one line, where the changed keys are not to be seen in full."""
-    from rich.box import SIMPLE_HEAD
     from rich.markup import escape
-    from rich.table import Column, Table
+    from rich.table import Column
 
     from cifarscale.sweep.trials import shown_changes
 
@@ -162,7 +161,7 @@ def _table(trials: "Sequence[Trial]", metric: str, in_full: bool = True) -> "Tab
         Column(metric, justify="right"),
         Column("changed keys", overflow="fold" if in_full else "ellipsis", no_wrap=not in_full),
     ]
-    table = Table(*columns, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = plain_table(*columns)
     for trial in trials:
         value = "–" if trial.value is None else f"{trial.value:.4f}"
         changed = escape(shown_changes(trial))
