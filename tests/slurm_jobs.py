@@ -64,6 +64,15 @@ def slurm(cluster: Any, *arguments: str) -> str:
     return done.stdout
 
 
+def preempt(cluster: Any, job: Job) -> None:
+    """By a short job of a higher partition that wants both nodes."""
+    slurm(cluster, "sbatch", "-p", "urgent", "-N2", "--ntasks-per-node=2", "-o", "/dev/null", "--wrap", "sleep 2")
+
+
+def warn(cluster: Any, job: Job) -> None:
+    slurm(cluster, "scancel", "--signal=USR2", job.id)
+
+
 def rank_pids(job: Job) -> dict[int, int]:
     """Process ids of a job's ranks, by rank."""
     found = {}

@@ -25,6 +25,7 @@ from typing import Any
 
 from processes import children, descendants
 from runs import Run
+from slurm_jobs import ENDED
 
 from cifarscale.data.shards import write_shards
 from cifarscale.data.synthetic import synthetic_source
@@ -55,7 +56,6 @@ if "SLURM_PROCID" in os.environ:
     Engine._train_step = slowly
 """
 """So that there is time for a fault in a job."""
-ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL")
 
 
 @dataclass

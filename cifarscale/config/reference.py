@@ -1,4 +1,4 @@
-"""The keys of every kind of recipe and of profiles, as a page: `cifarscale jobs keys`."""
+"""The keys of every kind of recipe, as a page: `cifarscale jobs keys`."""
 
 import ast
 import inspect

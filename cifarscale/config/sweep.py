@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from cifarscale.config.keys import dotted
 from cifarscale.config.recipe import Job, Section
 from cifarscale.config.validation import nearest
 from cifarscale.errors import ConfigError
@@ -134,14 +135,14 @@ class SweepJob(Job):
     @field_validator("set", mode="before")
     @classmethod
     def _dotted_set(cls, value: Any) -> Any:
-        return dict(_flat(value)) if isinstance(value, Mapping) else value
+        return dict(dotted(value)) if isinstance(value, Mapping) else value
 
     @field_validator("space", mode="before")
     @classmethod
     def _dotted_space(cls, value: Any) -> Any:
         if not isinstance(value, Mapping):
             return value
-        space = dict(_flat(value, Distribution.model_fields))
+        space = dict(_distributions(value))
         for key, distribution in space.items():
             if not isinstance(distribution, Mapping | Distribution):
                 raise ValueError(
@@ -149,7 +150,7 @@ class SweepJob(Job):
                     f"valid are {', '.join(KINDS)}"
                 )
             if isinstance(distribution, Mapping) and isinstance(distribution.get("when"), Mapping):
-                space[key] = {**distribution, "when": dict(_flat(distribution["when"]))}
+                space[key] = {**distribution, "when": dict(dotted(distribution["when"]))}
         return space
 
     @model_validator(mode="after")
@@ -194,17 +195,17 @@ def in_order(space: Mapping[str, Distribution]) -> list[str]:
     return ordered
 
 
-def _flat(table: Mapping[str, Any], leaves: Mapping[str, Any] | None = None, prefix: str = "") -> Iterator[Any]:
-    """The (dotted key, value) pairs of nested tables; a table with one of `leaves` in it is a value."""
+def _distributions(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The (dotted key, value) pairs of a space; a table with a field of Distribution in it is a value."""
     for key, value in table.items():
-        if isinstance(value, Mapping) and value and not (leaves and set(value) & set(leaves)):
-            if leaves and any(isinstance(inner, list) for inner in value.values()):
+        if isinstance(value, Mapping) and value and not set(value) & set(Distribution.model_fields):
+            if any(isinstance(inner, list) for inner in value.values()):
                 word = next(iter(value))
                 raise ValueError(
                     f"space.{prefix}{key}: unknown distribution {word!r}{nearest(word, KINDS)}; "
                     f"valid are {', '.join(KINDS)}"
                 )
-            yield from _flat(value, leaves, f"{prefix}{key}.")
+            yield from _distributions(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
 

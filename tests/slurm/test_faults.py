@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from runs import Run, planted
-from slurm_jobs import ENDED, PATIENCE_S, Job, rank_pids, slurm
+from slurm_jobs import ENDED, PATIENCE_S, Job, preempt, rank_pids, slurm, warn
 
 pytestmark = pytest.mark.slurm
 
@@ -51,15 +51,6 @@ def job(submit: Callable[..., Job], recipe: Callable[[int], Path], slow: dict[st
     job = submit(recipe(STEPS), environment=slow)
     job.wait_for_step(30)
     return job
-
-
-def preempt(cluster: Any, job: Job) -> None:
-    """By a short job of a higher partition that wants both nodes."""
-    slurm(cluster, "sbatch", "-p", "urgent", "-N2", "--ntasks-per-node=2", "-o", "/dev/null", "--wrap", "sleep 2")
-
-
-def warn(cluster: Any, job: Job) -> None:
-    slurm(cluster, "scancel", "--signal=USR2", job.id)
 
 
 def restart_controller(cluster: Any, job: Job) -> None:

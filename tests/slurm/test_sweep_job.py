@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from runs import Run, planted
-from slurm_jobs import ENDED, PATIENCE_S, Job, rank_pids, slurm
+from slurm_jobs import ENDED, PATIENCE_S, Job, preempt, rank_pids, warn
 
 from cifarscale.config.load import load_recipe
 from cifarscale.prepare import RunOptions
@@ -98,15 +98,6 @@ def of_ray(job: Job) -> list[str]:
         if is_ray and f"SLURM_JOB_ID={job.id}".encode() in environment:
             found.append(process.name)
     return found
-
-
-def warn(cluster: Any, job: Job) -> None:
-    slurm(cluster, "scancel", "--signal=USR2", job.id)
-
-
-def preempt(cluster: Any, job: Job) -> None:
-    """By a short job of a higher partition that wants both nodes."""
-    slurm(cluster, "sbatch", "-p", "urgent", "-N2", "--ntasks-per-node=2", "-o", "/dev/null", "--wrap", "sleep 2")
 
 
 def kill_driver(cluster: Any, job: Job) -> None:
