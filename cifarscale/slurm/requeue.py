@@ -1,9 +1,9 @@
 """How a SLURM job that was warned goes on: its script, outside of any container and before any Python, queues it again.
 
 A rank that hears the warning saves at a step that all ranks agree on, leaves CONTINUE_NAME in the folder of this start,
-and ends. A warning that comes before a rank can hear it (in the lines of `setup`, while Python starts) ends that rank,
-and the exit code tells of it. In either case the script asks SLURM whether the job still runs: a job that was cancelled
-gets the same signals, and must not come back.
+and ends. A warning that comes while Python starts waits until the rank listens (HOLDING_SIGNALS); where `env` is too old
+for that it ends the rank, and the exit code tells of it. In either case the script asks SLURM whether the job still
+runs: a job that was cancelled gets the same signals, and must not come back.
 """
 
 import os
@@ -20,6 +20,9 @@ _WAIT_S = 60
 
 _ENDED_BY_USR2, _ENDED_BY_TERM = 128 + signal.SIGUSR2, 128 + signal.SIGTERM
 
+HOLDING_SIGNALS = "$hold"
+"""Stands before the command of a rank: warnings wait until the rank unblocks them."""
+_BLOCKING = "env --block-signal=TERM --block-signal=USR2"
 AFTER_SETUP = (f'srun() {{ if [ "$warned" ]; then return {EXIT_CONTINUE_LATER}; fi; command srun "$@"; }}',)
 
 
@@ -33,6 +36,7 @@ def before_setup(folder: Path) -> list[str]:
         "warned=",
         "trap 'warned=USR2' USR2",
         "trap 'warned=TERM' TERM",
+        f'{_BLOCKING} true 2> /dev/null && hold="{_BLOCKING}" || hold=',
         "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}; job=${job:-$SLURM_JOB_ID}",
         "# What is here at the first start is of another job that had this number before.",
         f'[ "${{SLURM_RESTART_COUNT:-0}}" -gt 0 ] || rm -rf {shlex.quote(str(folder))}/"$job"-*',

@@ -233,7 +233,7 @@ def _options(profile: Profile) -> dict[str, Any]:
 def _python(profile: Profile) -> str:
     """The command that starts Python in a task; a container's command is one of shell already."""
     python = shlex.quote(profile.python or sys.executable)
-    return f"{profile.container} {python}" if profile.container else python
+    return " ".join(filter(None, (requeue.HOLDING_SIGNALS, profile.container, python)))
 
 
 def _require_free(run_dir: Path) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from cifarscale.launch.call import Call
 from cifarscale.launch.failures import LOGS_VARIABLE, report_failure
 from cifarscale.slurm.requeue import leave_word
 from cifarscale.slurm.submitted import attempt_folder
-from cifarscale.training.signals import StopSignal, leave_on_signals
+from cifarscale.training.signals import STOP_SIGNALS, StopSignal, leave_on_signals
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class SlurmTask:
         leave_on_signals()
         try:
             try:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # the job's script has held them back
                 self._run(job)
             except StopSignal as stopped:
                 raise stopped.as_error() from stopped

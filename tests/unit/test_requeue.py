@@ -1,12 +1,14 @@
 """The end of the sbatch script: which jobs it queues again, by what srun and SLURM say."""
 
+import os
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from cifarscale.slurm.requeue import AFTER_SETUP, CONTINUE_NAME, after_ranks, before_setup
+from cifarscale.slurm.requeue import AFTER_SETUP, CONTINUE_NAME, HOLDING_SIGNALS, after_ranks, before_setup
 
 RUNNING, CANCELLED = "JobId=7 JobState=RUNNING Reason=None", "JobId=7 JobState=CANCELLED Reason=None"
 NOT_PREEMPTED, PREEMPTED = " PreemptTime=None Restarts=0", " PreemptTime=2026-11-26T11:30:00 Restarts=0"
@@ -41,6 +43,21 @@ def run(
     )
     asked = (folder / "asked").read_text().splitlines() if (folder / "asked").exists() else []
     return [*asked, *done.stdout.splitlines(), str(done.returncode)]
+
+
+def test_a_warning_waits_until_a_rank_listens(tmp_path: Path) -> None:
+    rank = (
+        "import os, signal\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+        "signal.signal(signal.SIGTERM, lambda signum, frame: print('heard'))\n"
+        "print('listens', flush=True)\n"
+        "signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])"
+    )
+    (tmp_path / "rank.py").write_text(rank)
+    script = [*before_setup(tmp_path), f"{HOLDING_SIGNALS} {sys.executable} {tmp_path}/rank.py"]
+    environment = {"PATH": os.environ["PATH"], "SLURM_JOB_ID": "7"}
+    output = subprocess.check_output(["bash", "-c", "\n".join(script)], env=environment, text=True)
+    assert output.split() == ["listens", "heard"]
 
 
 def leave_word(folder: Path, attempt: str) -> None:
