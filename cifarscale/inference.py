@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from cifarscale.config.distance import FidJob
+from cifarscale.config.distance import DistanceRecipe
 from cifarscale.data.dataset import Dataset
 from cifarscale.data.images import read_image
 from cifarscale.data.shards import IMAGE_SIZE
@@ -82,7 +82,7 @@ def evaluate_run(run_dir: Path, split: str, options: RunOptions, out: Path | Non
 
 
 def measure_images(
-    job: FidJob, shards: Path | None, wanted_device: str, out: Path | None = None, save: Path | None = None
+    job: DistanceRecipe, shards: Path | None, wanted_device: str, out: Path | None = None, save: Path | None = None
 ) -> dict[str, Any]:
     """Compares a generator's images, or those of a folder or a split, with real ones, on all ranks of this job.
 

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from cifarscale.config.distance import FidJob
+from cifarscale.config.distance import DistanceRecipe
 from cifarscale.config.load import recipe_hash, with_values
-from cifarscale.config.recipe import Job, Recipe
+from cifarscale.config.recipe import Recipe, TrainingRecipe
 from cifarscale.data.build import locate_shards
 from cifarscale.data.manifest import Manifest
 from cifarscale.errors import ConfigError
@@ -41,7 +41,7 @@ class RunOptions:
         return cls(**values | {"shards": Path(values["shards"])})
 
 
-def resolve(recipe: Recipe, shards: Path) -> Recipe:
+def resolve(recipe: TrainingRecipe, shards: Path) -> TrainingRecipe:
     """The recipe tied to the shards that it runs on: the identity of a run is that of its data, too."""
     manifest = Manifest.load(shards)
     changes = {"data__dataset": manifest.dataset}
@@ -50,12 +50,12 @@ def resolve(recipe: Recipe, shards: Path) -> Recipe:
     return with_values(recipe, **changes)
 
 
-def default_run_dir(job: Job) -> Path:
+def default_run_dir(job: Recipe) -> Path:
     """`runs/NAME-HASH`: the same job finds its run again, a changed one starts another."""
     return RUNS_ROOT / f"{job.name}-{recipe_hash(job)}"
 
 
-def batch_size_per_rank(recipe: Recipe, world_size: int) -> int:
+def batch_size_per_rank(recipe: TrainingRecipe, world_size: int) -> int:
     """Samples that each rank computes in a step.
 
     Raises: ConfigError if the global batch cannot be split evenly, with the nearest number of ranks that can.
@@ -78,20 +78,22 @@ def batch_size_per_rank(recipe: Recipe, world_size: int) -> int:
     return batch // world_size
 
 
-def check_num_workers(recipe: Recipe, num_workers: int) -> None:
+def check_num_workers(recipe: TrainingRecipe, num_workers: int) -> None:
     """Raises: ConfigError for reading processes that the recipe's reader has no use for."""
     if num_workers and recipe.data.reader != "streaming":
         raise ConfigError(f"--num-workers {num_workers} has no effect with data.reader = {recipe.data.reader!r}")
 
 
-def shards_to_measure(job: FidJob, data: str | None) -> Path | None:
+def shards_to_measure(job: DistanceRecipe, data: str | None) -> Path | None:
     """The folder of shards that a job reads real images from; None if it names no split.
 
     Args:
         data: a data set or a folder of shards; None for the job's own, else that of the run that is measured.
     """
     folder = RunFolder(Path(job.images))
-    dataset = data or job.dataset or (folder.load_recipe().data.dataset if folder.recipe.exists() else "cifar100")
+    dataset = (
+        data or job.dataset or (folder.load_training_recipe().data.dataset if folder.recipe.exists() else "cifar100")
+    )
     return locate_shards(dataset) if is_split(job.images) or is_split(job.distance.against) else None
 
 

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 
 from cifarscale import __version__
-from cifarscale.config.cnn import CnnRecipe
-from cifarscale.config.dcgan import DcganRecipe
+from cifarscale.config.cnn import ClassifierRecipe
+from cifarscale.config.dcgan import GanRecipe
 from cifarscale.config.load import recipe_hash
-from cifarscale.config.recipe import Recipe, stages_of
+from cifarscale.config.recipe import TrainingRecipe, stages_of
 from cifarscale.data.dataset import Dataset
 from cifarscale.distributed.cores import Cores, available_cores
 from cifarscale.distributed.group import Group, pick_device, process_group
@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 
 def run_job(
-    recipe: Recipe,
+    recipe: TrainingRecipe,
     run_dir: Path,
     options: RunOptions,
     sink: Sink | None = None,
@@ -93,7 +93,7 @@ def _naming_want_of_memory(device: torch.device) -> Iterator[None]:
 
 
 def _run(
-    recipe: Recipe,
+    recipe: TrainingRecipe,
     folder: RunFolder,
     options: RunOptions,
     group: Group,
@@ -132,7 +132,7 @@ def _run(
 
 
 def _train(
-    recipe: Recipe,
+    recipe: TrainingRecipe,
     folder: RunFolder,
     data: Dataset,
     group: Group,
@@ -153,7 +153,7 @@ def _train(
     trained = checkpoint_step(newest) if newest else 0
     *others, final = stages_of(recipe)
     stages = [*(stage for stage in others if stage.until > trained), final]
-    shown = (DcganTask if isinstance(recipe, DcganRecipe) else CnnTask).shown
+    shown = (DcganTask if isinstance(recipe, GanRecipe) else CnnTask).shown
     with TrainingProgress(recipe.name, recipe.training.max_steps, shown) as progress, stopping as stop:
         observer = _Observer(sinks, progress, MetricsLog(folder.metrics))
         for stage in stages:
@@ -190,16 +190,16 @@ def _last_rate(folder: RunFolder) -> float:
 
 
 def build_task(
-    recipe: Recipe, folder: RunFolder, data: Dataset, group: Group, cores: Cores, device: torch.device
+    recipe: TrainingRecipe, folder: RunFolder, data: Dataset, group: Group, cores: Cores, device: torch.device
 ) -> Task:
     """The task that a recipe names."""
-    if isinstance(recipe, DcganRecipe):
+    if isinstance(recipe, GanRecipe):
         comparison, distance = None, recipe.distance
         if distance.features != "none":
             conditional = recipe.model.conditional
             comparison = open_reference(distance, data.folder, distance.num_samples, conditional, group, cores, device)
         return DcganTask(recipe, data.manifest, folder.samples, group, cores, device, comparison)
-    assert isinstance(recipe, CnnRecipe)
+    assert isinstance(recipe, ClassifierRecipe)
     return CnnTask(recipe, data, group, cores, device)
 
 

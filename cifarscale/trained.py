@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from cifarscale.config.cnn import CnnRecipe
-from cifarscale.config.dcgan import DcganRecipe
+from cifarscale.config.cnn import ClassifierRecipe
+from cifarscale.config.dcgan import GanRecipe
 from cifarscale.data.manifest import Manifest
 from cifarscale.errors import CheckpointError, RunError
 from cifarscale.files import typed
@@ -24,7 +24,7 @@ from cifarscale.training.dcgan import build_networks
 class TrainedClassifier:
     """A run's classifier after `step` steps: the moving average of its weights where the recipe keeps one."""
 
-    recipe: CnnRecipe
+    recipe: ClassifierRecipe
     manifest: Manifest
     network: nn.Module
     step: int
@@ -35,7 +35,7 @@ class TrainedClassifier:
 class TrainedGenerator:
     """A run's generator after `step` steps, in evaluation mode: the moving average where the recipe keeps one."""
 
-    recipe: DcganRecipe
+    recipe: GanRecipe
     manifest: Manifest
     network: Generator
     step: int
@@ -64,8 +64,8 @@ def load_classifier(run_dir: Path, device: torch.device) -> TrainedClassifier:
 
     Raises: RunError if the folder is no classifier's run; CheckpointError if it has no checkpoint yet.
     """
-    recipe = RunFolder(run_dir).load_recipe()
-    if not isinstance(recipe, CnnRecipe):
+    recipe = RunFolder(run_dir).load_training_recipe()
+    if not isinstance(recipe, ClassifierRecipe):
         raise RunError(f"{run_dir} is a run of task {recipe.task!r}, and this needs a classifier's (task 'classifier')")
     state = _newest_state(run_dir, device)
     manifest = Manifest.load(run_dir)
@@ -79,8 +79,8 @@ def load_generator(run_dir: Path, device: torch.device) -> TrainedGenerator:
 
     Raises: RunError if the folder is no DCGAN's run; CheckpointError if it has no checkpoint yet.
     """
-    recipe = RunFolder(run_dir).load_recipe()
-    if not isinstance(recipe, DcganRecipe):
+    recipe = RunFolder(run_dir).load_training_recipe()
+    if not isinstance(recipe, GanRecipe):
         raise RunError(f"{run_dir} is a run of task {recipe.task!r}, and this needs a generator's (task 'gan')")
     state = _newest_state(run_dir, device)
     manifest = Manifest.load(run_dir)

@@ -6,11 +6,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from cifarscale.config.distance import FidJob
-from cifarscale.config.evaluate import EvaluateJob
+from cifarscale.config.distance import DistanceRecipe
+from cifarscale.config.evaluate import EvaluateRecipe
 from cifarscale.config.load import with_values
-from cifarscale.config.recipe import Job, Recipe
-from cifarscale.config.sweep import SweepJob
+from cifarscale.config.recipe import Recipe, TrainingRecipe
+from cifarscale.config.sweep import SweepRecipe
 from cifarscale.data.build import locate_shards
 from cifarscale.data.manifest import Manifest
 from cifarscale.errors import ConfigError
@@ -35,7 +35,7 @@ class Work:
         sweep: of a sweep, None for any other job.
     """
 
-    job: Job
+    job: Recipe
     run_dir: Path
     call: Call
     manifest: Manifest | None = None
@@ -65,7 +65,7 @@ class Work:
         return result
 
 
-def make_work(job: Job, run_dir: Path | None, data: str | None, device: str, num_workers: int = 0) -> Work:
+def make_work(job: Recipe, run_dir: Path | None, data: str | None, device: str, num_workers: int = 0) -> Work:
     """The work that a job of any kind makes, with absolute paths, since it may run in another folder.
 
     Args:
@@ -75,34 +75,34 @@ def make_work(job: Job, run_dir: Path | None, data: str | None, device: str, num
         num_workers: reading processes a rank.
     Raises: ConfigError, DataError or RunError for what is missing or does not fit.
     """
-    if isinstance(job, Recipe):
+    if isinstance(job, TrainingRecipe):
         check_num_workers(job, num_workers)
         shards = locate_shards(data or job.data.dataset).resolve()
         resolved = resolve(job, shards)
         folder = (run_dir or default_run_dir(resolved)).absolute()
         call = training(resolved, folder, RunOptions(shards, device, num_workers, PATIENCE_S))
         return Work(resolved, folder, call, Manifest.load(shards))
-    if isinstance(job, EvaluateJob):
+    if isinstance(job, EvaluateRecipe):
         return _evaluation(job, run_dir, data, device)
-    if isinstance(job, SweepJob):
+    if isinstance(job, SweepRecipe):
         sweep = prepare_sweep(job, run_dir, data)
         call = sweeping(job, sweep.folder.path, sweep.shards)
         return Work(job, sweep.folder.path, call, sweep=sweep)
-    assert isinstance(job, FidJob)
+    assert isinstance(job, DistanceRecipe)
     return _measurement(job, run_dir, data, device)
 
 
-def _evaluation(job: EvaluateJob, run_dir: Path | None, data: str | None, device: str) -> Work:
+def _evaluation(job: EvaluateRecipe, run_dir: Path | None, data: str | None, device: str) -> Work:
     if not job.run:
         raise ConfigError("evaluate needs the run to evaluate. Add: --set run=RUN")
     job = with_values(job, run=str(Path(job.run).absolute()))
-    recipe = RunFolder(Path(job.run)).load_recipe()
+    recipe = RunFolder(Path(job.run)).load_training_recipe()
     folder = (run_dir or default_run_dir(job)).absolute()
     options = RunOptions(locate_shards(data or recipe.data.dataset).resolve(), device)
     return Work(job, folder, evaluation(Path(job.run), job.split, options, folder / "result.json"))
 
 
-def _measurement(job: FidJob, run_dir: Path | None, data: str | None, device: str) -> Work:
+def _measurement(job: DistanceRecipe, run_dir: Path | None, data: str | None, device: str) -> Work:
     if not job.images:
         raise ConfigError("fid needs the images to measure. Add: --set images=RUN, a folder of images, train or test")
     job = with_values(job, **_absolute(job))
@@ -111,7 +111,7 @@ def _measurement(job: FidJob, run_dir: Path | None, data: str | None, device: st
     return Work(job, folder, measurement(job, shards and shards.resolve(), device, folder / "result.json"))
 
 
-def _absolute(job: FidJob) -> dict[str, str]:
+def _absolute(job: DistanceRecipe) -> dict[str, str]:
     """The paths in a job as absolute ones, by key."""
     kind, _, run = job.distance.features.partition(":")
     paths = {"images": job.images, "distance__against": job.distance.against, "distance__weights": job.distance.weights}

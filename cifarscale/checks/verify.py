@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from cifarscale.config.load import with_values
-from cifarscale.config.recipe import Recipe
+from cifarscale.config.recipe import TrainingRecipe
 from cifarscale.errors import ClusterError
 from cifarscale.files import typed
 from cifarscale.runs.checkpoint import load_checkpoint, newest_checkpoint
@@ -65,7 +65,7 @@ class Comparison:
         return self.deviation <= self.allowed
 
 
-def shortened(recipe: Recipe, steps: int) -> Recipe:
+def shortened(recipe: TrainingRecipe, steps: int) -> TrainingRecipe:
     """The recipe with so many steps and no evaluation on the way, all of them logged."""
     changes: dict[str, Any] = {
         "training__max_steps": steps,
@@ -79,7 +79,7 @@ def shortened(recipe: Recipe, steps: int) -> Recipe:
 
 
 def verify(
-    recipe: Recipe, profile: Profile, nodes: int, data: str | None, folder: Path, say: Callable[[str], None]
+    recipe: TrainingRecipe, profile: Profile, nodes: int, data: str | None, folder: Path, say: Callable[[str], None]
 ) -> list[Comparison]:
     """Runs a recipe, which should be short, three times, and compares what came out.
 

@@ -22,7 +22,7 @@ def evaluate(run: Path, split: str, data: str | None, nproc: int, device: str, c
     from cifarscale.prepare import RunOptions
     from cifarscale.runs.run_folder import RunFolder
 
-    recipe = RunFolder(run).load_recipe()
+    recipe = RunFolder(run).load_training_recipe()
     options = RunOptions(locate_shards(data or recipe.data.dataset), device)
     path = run / f"evaluation-{split}.json"
     if nproc == 1:

@@ -11,7 +11,7 @@ import click
 from cifarscale.cli.options import device_option, nproc_option
 
 if TYPE_CHECKING:
-    from cifarscale.config.distance import FidJob
+    from cifarscale.config.distance import DistanceRecipe
 
 
 @click.command(short_help="Measure how close images are to real ones.")
@@ -97,7 +97,7 @@ def _changes(options: dict[str, Any]) -> dict[str, Any]:
     return changes
 
 
-def _file_name(job: "FidJob") -> str:
+def _file_name(job: "DistanceRecipe") -> str:
     """`distance-FEATURES-AGAINST`, with the last part of paths."""
     parts = (job.distance.features.rstrip("/"), job.distance.against.rstrip("/"))
     return "-".join(["distance", *(re.sub(r"[^\w.]+", "-", re.sub(r"[^:]*/", "", part)) for part in parts)])

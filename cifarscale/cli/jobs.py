@@ -19,14 +19,14 @@ def list_jobs() -> None:
     from rich.console import Console
     from rich.table import Column
 
-    from cifarscale.config.load import load_job, recipe_files
-    from cifarscale.config.recipe import Recipe
+    from cifarscale.config.load import load_recipe, recipe_files
+    from cifarscale.config.recipe import TrainingRecipe
 
     known = (Column(name, no_wrap=True) for name in ("name", "task"))
     table = plain_table(*known, Column("steps", justify="right", no_wrap=True), "description")
     for name, path in recipe_files().items():
-        job = load_job(str(path))
-        steps = f"{job.training.max_steps:,}" if isinstance(job, Recipe) else "–"
+        job = load_recipe(str(path))
+        steps = f"{job.training.max_steps:,}" if isinstance(job, TrainingRecipe) else "–"
         table.add_row(name, job.task, steps, job.description)
     Console().print(table)
 
@@ -36,9 +36,9 @@ def list_jobs() -> None:
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe; repeatable.")
 def show(recipe: str, overrides: tuple[str, ...]) -> None:
     """RECIPE with every default written out, as TOML."""
-    from cifarscale.config.load import find_recipe, load_job, recipe_toml
+    from cifarscale.config.load import find_recipe, load_recipe, recipe_toml
 
-    click.echo(f"# {find_recipe(recipe)}\n{recipe_toml(load_job(recipe, overrides))}", nl=False)
+    click.echo(f"# {find_recipe(recipe)}\n{recipe_toml(load_recipe(recipe, overrides))}", nl=False)
 
 
 @jobs.command()

@@ -55,7 +55,7 @@ def submit(
     The same command resumes a run that was interrupted, is refused while its job is queued or runs, and shows the
     result of a run that is complete.
     """
-    from cifarscale.config.load import load_job
+    from cifarscale.config.load import load_recipe
     from cifarscale.errors import ClusterError, ConfigError
     from cifarscale.launch.local import run_locally
     from cifarscale.runs.run_folder import folder_of
@@ -71,7 +71,7 @@ def submit(
     device = "cuda" if chosen.gpus_per_node else "cpu"
     variants = _variants(array) if array else [()]
     overrides += tracked(wandb)
-    jobs = [load_job(recipe, (*overrides, *more)) for more in variants]
+    jobs = [load_recipe(recipe, (*overrides, *more)) for more in variants]
     works = [make_work(job, run_dir or folder_of(recipe, job), data, device, num_workers) for job in jobs]
     plan, *_ = _plans(works, chosen, nodes, num_workers, dry_run)
     if dry_run:

@@ -51,8 +51,8 @@ def sweep(
     A trial is a job like any other, in a run folder below the sweep's. Trials that are done never run again.
     Exit code 1 if every trial failed.
     """
-    from cifarscale.config.load import load_job
-    from cifarscale.config.sweep import SweepJob
+    from cifarscale.config.load import load_recipe
+    from cifarscale.config.sweep import SweepRecipe
     from cifarscale.errors import EXIT_ERROR, ConfigError
 
     placed = {
@@ -63,8 +63,8 @@ def sweep(
         "gpus_per_trial": None if gpus_per_trial is None else float(gpus_per_trial),
     }
     flags = [f"{key}={value}" for key, value in placed.items() if value is not None]
-    job = load_job(_sweep_of(recipe), (*overrides, *flags, *tracked(wandb, "set.")))
-    if not isinstance(job, SweepJob):
+    job = load_recipe(_sweep_of(recipe), (*overrides, *flags, *tracked(wandb, "set.")))
+    if not isinstance(job, SweepRecipe):
         raise ConfigError(f"{recipe} is a job of task {job.task!r}, and this needs task = 'sweep', as in sweep-cnn")
     from cifarscale.config.sweep import check_resources
     from cifarscale.runs.run_folder import folder_of

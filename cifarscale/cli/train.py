@@ -10,7 +10,7 @@ from cifarscale.files import typed
 from cifarscale.training.signals import leaving_on_signals
 
 if TYPE_CHECKING:
-    from cifarscale.config.recipe import Recipe
+    from cifarscale.config.recipe import TrainingRecipe
     from cifarscale.prepare import RunOptions
 
 
@@ -40,12 +40,12 @@ def train(
     The same command resumes a run that was interrupted, and shows the result of one that is complete.
     Ctrl-C saves and stops (exit code 75); a second Ctrl-C leaves at once.
     """
-    from cifarscale.config.load import load_recipe
+    from cifarscale.config.load import load_training_recipe
     from cifarscale.data.build import locate_shards
     from cifarscale.prepare import RunOptions, batch_size_per_rank, check_num_workers, default_run_dir, resolve
     from cifarscale.runs.run_folder import RunFolder, folder_of
 
-    loaded = load_recipe(recipe, (*overrides, *tracked(wandb)))
+    loaded = load_training_recipe(recipe, (*overrides, *tracked(wandb)))
     batch_size_per_rank(loaded, nproc)
     check_num_workers(loaded, num_workers)
     shards = locate_shards(data or loaded.data.dataset)
@@ -62,7 +62,7 @@ def train(
     _show(result, run_dir)
 
 
-def _train(recipe: "Recipe", run_dir: Path, options: "RunOptions", nproc: int) -> None:
+def _train(recipe: "TrainingRecipe", run_dir: Path, options: "RunOptions", nproc: int) -> None:
     """In this process, or by ranks that are forked from one that imports torch; this one then needs no torch."""
     if nproc == 1:
         with leaving_on_signals():

@@ -34,11 +34,11 @@ def verify(
     """
     from cifarscale.checks.verify import shortened
     from cifarscale.checks.verify import verify as verify_runs
-    from cifarscale.config.load import load_recipe, recipe_hash
+    from cifarscale.config.load import load_training_recipe, recipe_hash
     from cifarscale.runs.run_folder import RUNS_ROOT
     from cifarscale.slurm.profile import load_profile
 
-    short = shortened(load_recipe(recipe, overrides), steps)
+    short = shortened(load_training_recipe(recipe, overrides), steps)
     chosen = load_profile(profile)
     folder = folder or RUNS_ROOT / ".verify" / f"{short.name}-{recipe_hash(short)}-{chosen.name}-{nodes}"
     found = verify_runs(short, chosen, nodes, data, folder, lambda text: click.echo(text, err=True))

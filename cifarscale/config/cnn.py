@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
-from cifarscale.config.recipe import Fraction, Metric, NormalisationKind, Recipe, Section, check_sync_batch
+from cifarscale.config.recipe import Fraction, Metric, NormalisationKind, Section, TrainingRecipe, check_sync_batch
 
 
 class AugmentationConfig(Section):
@@ -58,7 +58,7 @@ class ResNetConfig(Section):
 ClassifierConfig = Annotated[SmallFiltersCNNConfig | ResNetConfig, Field(discriminator="name")]
 
 
-class CnnRecipe(Recipe):
+class ClassifierRecipe(TrainingRecipe):
     """Trains an image classifier."""
 
     needs_validation: ClassVar[bool] = True

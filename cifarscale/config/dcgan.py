@@ -10,8 +10,8 @@ from cifarscale.config.recipe import (
     Metric,
     NormalisationKind,
     OptimizerConfig,
-    Recipe,
     Section,
+    TrainingRecipe,
     check_sync_batch,
 )
 
@@ -75,7 +75,7 @@ class TrainingDistanceConfig(DistanceConfig):
     """Steps between two measurements, a multiple of evaluation.every; 0 measures the final generator alone."""
 
 
-class DcganRecipe(Recipe):
+class GanRecipe(TrainingRecipe):
     """Trains a generator against a discriminator. A step updates each of them once, the discriminator first."""
 
     task: Literal["gan"] = "gan"

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from cifarscale.config.recipe import Job, Section
+from cifarscale.config.recipe import Recipe, Section
 
 FEATURES_PATTERN = r"^(none|inception|cnn:.+)$"
 
@@ -34,7 +34,7 @@ class DistanceConfig(Section):
     """Goes on where there are fewer images than features, whose distance is then not to be compared with others."""
 
 
-class FidJob(Job):
+class DistanceRecipe(Recipe):
     """Compares images with real ones."""
 
     task: Literal["distance"] = "distance"

@@ -2,10 +2,10 @@
 
 from typing import Literal
 
-from cifarscale.config.recipe import Job
+from cifarscale.config.recipe import Recipe
 
 
-class EvaluateJob(Job):
+class EvaluateRecipe(Recipe):
     """Evaluates a trained classifier."""
 
     task: Literal["evaluate"] = "evaluate"

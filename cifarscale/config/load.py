@@ -11,16 +11,16 @@ from typing import Any, TypeVar, cast
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
-from cifarscale.config.distance import FidJob
+from cifarscale.config.distance import DistanceRecipe
 from cifarscale.config.keys import set_key
 from cifarscale.config.lookup import find_file, named_files, read_toml
-from cifarscale.config.recipe import Job, Recipe, resolved
+from cifarscale.config.recipe import Recipe, TrainingRecipe, resolved
 from cifarscale.config.tasks import TASKS
 from cifarscale.config.validation import explain, variants_of
 from cifarscale.errors import ConfigError
 from cifarscale.files import bundled_folders
 
-SomeJob = TypeVar("SomeJob", bound=Job)
+SomeRecipe = TypeVar("SomeRecipe", bound=Recipe)
 _NOT_COMPUTED = ("name", "description", "tracking")
 
 
@@ -43,7 +43,7 @@ def find_recipe(name_or_path: str) -> Path:
     return find_file("recipe", name_or_path, recipe_folders())
 
 
-def load_job(name_or_path: str, overrides: Iterable[str] = ()) -> Job:
+def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
     """The checked job of a name or path, with `key=value` overrides applied in order.
 
     Raises: ConfigError naming the key, the value, and what is valid.
@@ -53,7 +53,7 @@ def load_job(name_or_path: str, overrides: Iterable[str] = ()) -> Job:
     for override in overrides:
         _apply_override(values, override)
     values["name"] = values.get("name") or _name_of(path)
-    return parse_job(values, str(path))
+    return parse_recipe(values, str(path))
 
 
 def _name_of(path: Path) -> str:
@@ -61,23 +61,23 @@ def _name_of(path: Path) -> str:
     return re.sub(r"[^\w .+-]", "-", path.stem).lstrip(" .+-") or "recipe"
 
 
-def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
-    """`load_job` for what is trained. Raises: ConfigError also if the job is of another kind."""
-    job = load_job(name_or_path, overrides)
-    if not isinstance(job, Recipe):
+def load_training_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> TrainingRecipe:
+    """`load_recipe` for what is trained. Raises: ConfigError also if the job is of another kind."""
+    job = load_recipe(name_or_path, overrides)
+    if not isinstance(job, TrainingRecipe):
         raise ConfigError(f"{name_or_path} is a job of task {job.task!r}, which trains nothing. Run: cifarscale --help")
     return job
 
 
-def load_fid(overrides: Iterable[str] = ()) -> FidJob:
+def load_fid(overrides: Iterable[str] = ()) -> DistanceRecipe:
     """The job `fid`. Raises: ConfigError also if a file of that name is a job of another kind."""
-    job = load_job("fid", overrides)
-    if not isinstance(job, FidJob):
+    job = load_recipe("fid", overrides)
+    if not isinstance(job, DistanceRecipe):
         raise ConfigError(f"{find_recipe('fid')} is a job of task {job.task!r}, and this needs task = 'distance'")
     return job
 
 
-def parse_job(values: dict[str, Any], where: str) -> Job:
+def parse_recipe(values: dict[str, Any], where: str) -> Recipe:
     """A job from plain values; `where` stands in front of an error.
 
     Raises: ConfigError.
@@ -96,20 +96,20 @@ def parse_job(values: dict[str, Any], where: str) -> Job:
         raise ConfigError(f"{where}: {explain(error, TASKS[task])}") from error
 
 
-def with_values(job: SomeJob, **changes: Any) -> SomeJob:
+def with_values(job: SomeRecipe, **changes: Any) -> SomeRecipe:
     """The job with dotted keys (dots written as two underscores) replaced, checked again."""
     values = resolved(job)
     for key, value in changes.items():
         set_key(values, key.replace("__", "."), value)
-    return cast(SomeJob, parse_job(values, job.name))
+    return cast(SomeRecipe, parse_recipe(values, job.name))
 
 
-def recipe_toml(job: Job) -> str:
+def recipe_toml(job: Recipe) -> str:
     """The resolved job as TOML; loading it again gives an equal one."""
     return tomli_w.dumps(resolved(job))
 
 
-def recipe_hash(job: Job) -> str:
+def recipe_hash(job: Recipe) -> str:
     """Eight hexadecimal digits of what the job computes: all of it, resolved, but its name and who is told of it."""
     values = {key: value for key, value in resolved(job).items() if key not in _NOT_COMPUTED}
     if values.get("later") == []:

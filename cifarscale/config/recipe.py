@@ -183,7 +183,7 @@ class TrackingConfig(Section):
     """Uploads the last checkpoint with the run's end."""
 
 
-class Job(Section):
+class Recipe(Section):
     """What all jobs share."""
 
     task: str
@@ -224,7 +224,7 @@ class Metric:
     is_final: bool = False
 
 
-class Recipe(Job):
+class TrainingRecipe(Recipe):
     """What all trainings share."""
 
     needs_validation: ClassVar[bool] = False
@@ -291,11 +291,11 @@ class Stage:
         until: the last step of the part.
     """
 
-    recipe: Recipe
+    recipe: TrainingRecipe
     until: int
 
 
-def stages_of(recipe: Recipe) -> list[Stage]:
+def stages_of(recipe: TrainingRecipe) -> list[Stage]:
     """The parts of a run, in their order; a single one where nothing changes. Raises: ValueError for a bad change."""
     values = resolved(recipe)
     changes = values.pop("later", [])
@@ -327,7 +327,7 @@ def check_sync_batch(key: str, kind: NormalisationKind, training: TrainingConfig
         raise ValueError(f"{key} = 'sync_batch' needs training.microbatches = 0: its statistics span ranks")
 
 
-def resolved(recipe: Job) -> dict[str, Any]:
+def resolved(recipe: Recipe) -> dict[str, Any]:
     """The job as plain values with every default written out, ready for TOML or JSON."""
     values: dict[str, Any] = recipe.model_dump(mode="json")
     scalars = {key: value for key, value in values.items() if not isinstance(value, dict)}

@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from cifarscale.config.keys import dotted
-from cifarscale.config.recipe import Job, Section
+from cifarscale.config.recipe import Recipe, Section
 from cifarscale.config.validation import nearest
 from cifarscale.errors import ConfigError
 
@@ -99,7 +99,7 @@ class OptunaConfig(Section):
     """First trials, which are drawn at random."""
 
 
-class SweepJob(Job):
+class SweepRecipe(Recipe):
     """Searches for better values of a job's keys."""
 
     task: Literal["sweep"] = "sweep"
@@ -235,7 +235,7 @@ def _problem(distribution: Distribution) -> str:
     return ""
 
 
-def check_resources(sweep: SweepJob, num_cpus: int, num_gpus: int, num_nodes: int, where: str) -> None:
+def check_resources(sweep: SweepRecipe, num_cpus: int, num_gpus: int, num_nodes: int, where: str) -> None:
     """Raises: ConfigError if a trial asks for more than there is.
 
     Args:
@@ -260,7 +260,7 @@ def check_resources(sweep: SweepJob, num_cpus: int, num_gpus: int, num_nodes: in
         )
 
 
-def workers_that_fit(sweep: SweepJob, num_cpus: int, num_gpus: int) -> int:
+def workers_that_fit(sweep: SweepRecipe, num_cpus: int, num_gpus: int) -> int:
     """How many workers of trials a node has room for."""
     fit = num_cpus // sweep.cpus_per_trial
     return min(fit, int(num_gpus / sweep.gpus_per_trial + 1e-6)) if sweep.gpus_per_trial else fit

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cifarscale.config.recipe import DataConfig, Recipe
+from cifarscale.config.recipe import DataConfig, TrainingRecipe
 from cifarscale.data.batches import EvaluationSplit, Reader
 from cifarscale.data.in_memory import InMemoryReader, InMemorySplit
 from cifarscale.data.manifest import Manifest
@@ -36,7 +36,7 @@ class Dataset:
             raise ConfigError(f"data.num_validation = {config.num_validation} leaves none of {num_train} to train on")
         self.split = cache(self._split)
 
-    def reader(self, recipe: Recipe, group: Group, num_workers: int = 0) -> Reader:
+    def reader(self, recipe: TrainingRecipe, group: Group, num_workers: int = 0) -> Reader:
         """A reader of the training split for this rank. Raises: DataError if a shard is damaged."""
         seed, batch_size = recipe.seed, recipe.training.global_batch_size
         if self._config.reader == "in_memory":

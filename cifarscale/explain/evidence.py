@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
-from cifarscale.config.recipe import Recipe
+from cifarscale.config.recipe import TrainingRecipe
 from cifarscale.errors import ClusterError
 from cifarscale.launch.failures import Failure, failures
 from cifarscale.runs.lease import living_holder
@@ -85,7 +85,7 @@ def gather(run_dir: Path, name: str, job: Submitted | None) -> Evidence:
         name: the run folder, as people call it.
     """
     folder = RunFolder(run_dir)
-    recipe = folder.load_job()
+    recipe = folder.load_recipe()
     state, attempts, trouble = _asked(job.key) if job else (None, (), "")
     lines = read_metrics(folder.metrics)
     logs = run_dir / "logs"
@@ -114,7 +114,7 @@ def gather(run_dir: Path, name: str, job: Submitted | None) -> Evidence:
         is_complete=folder.result() is not None,
         holder=living_holder(folder.lease),
         step=max((*(line["step"] for line in lines), *filter(None, [folder.saved_step()])), default=None),
-        max_steps=recipe.training.max_steps if isinstance(recipe, Recipe) else None,
+        max_steps=recipe.training.max_steps if isinstance(recipe, TrainingRecipe) else None,
         silent_s=None if newest is None else time.time() - newest,
         between_s=median(b - a for a, b in pairwise(times)) if len(times) > 2 else None,
         now=datetime.now(),

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from cifarscale.config.recipe import Recipe
+from cifarscale.config.recipe import TrainingRecipe
 from cifarscale.errors import RunError
 from cifarscale.explain.ended import memory_per_node
 from cifarscale.explain.explanation import duration
@@ -263,8 +263,8 @@ def goodput_rows(run_dir: Path) -> list[tuple[str, str]]:
     jobs = submissions(run_dir)
     if not jobs:
         raise RunError(f"{run_dir} was never submitted to SLURM, whose accounts tell where its hours went")
-    recipe = folder.load_job()
-    if not isinstance(recipe, Recipe):
+    recipe = folder.load_recipe()
+    if not isinstance(recipe, TrainingRecipe):
         raise RunError(f"{run_dir} trains nothing, so there is no goodput of it")
     attempts = [attempt for job in jobs for attempt in slurm.attempts(job.key)]
     lines = read_metrics(folder.metrics)

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cifarscale.config.distance import FidJob
+from cifarscale.config.distance import DistanceRecipe
 from cifarscale.config.load import recipe_toml
-from cifarscale.config.recipe import Recipe
+from cifarscale.config.recipe import TrainingRecipe
 
 if TYPE_CHECKING:
     from cifarscale.prepare import RunOptions
@@ -36,7 +36,7 @@ class Call:
         return str(self.arguments.get("options", self.arguments).get("device", "cpu"))
 
 
-def training(recipe: Recipe, run_dir: Path, options: "RunOptions") -> Call:
+def training(recipe: TrainingRecipe, run_dir: Path, options: "RunOptions") -> Call:
     """Trains a resolved recipe."""
     arguments = {"recipe": recipe_toml(recipe), "run_dir": str(run_dir), "options": options.as_plain()}
     return Call("cifarscale.launch.worker:train", arguments)
@@ -48,7 +48,7 @@ def evaluation(run_dir: Path, split: str, options: "RunOptions", out: Path) -> C
     return Call("cifarscale.launch.worker:evaluate", arguments)
 
 
-def measurement(job: FidJob, shards: Path | None, device: str, out: Path, save: Path | None = None) -> Call:
+def measurement(job: DistanceRecipe, shards: Path | None, device: str, out: Path, save: Path | None = None) -> Call:
     """Compares images with real ones."""
     arguments = {"job": recipe_toml(job), "shards": str(shards) if shards else None, "device": device}
     return Call("cifarscale.launch.worker:fid", arguments | {"out": str(out), "save": str(save) if save else None})

@@ -7,9 +7,9 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from cifarscale.config.distance import FidJob
-from cifarscale.config.load import parse_job
-from cifarscale.config.recipe import Recipe
+from cifarscale.config.distance import DistanceRecipe
+from cifarscale.config.load import parse_recipe
+from cifarscale.config.recipe import TrainingRecipe
 from cifarscale.inference import evaluate_run, measure_images
 from cifarscale.launch.call import Call
 from cifarscale.log import configure_logging
@@ -19,8 +19,8 @@ from cifarscale.run import run_job
 
 def train(recipe: str, run_dir: str, options: dict[str, Any]) -> None:
     """`recipe` is the resolved recipe as TOML."""
-    parsed = parse_job(tomllib.loads(recipe), "recipe")
-    assert isinstance(parsed, Recipe)
+    parsed = parse_recipe(tomllib.loads(recipe), "recipe")
+    assert isinstance(parsed, TrainingRecipe)
     run_job(parsed, Path(run_dir), RunOptions.from_plain(options))
 
 
@@ -30,8 +30,8 @@ def evaluate(run_dir: str, split: str, options: dict[str, Any], out: str) -> Non
 
 def fid(job: str, shards: str | None, device: str, out: str, save: str | None) -> None:
     """`job` is the job as TOML."""
-    parsed = parse_job(tomllib.loads(job), "job")
-    assert isinstance(parsed, FidJob)
+    parsed = parse_recipe(tomllib.loads(job), "job")
+    assert isinstance(parsed, DistanceRecipe)
     measure_images(parsed, Path(shards) if shards else None, device, Path(out), Path(save) if save else None)
 
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cifarscale.config.cnn import CnnRecipe
-from cifarscale.config.dcgan import DcganRecipe
+from cifarscale.config.cnn import ClassifierRecipe
+from cifarscale.config.dcgan import GanRecipe
 from cifarscale.config.keys import dotted
 from cifarscale.config.load import recipe_toml
-from cifarscale.config.recipe import Job, Recipe
-from cifarscale.config.sweep import SweepJob
+from cifarscale.config.recipe import Recipe, TrainingRecipe
+from cifarscale.config.sweep import SweepRecipe
 from cifarscale.errors import RunError
 from cifarscale.report.classifier import Mistakes, find_mistakes
 from cifarscale.report.generator import Grid, Neighbours, distance_facts, distances, grids, measured, nearest
@@ -37,7 +37,7 @@ class About:
 
     key: str
     title: str
-    job: Job
+    job: Recipe
     state: str
     facts: list[Fact]
     drawings: list[Drawing]
@@ -62,14 +62,14 @@ def about(path: Path, key: str, data: str | None) -> About:
     Raises: RunError if it is not a run's or a sweep's folder, or cannot be read.
     """
     folder = RunFolder(path)
-    job = folder.load_job()
+    job = folder.load_recipe()
     try:
         found = _begin(folder, job, key)
-        if isinstance(job, SweepJob):
+        if isinstance(job, SweepRecipe):
             _add_sweep(found, SweepFolder(path), job)
-        elif isinstance(job, CnnRecipe):
+        elif isinstance(job, ClassifierRecipe):
             found.mistakes = find_mistakes(path, job, data)
-        elif isinstance(job, DcganRecipe):
+        elif isinstance(job, GanRecipe):
             found.grids = grids(folder)
             figures = measured(folder)
             found.facts[:0] = distance_facts(figures)
@@ -81,7 +81,7 @@ def about(path: Path, key: str, data: str | None) -> About:
         raise RunError(f"{path} cannot be read ({what}). Leave it out, or restore its files") from error
 
 
-def _begin(folder: RunFolder, job: Job, key: str) -> About:
+def _begin(folder: RunFolder, job: Recipe, key: str) -> About:
     result, lines, environment = folder.result(), read_metrics(folder.metrics), folder.environment()
     named, changed = differences(job)
     toml = recipe_toml(job)
@@ -105,7 +105,7 @@ def _begin(folder: RunFolder, job: Job, key: str) -> About:
     )
 
 
-def _add_sweep(found: About, folder: SweepFolder, sweep: SweepJob) -> None:
+def _add_sweep(found: About, folder: SweepFolder, sweep: SweepRecipe) -> None:
     folder.load()
     found.state = folder_state(RunFolder(folder.path), folder.table.is_file())
     found.facts = sweep_facts(folder, sweep, folder.result())
@@ -115,7 +115,7 @@ def _add_sweep(found: About, folder: SweepFolder, sweep: SweepJob) -> None:
     found.changed = []
 
 
-def _facts(job: Job, result: Mapping[str, Any] | None, lines: Sequence[Line]) -> list[Fact]:
+def _facts(job: Recipe, result: Mapping[str, Any] | None, lines: Sequence[Line]) -> list[Fact]:
     """The figures that one looks for first."""
     facts = []
     for split in ("test", "validation", "train"):
@@ -133,12 +133,12 @@ def _facts(job: Job, result: Mapping[str, Any] | None, lines: Sequence[Line]) ->
     return facts
 
 
-def _facts_so_far(job: Job, lines: Sequence[Line]) -> list[Fact]:
+def _facts_so_far(job: Recipe, lines: Sequence[Line]) -> list[Fact]:
     facts = []
     for key, name in (("validation_top1", "validation top-1"), ("test_top1", "test top-1")):
         if line := next((line for line in reversed(lines) if key in line), None):
             facts.append(Fact(f"{name} so far", percent(line[key]), f"at step {line['step']:,}"))
-    if isinstance(job, Recipe):
+    if isinstance(job, TrainingRecipe):
         step = max((line["step"] for line in lines), default=0)
         facts.append(Fact("step", f"{step:,}", f"of {job.training.max_steps:,}"))
     return facts

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from cifarscale.config.cnn import CnnRecipe
+from cifarscale.config.cnn import ClassifierRecipe
 from cifarscale.data.batches import EvaluationSplit
 from cifarscale.data.dataset import Dataset
 from cifarscale.distributed.cores import Cores
@@ -62,7 +62,7 @@ class Mistakes:
     note: str = ""
 
 
-def find_mistakes(run_dir: Path, recipe: CnnRecipe, data: str | None) -> Mistakes:
+def find_mistakes(run_dir: Path, recipe: ClassifierRecipe, data: str | None) -> Mistakes:
     """Runs the newest checkpoint's network over the split that the run was evaluated on."""
     split = "validation" if recipe.data.num_validation else "test"
     try:
@@ -71,7 +71,7 @@ def find_mistakes(run_dir: Path, recipe: CnnRecipe, data: str | None) -> Mistake
         return Mistakes(_written(run_dir / "confusion-test.json"), note=str(error))
 
 
-def _computed(run_dir: Path, recipe: CnnRecipe, split: str, shards: Path) -> Mistakes:
+def _computed(run_dir: Path, recipe: ClassifierRecipe, split: str, shards: Path) -> Mistakes:
     trained = load_classifier(run_dir, _CPU)
     samples = Dataset(shards, recipe.data, _CPU).split(split)
     normalise = training_normalisation(trained.manifest, _CPU)

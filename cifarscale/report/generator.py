@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from cifarscale.config.dcgan import DcganRecipe
+from cifarscale.config.dcgan import GanRecipe
 from cifarscale.data.dataset import Dataset
 from cifarscale.data.images import images_of_split
 from cifarscale.errors import CifarscaleError
@@ -79,7 +79,7 @@ def distances(measured: Sequence[Mapping[str, Any]]) -> Table | None:
     return Table(caption, columns, [_row(each) for each in measured])
 
 
-def nearest(run_dir: Path, recipe: DcganRecipe, data: str | None) -> Neighbours:
+def nearest(run_dir: Path, recipe: GanRecipe, data: str | None) -> Neighbours:
     """The real training images that are nearest to some generated ones, pixel by pixel."""
     try:
         shards = shards_of(recipe, data)

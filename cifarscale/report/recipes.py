@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cifarscale.config.keys import dotted
-from cifarscale.config.load import load_job, parse_job, recipe_files
-from cifarscale.config.recipe import Job, resolved
+from cifarscale.config.load import load_recipe, parse_recipe, recipe_files
+from cifarscale.config.recipe import Recipe, resolved
 from cifarscale.config.validation import variants_of
 from cifarscale.data.names import DATASETS
 from cifarscale.errors import CifarscaleError
@@ -32,7 +32,7 @@ class Difference:
     default: Any
 
 
-def differences(job: Job) -> tuple[str, list[Difference]]:
+def differences(job: Recipe) -> tuple[str, list[Difference]]:
     """How a job differs from the recipe of its name, and from the defaults of its schema.
 
     Returns: the name of that recipe, empty if there is none of the same task here; and the keys.
@@ -47,7 +47,7 @@ def differences(job: Job) -> tuple[str, list[Difference]]:
     return name, found
 
 
-def command(job: Job, environment: Mapping[str, Any]) -> str:
+def command(job: Recipe, environment: Mapping[str, Any]) -> str:
     """What runs a job again, on as many processes, from the recipe in a file of its own."""
     if job.task == "sweep":
         return "cifarscale sweep recipe.toml"
@@ -65,23 +65,23 @@ def command(job: Job, environment: Mapping[str, Any]) -> str:
     return shlex.join(words)
 
 
-def _defaults(job: Job) -> dict[str, Any]:
+def _defaults(job: Recipe) -> dict[str, Any]:
     """The job that names no more than its kinds of sections, by dotted keys; and the kinds that it would have."""
     own, variants = resolved(job), variants_of(type(job))
     kinds = {key: {"name": own[key]["name"]} for key in variants}
     try:
-        values = resolved(parse_job({"task": job.task, **kinds}, job.name))
+        values = resolved(parse_recipe({"task": job.task, **kinds}, job.name))
     except CifarscaleError:  # such as of a sweep: one without a space is none
         return {}
     return dict(dotted(values)) | {f"{key}.name": default for key, (default, *_) in variants.items()}
 
 
-def _named(job: Job) -> tuple[str, dict[str, Any]]:
+def _named(job: Recipe) -> tuple[str, dict[str, Any]]:
     path = recipe_files().get(job.name)
     if path is None:
         return "", {}
     try:
-        named = load_job(str(path))
+        named = load_recipe(str(path))
     except CifarscaleError:
         return "", {}
     return (job.name, dict(dotted(resolved(named)))) if named.task == job.task else ("", {})

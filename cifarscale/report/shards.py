@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from cifarscale.config.recipe import Recipe
+from cifarscale.config.recipe import TrainingRecipe
 from cifarscale.data.build import default_folder
 from cifarscale.data.manifest import MANIFEST_NAME
 from cifarscale.errors import DataError
 
 
-def shards_of(recipe: Recipe, data: str | None) -> Path:
+def shards_of(recipe: TrainingRecipe, data: str | None) -> Path:
     """The folder of shards that a run was trained on.
 
     Args:

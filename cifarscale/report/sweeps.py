@@ -4,16 +4,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from cifarscale.config.keys import dotted
-from cifarscale.config.load import load_recipe
+from cifarscale.config.load import load_training_recipe
 from cifarscale.config.recipe import resolved
-from cifarscale.config.sweep import SweepJob
+from cifarscale.config.sweep import SweepRecipe
 from cifarscale.report.parts import Cell, Drawing, Fact, Table, drawing, percent, shown
 from cifarscale.report.recipes import Difference
 from cifarscale.sweep.plots import metric_name, sweep_curves, sweep_parallel
 from cifarscale.sweep.trials import SweepFolder, origin_of, ranked
 
 
-def trials_table(folder: SweepFolder, sweep: SweepJob) -> Table:
+def trials_table(folder: SweepFolder, sweep: SweepRecipe) -> Table:
     """All trials, the best first, those without a figure last."""
     order = ranked(folder.trials, sweep.mode)
     rest = [trial for trial in folder.trials if trial not in order]
@@ -38,14 +38,14 @@ def trials_table(folder: SweepFolder, sweep: SweepJob) -> Table:
     )
 
 
-def split_note(sweep: SweepJob) -> str:
+def split_note(sweep: SweepRecipe) -> str:
     """Which images the trials were compared on."""
     if sweep.metric.startswith("validation"):
         return "on the validation split, which is cut from the training set; no trial was chosen by the test set"
     return "as training itself measured it; no trial was chosen by the test set"
 
 
-def sweep_facts(folder: SweepFolder, sweep: SweepJob, result: Mapping[str, Any] | None) -> list[Fact]:
+def sweep_facts(folder: SweepFolder, sweep: SweepRecipe, result: Mapping[str, Any] | None) -> list[Fact]:
     order = ranked(folder.trials, sweep.mode)
     begun = sum(trial.origin is None for trial in folder.trials)
     facts = [Fact("trials", f"{begun} of {sweep.num_trials}")]
@@ -63,11 +63,11 @@ def sweep_facts(folder: SweepFolder, sweep: SweepJob, result: Mapping[str, Any] 
     return facts
 
 
-def split_of(sweep: SweepJob) -> str:
+def split_of(sweep: SweepRecipe) -> str:
     return "validation split" if sweep.metric.startswith("validation") else "measured in training"
 
 
-def sweep_drawings(folder: SweepFolder, sweep: SweepJob, name: str) -> list[Drawing]:
+def sweep_drawings(folder: SweepFolder, sweep: SweepRecipe, name: str) -> list[Drawing]:
     """The curves of all trials, and what each tried."""
     order = ranked(folder.trials, sweep.mode)
     curves, parallel = sweep_curves(folder, sweep), sweep_parallel(folder, sweep)
@@ -83,16 +83,16 @@ def sweep_drawings(folder: SweepFolder, sweep: SweepJob, name: str) -> list[Draw
     return found
 
 
-def best_differences(folder: SweepFolder, sweep: SweepJob) -> list[Difference]:
+def best_differences(folder: SweepFolder, sweep: SweepRecipe) -> list[Difference]:
     """The searched keys, as the base has them and as the best trial does."""
     order = ranked(folder.trials, sweep.mode)
     if not order or not folder.base.is_file():
         return []
-    base = dict(dotted(resolved(load_recipe(str(folder.base)))))
+    base = dict(dotted(resolved(load_training_recipe(str(folder.base)))))
     return [Difference(key, value, None, base.get(key)) for key, value in order[0].overrides.items()]
 
 
-def metric_text(sweep: SweepJob, value: float | None) -> str:
+def metric_text(sweep: SweepRecipe, value: float | None) -> str:
     if value is None:
         return "–"
     return percent(value) if sweep.metric.endswith(("top1", "top5")) else f"{value:.4g}"

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from cifarscale.config.load import load_job, load_recipe, recipe_hash, recipe_toml
-from cifarscale.config.recipe import Job, Recipe
+from cifarscale.config.load import load_recipe, load_training_recipe, recipe_hash, recipe_toml
+from cifarscale.config.recipe import Recipe, TrainingRecipe
 from cifarscale.errors import RunError
 from cifarscale.files import write_json_atomically, write_text_atomically
 
@@ -22,11 +22,11 @@ def run_folders(root: Path = RUNS_ROOT) -> list[Path]:
     return [path.parent for path in sorted(found, key=lambda path: path.stat().st_mtime)]
 
 
-def folder_of(recipe: str, job: Job) -> Path | None:
+def folder_of(recipe: str, job: Recipe) -> Path | None:
     """The folder of a run or a sweep whose own recipe.toml is named, and unchanged: it is what goes on then."""
     path = Path(recipe)
     begun = any((path.parent / name).is_file() for name in ("manifest.json", "base.toml"))
-    if path.name != "recipe.toml" or not begun or recipe_hash(load_job(recipe)) != recipe_hash(job):
+    if path.name != "recipe.toml" or not begun or recipe_hash(load_recipe(recipe)) != recipe_hash(job):
         return None
     return path.parent
 
@@ -105,27 +105,27 @@ class RunFolder:
         except (OSError, ValueError, KeyError, TypeError):
             return ""
 
-    def load_job(self) -> Job:
+    def load_recipe(self) -> Recipe:
         """The job that runs here. Raises: RunError if this is not a run folder."""
         if not self.recipe.is_file():
             raise RunError(f"{self.path} is not a run folder: it has no recipe.toml. Run: cifarscale runs")
-        return load_job(str(self.recipe))
-
-    def load_recipe(self) -> Recipe:
-        """`load_job` for a training. Raises: ConfigError also if nothing is trained here."""
-        self.load_job()
         return load_recipe(str(self.recipe))
 
-    def require(self, job: Job) -> None:
+    def load_training_recipe(self) -> TrainingRecipe:
+        """`load_recipe` for a training. Raises: ConfigError also if nothing is trained here."""
+        self.load_recipe()
+        return load_training_recipe(str(self.recipe))
+
+    def require(self, job: Recipe) -> None:
         """Raises: RunError if this is not a folder of the job's run."""
-        found = self.load_job()
+        found = self.load_recipe()
         if recipe_hash(found) != recipe_hash(job):
             raise RunError(
                 f"{self.path} holds a run of another recipe ({found.name}-{recipe_hash(found)}, not "
                 f"{job.name}-{recipe_hash(job)}); name another --run-dir"
             )
 
-    def prepare(self, job: Job, manifest: Saved | None = None) -> None:
+    def prepare(self, job: Recipe, manifest: Saved | None = None) -> None:
         """Makes the folder for a job, or checks that it is this job's.
 
         Args:

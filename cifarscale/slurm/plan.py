@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cifarscale.config.recipe import Job, Recipe
-from cifarscale.config.sweep import SweepJob, check_resources, workers_that_fit
+from cifarscale.config.recipe import Recipe, TrainingRecipe
+from cifarscale.config.sweep import SweepRecipe, check_resources, workers_that_fit
 from cifarscale.errors import ClusterError, ConfigError
 from cifarscale.prepare import batch_size_per_rank
 from cifarscale.slurm.client import Partition
@@ -60,7 +60,7 @@ class Plan:
 
 
 def make_plan(
-    job: Job,
+    job: Recipe,
     profile: Profile,
     nodes: int,
     partition: Partition | None = None,
@@ -77,12 +77,12 @@ def make_plan(
     Raises: ConfigError or ClusterError for whatever would fail later, in the queue or on the nodes.
     """
     plan = shape(profile, nodes)
-    if isinstance(job, SweepJob):
+    if isinstance(job, SweepRecipe):
         plan = _of_whole_nodes(plan)
         _check_trials(job, plan, profile)
     if partition is not None and (found := unmet_resources(plan, profile, partition)):
         raise ClusterError(next(iter(found.values())))
-    if not isinstance(job, Recipe):
+    if not isinstance(job, TrainingRecipe):
         return plan
     training, world_size = job.training, plan.world_size
     known: dict[str, Any] = {"batch_size_per_rank": batch_size_per_rank(job, world_size)}
@@ -112,7 +112,7 @@ def _of_whole_nodes(plan: Plan) -> Plan:
     return replace(plan, tasks_per_node=1, cpus_per_task=plan.tasks_per_node * plan.cpus_per_task)
 
 
-def _check_trials(sweep: SweepJob, plan: Plan, profile: Profile) -> None:
+def _check_trials(sweep: SweepRecipe, plan: Plan, profile: Profile) -> None:
     """Raises: ConfigError for trials that do not fit a node, or would leave its GPUs idle."""
     check_resources(sweep, plan.cpus_per_task, plan.gpus_per_node, plan.nodes, f"a node of profile {profile.name}")
     if plan.gpus_per_node and not sweep.gpus_per_trial:
@@ -122,7 +122,7 @@ def _check_trials(sweep: SweepJob, plan: Plan, profile: Profile) -> None:
         )
 
 
-def trials_at_once(sweep: SweepJob, plan: Plan) -> int:
+def trials_at_once(sweep: SweepRecipe, plan: Plan) -> int:
     """How many trials of a sweep run side by side."""
     workers = plan.nodes * workers_that_fit(sweep, plan.cpus_per_task, plan.gpus_per_node)
     return min(workers // sweep.workers_per_trial, sweep.num_trials, sweep.max_concurrent or sweep.num_trials)
@@ -152,7 +152,9 @@ def unmet_resources(plan: Plan, profile: Profile, partition: Partition) -> dict[
     return found
 
 
-def _forecast(job: Recipe, images_per_second: float, step: int, time_min: int, profile: Profile) -> dict[str, Any]:
+def _forecast(
+    job: TrainingRecipe, images_per_second: float, step: int, time_min: int, profile: Profile
+) -> dict[str, Any]:
     """What a known pace says. Raises: ConfigError if the time limit is shorter than one checkpoint interval."""
     training = job.training
     per_step = training.global_batch_size / images_per_second

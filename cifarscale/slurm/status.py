@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cifarscale.config.recipe import Recipe
+from cifarscale.config.recipe import TrainingRecipe
 from cifarscale.errors import CifarscaleError, ClusterError, RunError
 from cifarscale.launch.failures import Failure, failures
 from cifarscale.runs.lease import living_holder
@@ -72,12 +72,12 @@ def run_status(run_dir: Path) -> RunStatus:
 
 def _status(run_dir: Path, seen: slurm.JobState | None) -> RunStatus:
     folder = RunFolder(run_dir)
-    job = folder.load_job()
+    job = folder.load_recipe()
     lines = read_metrics(folder.metrics)
     trained: dict[str, Any] = next((line for line in reversed(lines) if "images_per_second" in line), {})
     submitted = submissions(run_dir)
     state = folder_state(folder, bool(lines))
-    max_steps = job.training.max_steps if isinstance(job, Recipe) else None
+    max_steps = job.training.max_steps if isinstance(job, TrainingRecipe) else None
     reason = ""
     if seen is not None and seen.is_active:
         reason = seen.reason

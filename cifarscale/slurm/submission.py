@@ -18,7 +18,7 @@ from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm import slurm as submitit_slurm
 
-from cifarscale.config.recipe import Job
+from cifarscale.config.recipe import Recipe
 from cifarscale.errors import ClusterError, RunError
 from cifarscale.files import typed, write_text_atomically, writing_to
 from cifarscale.launch.call import Call
@@ -59,7 +59,7 @@ class Work(Protocol):
     """What is submitted: a run folder that can be made, and what each rank calls then."""
 
     @property
-    def job(self) -> Job: ...
+    def job(self) -> Recipe: ...
     @property
     def run_dir(self) -> Path: ...
     @property

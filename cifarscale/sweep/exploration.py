@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from cifarscale.config.recipe import MAY_CHANGE, Recipe, may_change, resolved
-from cifarscale.config.sweep import Distribution, PbtConfig, SweepJob
+from cifarscale.config.recipe import MAY_CHANGE, TrainingRecipe, may_change, resolved
+from cifarscale.config.sweep import Distribution, PbtConfig, SweepRecipe
 from cifarscale.errors import ConfigError
 from cifarscale.sweep.space import Overrides, assigned, lookup, value_at, values_of
 
@@ -15,7 +15,7 @@ _MEMBERS = 2**20
 """More than a population has: the draws of each generation have places of their own."""
 
 
-def check_population(sweep: SweepJob, base: Recipe) -> None:
+def check_population(sweep: SweepRecipe, base: TrainingRecipe) -> None:
     """Raises: ConfigError naming what population-based training cannot do."""
     assert isinstance(sweep.scheduler, PbtConfig)
     for key in sweep.space:
@@ -42,12 +42,14 @@ def num_replaced(members: int, scheduler: PbtConfig) -> int:
     return min(math.ceil(members * scheduler.quantile), members // 2)
 
 
-def chosen(sweep: SweepJob, generation: int, member: int, size: int) -> int:
+def chosen(sweep: SweepRecipe, generation: int, member: int, size: int) -> int:
     """Which of `size` others a member goes on from."""
     return int(_draws(sweep, "pbt", generation, member)[0] * size)
 
 
-def explored(sweep: SweepJob, base: Recipe, values: Mapping[str, Any], generation: int, member: int) -> Overrides:
+def explored(
+    sweep: SweepRecipe, base: TrainingRecipe, values: Mapping[str, Any], generation: int, member: int
+) -> Overrides:
     """The values of a member that goes on from one with `values`: a function of these, the seed and numbers alone."""
     assert isinstance(sweep.scheduler, PbtConfig)
     resample = sweep.scheduler.resample_probability
@@ -61,7 +63,7 @@ def explored(sweep: SweepJob, base: Recipe, values: Mapping[str, Any], generatio
     return assigned(sweep.space, base, value)
 
 
-def difference(base: Recipe, before: Overrides, after: Overrides) -> Overrides:
+def difference(base: TrainingRecipe, before: Overrides, after: Overrides) -> Overrides:
     """What changes between two trials' values; a key whose condition holds no longer gets the base's back."""
     plain = resolved(base)
     changes = {key: after[key] if key in after else lookup(plain, key) for key in {**before, **after}}
@@ -80,7 +82,7 @@ def perturbed(distribution: Distribution, value: Any, uniform: float) -> Any:
     return values[neighbours[up and len(neighbours) > 1]] if neighbours else value
 
 
-def _draws(sweep: SweepJob, purpose: str, generation: int, member: int) -> tuple[float, float]:
+def _draws(sweep: SweepRecipe, purpose: str, generation: int, member: int) -> tuple[float, float]:
     from cifarscale.distributed.randomness import batch_generator
 
     first, second = batch_generator(sweep.seed, purpose, generation * _MEMBERS + member).random(2)

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from cifarscale.config.sweep import SweepJob
+from cifarscale.config.sweep import SweepRecipe
 from cifarscale.sweep.space import values_of
 from cifarscale.sweep.trials import COMPLETE, SweepFolder, Trial, history, ranked
 from cifarscale.tracking.plots import Curve, Plot, Point, Scale, Weight, curves, parallel_coordinates
 
 
-def plot_sweep(folder: SweepFolder, sweep: SweepJob) -> list[Path]:
+def plot_sweep(folder: SweepFolder, sweep: SweepRecipe) -> list[Path]:
     """Writes plots/curves.png and plots/parallel.png. Returns: those for which there were figures."""
     drawn = {"curves": sweep_curves(folder, sweep), "parallel": sweep_parallel(folder, sweep)}
     written = []
@@ -20,7 +20,7 @@ def plot_sweep(folder: SweepFolder, sweep: SweepJob) -> list[Path]:
     return written
 
 
-def sweep_curves(folder: SweepFolder, sweep: SweepJob) -> Plot | None:
+def sweep_curves(folder: SweepFolder, sweep: SweepRecipe) -> Plot | None:
     """The metric of all trials over the step; None if none was evaluated."""
     order = ranked(folder.trials, sweep.mode)
     lines = []
@@ -34,7 +34,7 @@ def sweep_curves(folder: SweepFolder, sweep: SweepJob) -> Plot | None:
     return curves(lines, metric_name(sweep.metric), is_share=_is_share(sweep.metric)) if lines else None
 
 
-def sweep_parallel(folder: SweepFolder, sweep: SweepJob) -> Plot | None:
+def sweep_parallel(folder: SweepFolder, sweep: SweepRecipe) -> Plot | None:
     """What each trial tried, and what came of it; None if no trial has a figure."""
     order = ranked(folder.trials, sweep.mode)
     if not order:

@@ -10,8 +10,8 @@ many trials run side by side, and however often it was interrupted.
 import shutil
 
 from cifarscale.config.load import recipe_hash
-from cifarscale.config.recipe import Recipe
-from cifarscale.config.sweep import PbtConfig, SweepJob
+from cifarscale.config.recipe import TrainingRecipe
+from cifarscale.config.sweep import PbtConfig, SweepRecipe
 from cifarscale.data.manifest import Manifest
 from cifarscale.runs.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from cifarscale.runs.run_folder import RunFolder
@@ -33,7 +33,7 @@ from cifarscale.tracking.metrics import read_metrics, write_metrics
 class Population:
     """Hands out the trials of one generation after the other."""
 
-    def __init__(self, sweep: SweepJob, base: Recipe, folder: SweepFolder, manifest: Manifest) -> None:
+    def __init__(self, sweep: SweepRecipe, base: TrainingRecipe, folder: SweepFolder, manifest: Manifest) -> None:
         assert isinstance(sweep.scheduler, PbtConfig)
         self._sweep, self._base, self._folder, self._manifest = sweep, base, folder, manifest
         self._scheduler, self._last = sweep.scheduler, base.training.max_steps
@@ -110,7 +110,7 @@ def continue_from(origin: RunFolder, run: RunFolder) -> None:
     if path is None:
         return  # it then computes that itself
     state = load_checkpoint(path)
-    state["recipe"] = recipe_hash(run.load_recipe())
+    state["recipe"] = recipe_hash(run.load_training_recipe())
     save_checkpoint(run.checkpoints, state["step"], state, keep=1)
     write_metrics(run.metrics, [line for line in read_metrics(origin.metrics) if line["step"] <= state["step"]])
     if origin.samples.is_dir():

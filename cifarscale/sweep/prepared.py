@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cifarscale.config.dcgan import DcganRecipe
+from cifarscale.config.dcgan import GanRecipe
 from cifarscale.config.load import recipe_toml
-from cifarscale.config.recipe import Recipe
-from cifarscale.config.sweep import PbtConfig, SweepJob
+from cifarscale.config.recipe import TrainingRecipe
+from cifarscale.config.sweep import PbtConfig, SweepRecipe
 from cifarscale.data.build import locate_shards
 from cifarscale.data.manifest import Manifest
 from cifarscale.errors import ConfigError, Interrupted, RunError
@@ -54,8 +54,8 @@ def this_machine() -> Nodes:
 class PreparedSweep:
     """A sweep that has been checked, with its base tied to its data, and its folder."""
 
-    sweep: SweepJob
-    base: Recipe
+    sweep: SweepRecipe
+    base: TrainingRecipe
     folder: SweepFolder
     shards: Path
 
@@ -141,7 +141,7 @@ class PreparedSweep:
         }
 
 
-def prepare_sweep(sweep: SweepJob, run_dir: Path | None, data: str | None) -> PreparedSweep:
+def prepare_sweep(sweep: SweepRecipe, run_dir: Path | None, data: str | None) -> PreparedSweep:
     """Checks a sweep, and ties its base to its data.
 
     Args:
@@ -163,9 +163,9 @@ def prepare_sweep(sweep: SweepJob, run_dir: Path | None, data: str | None) -> Pr
     return PreparedSweep(sweep, base, SweepFolder((run_dir or default_sweep_dir(sweep)).absolute()), shards)
 
 
-def _check_features(base: Recipe) -> None:
+def _check_features(base: TrainingRecipe) -> None:
     """Raises: ConfigError or DataError if that by whose features generators are compared is not there."""
-    if not isinstance(base, DcganRecipe):
+    if not isinstance(base, GanRecipe):
         return
     kind, _, run = base.distance.features.partition(":")
     if kind == "inception":

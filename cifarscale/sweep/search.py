@@ -2,8 +2,8 @@
 
 from typing import Any, Protocol
 
-from cifarscale.config.recipe import Recipe
-from cifarscale.config.sweep import OptunaConfig, PbtConfig, SweepJob
+from cifarscale.config.recipe import TrainingRecipe
+from cifarscale.config.sweep import OptunaConfig, PbtConfig, SweepRecipe
 from cifarscale.data.manifest import Manifest
 from cifarscale.errors import ConfigError
 from cifarscale.sweep.population import Population
@@ -32,7 +32,7 @@ class Planned:
 
     waits = False
 
-    def __init__(self, sweep: SweepJob, base: Recipe, folder: SweepFolder, manifest: Manifest) -> None:
+    def __init__(self, sweep: SweepRecipe, base: TrainingRecipe, folder: SweepFolder, manifest: Manifest) -> None:
         points = grid(sweep.space, base)[: sweep.num_trials] if sweep.searcher.name == "grid" else None
         number = sweep.num_trials if points is None else len(points)
         for i in range(len(folder.trials), number):
@@ -52,7 +52,7 @@ class Proposed:
 
     waits = False
 
-    def __init__(self, sweep: SweepJob, base: Recipe, folder: SweepFolder, manifest: Manifest) -> None:
+    def __init__(self, sweep: SweepRecipe, base: TrainingRecipe, folder: SweepFolder, manifest: Manifest) -> None:
         try:
             import optuna
         except ImportError as error:
@@ -119,7 +119,7 @@ class Proposed:
         return parameters
 
 
-def make_search(sweep: SweepJob, base: Recipe, folder: SweepFolder, manifest: Manifest) -> Search:
+def make_search(sweep: SweepRecipe, base: TrainingRecipe, folder: SweepFolder, manifest: Manifest) -> Search:
     """The search that a sweep names, with its trials that are done already. Raises: ConfigError without Optuna."""
     if isinstance(sweep.scheduler, PbtConfig):
         return Population(sweep, base, folder, manifest)

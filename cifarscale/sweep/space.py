@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from cifarscale.config.keys import set_key
-from cifarscale.config.load import find_recipe, load_recipe, parse_job, recipe_hash, with_values
-from cifarscale.config.recipe import Recipe, resolved
-from cifarscale.config.sweep import AshaConfig, Distribution, PbtConfig, SweepJob, in_order
+from cifarscale.config.load import find_recipe, load_training_recipe, parse_recipe, recipe_hash, with_values
+from cifarscale.config.recipe import TrainingRecipe, resolved
+from cifarscale.config.sweep import AshaConfig, Distribution, PbtConfig, SweepRecipe, in_order
 from cifarscale.config.validation import nearest
 from cifarscale.errors import ConfigError
 
@@ -44,7 +44,7 @@ def values_of(distribution: Distribution) -> list[Any]:
     return [int(k * step) if whole else round(k * step, 12) for k in multiples]
 
 
-def sample(space: Mapping[str, Distribution], seed: int, trial: int, base: Recipe) -> Overrides:
+def sample(space: Mapping[str, Distribution], seed: int, trial: int, base: TrainingRecipe) -> Overrides:
     """The values of a trial of random search: a function of the space, the seed and the trial's number alone.
 
     Each key has numbers of its own, so that one more key changes nothing for the others.
@@ -57,7 +57,7 @@ def sample(space: Mapping[str, Distribution], seed: int, trial: int, base: Recip
     return assigned(space, base, lambda key: value_at(space[key], drawn(key)))
 
 
-def grid(space: Mapping[str, Distribution], base: Recipe) -> list[Overrides]:
+def grid(space: Mapping[str, Distribution], base: TrainingRecipe) -> list[Overrides]:
     """All combinations, the last key changing fastest; those that conditions make equal stand once."""
     found: list[Overrides] = []
     for point in itertools.product(*(values_of(distribution) for distribution in space.values())):
@@ -68,12 +68,12 @@ def grid(space: Mapping[str, Distribution], base: Recipe) -> list[Overrides]:
     return found
 
 
-def base_of(sweep: SweepJob) -> Recipe:
+def base_of(sweep: SweepRecipe) -> TrainingRecipe:
     """The recipe that is varied, with the sweep's `set` applied. Raises: ConfigError."""
-    return changed(load_recipe(str(find_recipe(sweep.base))), sweep.set, "set")
+    return changed(load_training_recipe(str(find_recipe(sweep.base))), sweep.set, "set")
 
 
-def changed(base: Recipe, overrides: Mapping[str, Any], where: str) -> Recipe:
+def changed(base: TrainingRecipe, overrides: Mapping[str, Any], where: str) -> TrainingRecipe:
     """The recipe with dotted keys replaced, checked.
 
     A section that gets another `name` starts from that one's defaults: `optimizer.name` = "sgd" leaves Adam's betas.
@@ -89,17 +89,17 @@ def changed(base: Recipe, overrides: Mapping[str, Any], where: str) -> Recipe:
             set_key(values, key, overrides[key])
         except ValueError as error:
             raise ConfigError(f"{where}: {key}: {error}") from error
-    job = parse_job(values, where)
-    assert isinstance(job, Recipe)
+    job = parse_recipe(values, where)
+    assert isinstance(job, TrainingRecipe)
     return job
 
 
-def trial_recipe(sweep: SweepJob, base: Recipe, overrides: Overrides) -> Recipe:
+def trial_recipe(sweep: SweepRecipe, base: TrainingRecipe, overrides: Overrides) -> TrainingRecipe:
     """What a trial runs. Raises: ConfigError."""
     return with_values(changed(base, overrides, "space"), name=sweep.name)
 
 
-def best_recipe(sweep: SweepJob, base: Recipe, overrides: Overrides) -> Recipe:
+def best_recipe(sweep: SweepRecipe, base: TrainingRecipe, overrides: Overrides) -> TrainingRecipe:
     """The recipe to train in the end: on all samples, and looking at the test set once, when it is done."""
     recipe = with_values(changed(base, overrides, "space"), name=f"{sweep.name}-best", data__num_validation=0)
     if recipe.needs_validation:
@@ -107,18 +107,18 @@ def best_recipe(sweep: SweepJob, base: Recipe, overrides: Overrides) -> Recipe:
     return recipe
 
 
-def sweep_hash(sweep: SweepJob) -> str:
+def sweep_hash(sweep: SweepRecipe) -> str:
     """Eight hexadecimal digits of what the sweep searches, whatever its size and wherever it runs."""
     places = ("max_concurrent", "workers_per_trial", "cpus_per_trial", "gpus_per_trial")
     free = [*places, "retries", "time_budget_min"]
     if not isinstance(sweep.scheduler, PbtConfig):  # the size of a population decides what becomes of it
         free.append("num_trials")
-    changes: dict[str, Any] = {key: SweepJob.model_fields[key].default for key in free}
+    changes: dict[str, Any] = {key: SweepRecipe.model_fields[key].default for key in free}
     changes["set"] = {key: value for key, value in sweep.set.items() if not key.startswith("tracking.")}
     return recipe_hash(sweep.model_copy(update=changes))
 
 
-def check_sweep(sweep: SweepJob) -> Recipe:
+def check_sweep(sweep: SweepRecipe) -> TrainingRecipe:
     """Everything that can be known before a trial starts. Returns: the base.
 
     Raises: ConfigError naming the key, the value, and what is valid.
@@ -139,7 +139,7 @@ def check_sweep(sweep: SweepJob) -> Recipe:
     return base
 
 
-def corners(space: Mapping[str, Distribution], base: Recipe) -> Iterator[Overrides]:
+def corners(space: Mapping[str, Distribution], base: TrainingRecipe) -> Iterator[Overrides]:
     """The space's ends: each value and bound of each key by itself, then their combinations, up to a number."""
     ends = {key: _ends(distribution) for key, distribution in space.items()}
     first = {key: values[0] for key, values in ends.items()}
@@ -157,7 +157,7 @@ def _ends(distribution: Distribution) -> list[Any]:
     return values if distribution.kind == "choice" else [values[0], values[-1]]
 
 
-def assigned(space: Mapping[str, Distribution], base: Recipe, value: Callable[[str], Any]) -> Overrides:
+def assigned(space: Mapping[str, Distribution], base: TrainingRecipe, value: Callable[[str], Any]) -> Overrides:
     """The values of the keys whose conditions hold, in the order of the space.
 
     Args:
@@ -171,7 +171,7 @@ def assigned(space: Mapping[str, Distribution], base: Recipe, value: Callable[[s
     return {key: found[key] for key in space if key in found}
 
 
-def _current(key: str, found: Overrides, space: Mapping[str, Distribution], base: Recipe) -> Any:
+def _current(key: str, found: Overrides, space: Mapping[str, Distribution], base: TrainingRecipe) -> Any:
     return found[key] if key in found else lookup(resolved(base), key)
 
 
@@ -182,7 +182,7 @@ def lookup(values: Any, key: str) -> Any:
     return values
 
 
-def _check_conditions(sweep: SweepJob, base: Recipe) -> None:
+def _check_conditions(sweep: SweepRecipe, base: TrainingRecipe) -> None:
     for key, distribution in sweep.space.items():
         for other, wanted in distribution.when.items():
             where = f"space.{key}: when {other} = {wanted!r}"
@@ -196,7 +196,7 @@ def _check_conditions(sweep: SweepJob, base: Recipe) -> None:
                 raise ConfigError(f"{where} never holds: {other} is one of {sweep.space[other].choice}")
 
 
-def _check_metric(sweep: SweepJob, base: Recipe) -> None:
+def _check_metric(sweep: SweepRecipe, base: TrainingRecipe) -> None:
     metrics = {metric.name: metric for metric in base.metrics}
     evaluated = [name for name, metric in metrics.items() if not metric.is_final]
     if sweep.metric not in metrics:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from cifarscale.config.load import parse_job, recipe_toml
-from cifarscale.config.sweep import SweepJob
+from cifarscale.config.load import parse_recipe, recipe_toml
+from cifarscale.config.sweep import SweepRecipe
 from cifarscale.distributed.ranks import FILE_VARIABLE, ranks_from_environment
 from cifarscale.launch.call import Call
 from cifarscale.sweep.prepared import Nodes, prepare_sweep
@@ -32,7 +32,7 @@ class _Logged:
         log.info("%s", trial_line(trial, self._metric))
 
 
-def sweeping(sweep: SweepJob, run_dir: Path, shards: Path) -> Call:
+def sweeping(sweep: SweepRecipe, run_dir: Path, shards: Path) -> Call:
     """What each rank of a sweep over nodes calls."""
     arguments = {"recipe": recipe_toml(sweep), "run_dir": str(run_dir), "shards": str(shards)}
     return Call("cifarscale.sweep.task:run_rank", arguments)
@@ -40,12 +40,12 @@ def sweeping(sweep: SweepJob, run_dir: Path, shards: Path) -> Call:
 
 def run_rank(recipe: str, run_dir: str, shards: str) -> None:
     """One rank a node: rank 0 runs the sweep, and Ray runs its trials on all of them. `recipe` is the sweep as TOML."""
-    parsed = parse_job(tomllib.loads(recipe), "recipe")
-    assert isinstance(parsed, SweepJob)
+    parsed = parse_recipe(tomllib.loads(recipe), "recipe")
+    assert isinstance(parsed, SweepRecipe)
     sweep_on_nodes(parsed, Path(run_dir), Path(shards))
 
 
-def sweep_on_nodes(sweep: SweepJob, run_dir: Path, shards: Path) -> None:
+def sweep_on_nodes(sweep: SweepRecipe, run_dir: Path, shards: Path) -> None:
     """Runs a sweep as the rank that the environment names, with the cores that it has by OMP_NUM_THREADS.
 
     Raises: Interrupted on all ranks if a signal came.

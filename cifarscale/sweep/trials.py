@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cifarscale.config.load import load_job, load_recipe, recipe_hash, recipe_toml
-from cifarscale.config.recipe import Recipe
-from cifarscale.config.sweep import SweepJob
+from cifarscale.config.load import load_recipe, load_training_recipe, recipe_hash, recipe_toml
+from cifarscale.config.recipe import TrainingRecipe
+from cifarscale.config.sweep import SweepRecipe
 from cifarscale.data.manifest import Manifest
 from cifarscale.errors import ConfigError, RunError
 from cifarscale.files import write_json_atomically, write_text_atomically
@@ -111,20 +111,20 @@ class SweepFolder:
     def run(self, trial: Trial) -> RunFolder:
         return RunFolder(self.path / "trials" / trial.folder)
 
-    def load_sweep(self) -> SweepJob:
+    def load_sweep(self) -> SweepRecipe:
         """Raises: RunError if this is not a sweep's folder."""
-        job = load_job(str(self.recipe)) if self.recipe.is_file() else None
-        if not isinstance(job, SweepJob):
+        job = load_recipe(str(self.recipe)) if self.recipe.is_file() else None
+        if not isinstance(job, SweepRecipe):
             raise RunError(f"{self.path} is not a sweep's folder. Run: cifarscale sweep RECIPE")
         return job
 
-    def prepare(self, sweep: SweepJob, base: Recipe) -> None:
+    def prepare(self, sweep: SweepRecipe, base: TrainingRecipe) -> None:
         """Makes the folder, or checks that it is this sweep's. Raises: RunError if it is not."""
         self.require(sweep, base)
         write_text_atomically(self.base, recipe_toml(base))
         write_text_atomically(self.recipe, recipe_toml(sweep))
 
-    def require(self, sweep: SweepJob, base: Recipe) -> None:
+    def require(self, sweep: SweepRecipe, base: TrainingRecipe) -> None:
         """Raises: RunError if this is a folder of something else."""
         if self.recipe.is_file():
             found = self.load_sweep()
@@ -133,7 +133,7 @@ class SweepFolder:
                     f"{self.path} holds a sweep of another recipe ({found.name}-{sweep_hash(found)}, not "
                     f"{sweep.name}-{sweep_hash(sweep)}); name another --run-dir"
                 )
-            if self.base.is_file() and recipe_hash(load_recipe(str(self.base))) != recipe_hash(base):
+            if self.base.is_file() and recipe_hash(load_training_recipe(str(self.base))) != recipe_hash(base):
                 raise RunError(
                     f"{self.path} holds a sweep of {sweep.base!r} as it was before: the recipe or its data has "
                     "changed since; name another --run-dir"
@@ -181,8 +181,8 @@ class SweepFolder:
 
 def add_trial(
     overrides: Overrides,
-    sweep: SweepJob,
-    base: Recipe,
+    sweep: SweepRecipe,
+    base: TrainingRecipe,
     folder: SweepFolder,
     manifest: Manifest,
     schedule: Sequence[dict[str, Any]] = (),
@@ -204,7 +204,7 @@ def add_trial(
     return trial
 
 
-def default_sweep_dir(sweep: SweepJob) -> Path:
+def default_sweep_dir(sweep: SweepRecipe) -> Path:
     """`runs/NAME-HASH`; more trials or other places to run them do not make it another."""
     return RUNS_ROOT / f"{sweep.name}-{sweep_hash(sweep)}"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cifarscale.config.recipe import Recipe, TrackingConfig
+from cifarscale.config.recipe import TrackingConfig, TrainingRecipe
 from cifarscale.files import write_text_atomically
 
 
@@ -51,7 +51,7 @@ class WandbFolder:
         path = self.run_dir / "environment.json"
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
-    def group(self, recipe: Recipe) -> str:
+    def group(self, recipe: TrainingRecipe) -> str:
         """What the run is grouped by."""
         chosen = recipe.tracking.group or os.environ.get("WANDB_RUN_GROUP")
         trials = self.run_dir.absolute().parent

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cifarscale.config.recipe import Recipe
+from cifarscale.config.recipe import TrainingRecipe
 from cifarscale.runs.checkpoint import newest_checkpoint
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 CONFUSION = "confusion-test.json"
 
 
-def log_media(run: "wandb.Run", run_dir: Path, recipe: Recipe) -> None:
+def log_media(run: "wandb.Run", run_dir: Path, recipe: TrainingRecipe) -> None:
     """The confusion matrix and the accuracy of each class, where the run has them, and the checkpoint if asked for."""
     import wandb
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cifarscale.config.recipe import Recipe, resolved
+from cifarscale.config.recipe import TrainingRecipe, resolved
 from cifarscale.errors import Interrupted, RunError
 from cifarscale.files import typed
 from cifarscale.tracking.wandb_folder import WandbFolder
@@ -62,7 +62,7 @@ class End:
 class WandbSink:
     """Tells W&B of a run."""
 
-    def __init__(self, run_dir: Path, recipe: Recipe, mode: str) -> None:
+    def __init__(self, run_dir: Path, recipe: TrainingRecipe, mode: str) -> None:
         """
         Args:
             mode: `online` or `offline`.
@@ -111,7 +111,7 @@ class WandbSink:
         close_run(run, self._folder, self._recipe, self._end)
 
 
-def open_run(folder: WandbFolder, recipe: Recipe, mode: str) -> "tuple[wandb.Run, int]":
+def open_run(folder: WandbFolder, recipe: TrainingRecipe, mode: str) -> "tuple[wandb.Run, int]":
     """Opens the W&B run of a run folder, offline where the server cannot be used.
 
     Returns: the run, and the last step that it has already, -1 for none.
@@ -150,7 +150,7 @@ def server_address() -> str:
     return address
 
 
-def _init(folder: WandbFolder, recipe: Recipe, mode: str) -> "wandb.Run":
+def _init(folder: WandbFolder, recipe: TrainingRecipe, mode: str) -> "wandb.Run":
     import wandb
 
     os.environ["WANDB_DATA_DIR"] = str(folder.path.absolute() / "data")  # tables wait there for their upload
@@ -206,7 +206,7 @@ def _values(row: Row, image: Any) -> dict[str, Any]:
     return values
 
 
-def close_run(run: "wandb.Run", folder: WandbFolder, recipe: Recipe, end: End) -> None:
+def close_run(run: "wandb.Run", folder: WandbFolder, recipe: TrainingRecipe, end: End) -> None:
     """Adds the final figures and tables, and finishes the W&B run."""
     if end.result is not None:
         run.summary.update({key: value for key, value in flat(end.result).items() if key not in ("name", "task")})
@@ -222,13 +222,13 @@ def close_run(run: "wandb.Run", folder: WandbFolder, recipe: Recipe, end: End) -
         folder.uploaded.touch()
 
 
-def rebuild_offline(folder: WandbFolder, recipe: Recipe, result: dict[str, Any] | None) -> None:
+def rebuild_offline(folder: WandbFolder, recipe: TrainingRecipe, result: dict[str, Any] | None) -> None:
     """Makes the offline file of a run, whole, from its run folder."""
     run, after = open_run(folder, recipe, "offline")
     log_rows(run, Rows(folder.run_dir, after), to_the_end=True)
     close_run(run, folder, recipe, End(result, None if result else RunError("the run is not complete")))
 
 
-def sinks_of(run_dir: Path, recipe: Recipe, mode: str) -> Sequence[WandbSink]:
+def sinks_of(run_dir: Path, recipe: TrainingRecipe, mode: str) -> Sequence[WandbSink]:
     """The sink that W&B's mode calls for, if any."""
     return () if mode == "off" else (WandbSink(run_dir, recipe, mode),)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from cifarscale.config.load import load_recipe
+from cifarscale.config.load import load_training_recipe
 from cifarscale.errors import CifarscaleError, ConfigError, RunError
 from cifarscale.files import typed
 from cifarscale.runs.lease import living_holder
@@ -58,7 +58,7 @@ def sync_run(run_dir: Path) -> bool:
 
         path = run_dir / "result.json"
         result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-        rebuild_offline(folder, load_recipe(str(run_dir / "recipe.toml")), result)
+        rebuild_offline(folder, load_training_recipe(str(run_dir / "recipe.toml")), result)
         file = folder.offline_file()
         assert file is not None
     _upload(file)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cifarscale.config.cnn import CnnRecipe
+from cifarscale.config.cnn import ClassifierRecipe
 from cifarscale.data.augmentation import Augmentation, LabelledImages, Normalisation
 from cifarscale.data.batches import Batch
 from cifarscale.data.dataset import Dataset
@@ -19,7 +19,7 @@ from cifarscale.models.registry import classifier
 from cifarscale.training.task import Outputs, Task
 
 
-def build_classifier(recipe: CnnRecipe, manifest: Manifest, device: torch.device) -> nn.Module:
+def build_classifier(recipe: ClassifierRecipe, manifest: Manifest, device: torch.device) -> nn.Module:
     """The recipe's classifier with freshly drawn weights, a function of the seed; channels last in memory."""
     torch.manual_seed(recipe.seed)
     network: nn.Module = classifier(num_classes=len(manifest.fine_names), **recipe.model.model_dump())
@@ -30,7 +30,9 @@ class CnnTask(Task):
     updates: ClassVar[tuple[str, ...]] = ("classifier",)
     shown: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
 
-    def __init__(self, recipe: CnnRecipe, data: Dataset, group: Group, cores: Cores, device: torch.device) -> None:
+    def __init__(
+        self, recipe: ClassifierRecipe, data: Dataset, group: Group, cores: Cores, device: torch.device
+    ) -> None:
         self._recipe, self._data, self._group, self._cores, self._device = recipe, data, group, cores, device
         self.networks = {"classifier": build_classifier(recipe, data.manifest, device)}
         self._normalise = training_normalisation(data.manifest, device)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol, Self
 import torch
 from torch import nn
 
-from cifarscale.config.dcgan import DcganRecipe
+from cifarscale.config.dcgan import GanRecipe
 from cifarscale.data.batches import Batch
 from cifarscale.data.images import ImageSet
 from cifarscale.data.manifest import Manifest
@@ -28,7 +28,7 @@ CHUNK = 64
 """Images generated at a time: fixed, so that an image does not depend on how many are wanted."""
 
 
-def build_networks(recipe: DcganRecipe, manifest: Manifest, device: torch.device) -> tuple[Generator, Discriminator]:
+def build_networks(recipe: GanRecipe, manifest: Manifest, device: torch.device) -> tuple[Generator, Discriminator]:
     """Both networks with freshly drawn weights, a function of the seed; channels last in memory."""
     model = recipe.model
     num_classes = len(manifest.fine_names) if model.conditional else 0
@@ -142,7 +142,7 @@ class DcganTask(Task):
 
     def __init__(
         self,
-        recipe: DcganRecipe,
+        recipe: GanRecipe,
         manifest: Manifest,
         samples: Path,
         group: Group,

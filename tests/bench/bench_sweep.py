@@ -44,7 +44,7 @@ import ray
 from ray import tune
 
 def train(config):
-    from cifarscale.config.load import load_recipe
+    from cifarscale.config.load import load_training_recipe
     from cifarscale.prepare import RunOptions
     from cifarscale.run import run_job
     from cifarscale.training.signals import StopRequest
@@ -54,7 +54,7 @@ def train(config):
         def log(self, step, values):
             if "validation_top1" in values:
                 tune.report({"step": step, "validation_top1": values["validation_top1"]})
-    recipe = load_recipe(config["recipe"])
+    recipe = load_training_recipe(config["recipe"])
     run_job(recipe, Path(config["run_dir"]), RunOptions(Path(config["shards"]), "cpu"), Reporter(), StopRequest())
 
 shards, out, recipes = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])

@@ -35,7 +35,7 @@ def steps_per_second(kind: str, recipe: str, steps: int, log_every: int, data: s
     """Of one training."""
     import pytest
 
-    from cifarscale.config.load import load_recipe
+    from cifarscale.config.load import load_training_recipe
     from cifarscale.data.build import locate_shards
     from cifarscale.prepare import RunOptions, resolve
     from cifarscale.run import run_job
@@ -47,7 +47,7 @@ def steps_per_second(kind: str, recipe: str, steps: int, log_every: int, data: s
     shards = locate_shards(data)
     tracking = f"tracking.wandb={'offline' if kind == 'wandb' else 'off'}"
     changes = (f"training.max_steps={steps}", f"training.log_every={log_every}", "evaluation.every=0", tracking)
-    resolved = resolve(load_recipe(recipe, changes), shards)
+    resolved = resolve(load_training_recipe(recipe, changes), shards)
     start, follow, log = WandbSink.started, WandbSink._follow, Sinks.log
 
     def timed_log(self: Sinks, step: int, values: dict[str, float]) -> None:

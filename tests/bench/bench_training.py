@@ -64,7 +64,7 @@ def plain_loop(source: Path, batch_size: int, seconds: float, device: str) -> fl
 
 def our_engine(shards: Path, batch_size: int, seconds: float, device: str) -> float:
     """Images a second of `cifarscale train cnn` with the same settings, its log and checkpoint included."""
-    from cifarscale.config.load import load_recipe
+    from cifarscale.config.load import load_training_recipe
     from cifarscale.prepare import RunOptions, resolve
     from cifarscale.run import run_job
 
@@ -77,7 +77,7 @@ def our_engine(shards: Path, batch_size: int, seconds: float, device: str) -> fl
         "evaluation.every=0",
     )
     with tempfile.TemporaryDirectory() as folder:
-        recipe = resolve(load_recipe("cnn", changes), shards)
+        recipe = resolve(load_training_recipe("cnn", changes), shards)
         return float(run_job(recipe, Path(folder) / "run", RunOptions(shards, device))["images_per_second"])
 
 

@@ -12,7 +12,7 @@ import pytest
 from processes import descendants, of_process, wait_until_gone
 from runs import PATIENCE_S, Run
 
-from cifarscale.config.load import load_recipe
+from cifarscale.config.load import load_training_recipe
 from cifarscale.prepare import RunOptions, resolve
 from cifarscale.run import run_job
 
@@ -112,7 +112,7 @@ def train_here(tiny: Path, shards: Path) -> Callable[..., Run]:
     """Trains the tiny recipe with overrides in a folder, by one rank in this process."""
 
     def train(folder: Path, *overrides: str, shards: Path = shards) -> Run:
-        run_job(resolve(load_recipe(str(tiny), overrides), shards), folder, RunOptions(shards, "cpu"))
+        run_job(resolve(load_training_recipe(str(tiny), overrides), shards), folder, RunOptions(shards, "cpu"))
         return Run(folder)
 
     return train

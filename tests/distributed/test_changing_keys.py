@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from runs import Run
 
-from cifarscale.config.load import load_recipe, parse_job, recipe_hash, recipe_toml, resolved
+from cifarscale.config.load import load_training_recipe, parse_recipe, recipe_hash, recipe_toml, resolved
 from cifarscale.config.recipe import stages_of
 from cifarscale.errors import ConfigError, Interrupted
 from cifarscale.prepare import RunOptions
@@ -57,23 +57,26 @@ def changed(train_here: Callable[..., Run], tmp_path_factory: pytest.TempPathFac
 )
 def test_what_cannot_change_is_said_in_one_line(later: str, said: str, tiny: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        load_recipe(str(tiny), (later,))
+        load_training_recipe(str(tiny), (later,))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_changes_add_up_and_load_again_as_they_are(tiny: Path, tmp_path: Path) -> None:
-    recipe = load_recipe(str(tiny), (changing((5, CHANGED), (9, {"label_smoothing": 0.1})),))
+    recipe = load_training_recipe(str(tiny), (changing((5, CHANGED), (9, {"label_smoothing": 0.1})),))
     path = tmp_path / "tiny.toml"
     path.write_text(recipe_toml(recipe))
-    assert load_recipe(str(path)) == recipe
-    assert recipe_hash(recipe) != recipe_hash(load_recipe(str(tiny)))
+    assert load_training_recipe(str(path)) == recipe
+    assert recipe_hash(recipe) != recipe_hash(load_training_recipe(str(tiny)))
     stages = stages_of(recipe)
     assert [stage.until for stage in stages] == [5, 9, 20]
     assert [stage.recipe.training.learning_rate for stage in stages] == [0.001, 0.02, 0.02]
     assert [stage.recipe.optimizer.weight_decay for stage in stages] == [0, 0.5, 0.5]
-    nested = {**resolved(load_recipe(str(tiny))), "later": [{"step": 5, "set": {"training": {"learning_rate": 1.0}}}]}
-    assert stages_of(parse_job(nested, "nested"))[1].recipe.training.learning_rate == 1  # type: ignore[arg-type]
+    nested = {
+        **resolved(load_training_recipe(str(tiny))),
+        "later": [{"step": 5, "set": {"training": {"learning_rate": 1.0}}}],
+    }
+    assert stages_of(parse_recipe(nested, "nested"))[1].recipe.training.learning_rate == 1  # type: ignore[arg-type]
 
 
 def test_before_the_change_nothing_differs_and_after_it_all_does(plain: Run, changed: Run) -> None:
@@ -90,7 +93,7 @@ def test_before_the_change_nothing_differs_and_after_it_all_does(plain: Run, cha
 def test_interrupted_anywhere_it_ends_the_same(
     step: int, changed: Run, tiny: Path, shards: Path, tmp_path: Path
 ) -> None:
-    recipe, stop = load_recipe(str(changed.path / "recipe.toml")), StopRequest()
+    recipe, stop = load_training_recipe(str(changed.path / "recipe.toml")), StopRequest()
     stop.after_step = step
     with pytest.raises(Interrupted, match=f"after step {step}, where it was asked to stop"):
         run_job(recipe, tmp_path / "run", RunOptions(shards, "cpu"), None, stop)
@@ -112,8 +115,10 @@ def test_a_run_that_takes_over_what_another_has_computed_ends_the_same(
     origin, stop = RunFolder(tmp_path / "origin"), StopRequest()
     stop.after_step = AT
     with pytest.raises(Interrupted):
-        run_job(load_recipe(str(plain.path / "recipe.toml")), origin.path, RunOptions(shards, "cpu"), None, stop)
-    recipe, run = load_recipe(str(changed.path / "recipe.toml")), RunFolder(tmp_path / "run")
+        run_job(
+            load_training_recipe(str(plain.path / "recipe.toml")), origin.path, RunOptions(shards, "cpu"), None, stop
+        )
+    recipe, run = load_training_recipe(str(changed.path / "recipe.toml")), RunFolder(tmp_path / "run")
     run.prepare(recipe)
     continue_from(origin, run)
     assert Run(run.path).last_step() == AT

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cifarscale.cli.main import main
-from cifarscale.config.dcgan import DcganRecipe
-from cifarscale.config.load import load_recipe
+from cifarscale.config.dcgan import GanRecipe
+from cifarscale.config.load import load_training_recipe
 from cifarscale.data.batches import Batch
 from cifarscale.data.manifest import Manifest, published_manifest
 from cifarscale.data.source import Source
@@ -49,9 +49,9 @@ CONDITIONAL = ("model.conditional=true", "model.class_embedding=8")
 
 
 def build_task(*overrides: str) -> DcganTask:
-    recipe = load_recipe("dcgan", SMALL + overrides)
+    recipe = load_training_recipe("dcgan", SMALL + overrides)
     manifest = published_manifest("cifar100")
-    assert isinstance(recipe, DcganRecipe)
+    assert isinstance(recipe, GanRecipe)
     assert manifest is not None
     return DcganTask(recipe, manifest, Path("unused"), Group(Ranks()), Cores(apart=True, num_cores=1), CPU)
 
@@ -101,7 +101,7 @@ def values(figures: Mapping[str, Tensor]) -> dict[str, float]:
 
 def test_real_and_generated_images_are_augmented_alike_with_draws_of_their_own() -> None:
     task = build_task(*AUGMENTED, "objective.name=relativistic")
-    config = load_recipe("dcgan", AUGMENTED).augmentation  # type: ignore[attr-defined]
+    config = load_training_recipe("dcgan", AUGMENTED).augmentation  # type: ignore[attr-defined]
     part = prepared(task)
     assert part.draws.shape == (16, 4, NUM_DRAWS)
     uses = [part.draws[:, use] for use in range(4)]
@@ -117,7 +117,7 @@ def test_real_and_generated_images_are_augmented_alike_with_draws_of_their_own()
 
 def test_the_generators_gradient_comes_through_the_augmentation() -> None:
     task = build_task(*AUGMENTED[1:])
-    config = load_recipe("dcgan", AUGMENTED[1:]).augmentation  # type: ignore[attr-defined]
+    config = load_training_recipe("dcgan", AUGMENTED[1:]).augmentation  # type: ignore[attr-defined]
     part = prepared(task)
     generator, discriminator = task.networks["generator"], task.networks["discriminator"]
     generated = generator(part.latents)
@@ -306,7 +306,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 
 def train_here(variant: str, shards: Path, folder: Path) -> None:
     """Trains, or goes on, by one rank in this process."""
-    run_job(resolve(load_recipe("dcgan", VARIANTS[variant]), shards), folder, RunOptions(shards, "cpu"))
+    run_job(resolve(load_training_recipe("dcgan", VARIANTS[variant]), shards), folder, RunOptions(shards, "cpu"))
 
 
 def command(variant: str, shards: Path, folder: Path, nproc: int) -> list[str | Path]:
@@ -357,8 +357,8 @@ def test_the_log_has_the_penalties_and_the_samples_are_saved(trained: dict[str, 
 def test_variants_do_train(trained: dict[str, Any], shards: Path) -> None:
     """Or else the tests above would compare initial weights with themselves."""
     for variant, run in trained.items():
-        recipe = load_recipe("dcgan", VARIANTS[variant])
-        assert isinstance(recipe, DcganRecipe)
+        recipe = load_training_recipe("dcgan", VARIANTS[variant])
+        assert isinstance(recipe, GanRecipe)
         initial = build_networks(recipe, Manifest.load(shards), CPU)
         for network, name in zip(initial, ("generator", "discriminator"), strict=True):
             after = run.state()["networks"][name]

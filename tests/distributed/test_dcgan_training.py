@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from cifarscale.config.dcgan import DcganRecipe
-from cifarscale.config.load import load_recipe, with_values
+from cifarscale.config.dcgan import GanRecipe
+from cifarscale.config.load import load_training_recipe, with_values
 from cifarscale.data.batches import Batch
 from cifarscale.data.manifest import published_manifest
 from cifarscale.distributed.cores import Cores
@@ -44,18 +44,18 @@ def arguments(shards: Path, run_dir: Path, nproc: int = 1, settings: tuple[str, 
 
 
 @pytest.fixture(scope="module")
-def recipe() -> DcganRecipe:
-    recipe = load_recipe("dcgan", SETTINGS)
-    assert isinstance(recipe, DcganRecipe)
+def recipe() -> GanRecipe:
+    recipe = load_training_recipe("dcgan", SETTINGS)
+    assert isinstance(recipe, GanRecipe)
     return recipe
 
 
 @pytest.fixture
-def task(recipe: DcganRecipe, tmp_path: Path) -> DcganTask:
+def task(recipe: GanRecipe, tmp_path: Path) -> DcganTask:
     return build_task(recipe, tmp_path / "samples")
 
 
-def build_task(recipe: DcganRecipe, samples: Path) -> DcganTask:
+def build_task(recipe: GanRecipe, samples: Path) -> DcganTask:
     cores = Cores(apart=True, num_cores=1)
     manifest = published_manifest("cifar100")
     assert manifest is not None
@@ -131,7 +131,7 @@ def test_a_run_of_the_other_kind_is_refused_in_one_line(
         assert "and this needs a" in refused.stderr
 
 
-def test_the_losses_are_those_of_the_paper(task: DcganTask, recipe: DcganRecipe) -> None:
+def test_the_losses_are_those_of_the_paper(task: DcganTask, recipe: GanRecipe) -> None:
     images = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8)
     ids = torch.arange(16)
     prepared = task.prepare(Batch(images, ids, ids, range(16)), step=3)
@@ -153,10 +153,10 @@ def test_the_discriminators_loss_does_not_reach_the_generator(task: DcganTask) -
 
 
 def test_real_images_are_scaled_to_the_generators_range_and_flipped_by_halves(
-    recipe: DcganRecipe, tmp_path: Path
+    recipe: GanRecipe, tmp_path: Path
 ) -> None:
     plain = with_values(recipe, augmentation__flip=False)
-    assert isinstance(plain, DcganRecipe)
+    assert isinstance(plain, GanRecipe)
     images = torch.zeros(400, 3, 32, 32, dtype=torch.uint8)
     images[..., 16:] = 255
     batch = Batch(images, torch.zeros(400), torch.zeros(400), range(400))

@@ -19,7 +19,7 @@ from pytorch_fid import fid_score, inception
 
 from cifarscale.cli.main import main
 from cifarscale.config.distance import DistanceConfig
-from cifarscale.config.load import load_recipe
+from cifarscale.config.load import load_training_recipe
 from cifarscale.data.images import ImageSet, images_of_split
 from cifarscale.data.manifest import Manifest
 from cifarscale.data.shards import read_split
@@ -97,7 +97,7 @@ def train_generator(folder: Path, shards: Path, *overrides: str) -> Path:
         *("training.max_steps=6", "training.global_batch_size=16", "training.checkpoint_every=3"),
         *("model.generator_width=4", "model.discriminator_width=4", "evaluation.every=3"),
     )
-    run_job(resolve(load_recipe("dcgan", (*settings, *overrides)), shards), folder, RunOptions(shards, "cpu"))
+    run_job(resolve(load_training_recipe("dcgan", (*settings, *overrides)), shards), folder, RunOptions(shards, "cpu"))
     return folder
 
 

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from processes import run_ranks, wait_until_gone
 from runs import PATIENCE_S, planted
 
-from cifarscale.config.load import load_recipe
+from cifarscale.config.load import load_training_recipe
 from cifarscale.data.manifest import Manifest
 from cifarscale.distributed.ranks import ADDRESS_VARIABLE, FILE_VARIABLE
 from cifarscale.errors import (
@@ -123,7 +123,9 @@ def runs(
 def _rank(rank: int, world_size: int, shards: str, recipe: str, overrides: tuple[str, ...], folder: str) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), ADDRESS_VARIABLE: "127.0.0.1"}
     os.environ[FILE_VARIABLE] = f"{folder}.rendezvous"
-    run_job(resolve(load_recipe(recipe, overrides), Path(shards)), Path(folder), RunOptions(Path(shards), "cpu"))
+    run_job(
+        resolve(load_training_recipe(recipe, overrides), Path(shards)), Path(folder), RunOptions(Path(shards), "cpu")
+    )
 
 
 # Any number of ranks
@@ -176,7 +178,7 @@ def test_the_command_line_starts_as_many_ranks_and_workers_as_it_is_told(
 def test_ranks_that_cannot_share_a_batch_are_refused_with_those_that_can(
     overrides: tuple[str, ...], world_size: int, valid: str, tiny: Path
 ) -> None:
-    recipe = load_recipe(str(tiny), overrides)
+    recipe = load_training_recipe(str(tiny), overrides)
     with pytest.raises(ConfigError, match=rf"over {world_size} ranks; valid numbers of ranks: {valid}(;|$)"):
         batch_size_per_rank(recipe, world_size)
     for number in valid.split(", "):
@@ -363,11 +365,11 @@ def test_a_complete_run_shows_its_result_and_computes_nothing(
 
 def test_a_changed_recipe_gets_another_folder(tiny: Path, shards: Path) -> None:
     folders = {
-        default_run_dir(resolve(load_recipe(str(tiny), overrides), shards))
+        default_run_dir(resolve(load_training_recipe(str(tiny), overrides), shards))
         for overrides in ((), ("seed=1",), ("training.learning_rate=2e-3",))
     }
     assert len(folders) == 3
-    assert default_run_dir(resolve(load_recipe(str(tiny), ["description=other"]), shards)) in folders
+    assert default_run_dir(resolve(load_training_recipe(str(tiny), ["description=other"]), shards)) in folders
 
 
 def test_a_folder_of_another_recipe_is_refused(runs: Function, train_here: Function, tmp_path: Path) -> None:
@@ -471,7 +473,7 @@ def _ask_at_once(request: Any) -> None:
 def test_training_on_other_shards_than_before_is_refused(
     runs: Function, tiny: Path, shards: Path, tmp_path: Path
 ) -> None:
-    recipe = resolve(load_recipe(str(tiny)), shards)
+    recipe = resolve(load_training_recipe(str(tiny)), shards)
     other = Path(shutil.copytree(shards, tmp_path / "shards"))
     Manifest.load(other).model_copy(update={"dataset": "other"}).save(other)
     with pytest.raises(DataError, match=f"the recipe was resolved with {recipe.data.fingerprint}"):

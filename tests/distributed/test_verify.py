@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cifarscale.checks.verify import TOLERANCE, Comparison, compare, shortened
-from cifarscale.config.load import load_recipe
+from cifarscale.config.load import load_training_recipe
 from cifarscale.errors import ClusterError
 from cifarscale.runs.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 
@@ -63,5 +63,5 @@ def test_another_weight_or_loss_is_seen(train_here: Function, tmp_path: Path) ->
 
 
 def test_a_short_run_has_checkpoints_on_its_way_and_a_warmup_that_fits() -> None:
-    recipe = shortened(load_recipe("cnn", ("schedule.name=cosine", "schedule.warmup_steps=500")), 80)
+    recipe = shortened(load_training_recipe("cnn", ("schedule.name=cosine", "schedule.warmup_steps=500")), 80)
     assert (recipe.training.max_steps, recipe.training.checkpoint_every, recipe.schedule.warmup_steps) == (80, 10, 20)

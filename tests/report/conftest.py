@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cifarscale.config.load import load_recipe, parse_job
-from cifarscale.config.sweep import SweepJob
+from cifarscale.config.load import load_training_recipe, parse_recipe
+from cifarscale.config.sweep import SweepRecipe
 from cifarscale.data.manifest import Manifest
 from cifarscale.prepare import RunOptions, resolve
 from cifarscale.report.page import write_report
@@ -53,7 +53,7 @@ def cnn_run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete run of a classifier, which was started twice."""
     run = tmp_path_factory.mktemp("runs") / "cnn-run"
     overrides = (*TINY, "optimizer.name=sgd", f'description="{HOSTILE}"')
-    recipe = resolve(load_recipe("demo", overrides), shards)
+    recipe = resolve(load_training_recipe("demo", overrides), shards)
     with pytest.raises(_StopError):
         run_job(recipe, run, RunOptions(shards, "cpu"), _StopsAt(20))
     run_job(recipe, run, RunOptions(shards, "cpu"))
@@ -65,7 +65,7 @@ def dcgan_run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete run of a generator, with a distance that `cifarscale fid` might have written."""
     run = tmp_path_factory.mktemp("runs") / "dcgan-run"
     overrides = (*TINY, "training.global_batch_size=16", "data.dataset=synthetic", "distance.features=none")
-    run_job(resolve(load_recipe("dcgan", overrides), shards), run, RunOptions(shards, "cpu"))
+    run_job(resolve(load_training_recipe("dcgan", overrides), shards), run, RunOptions(shards, "cpu"))
     measured = {
         "metric": "Fréchet distance (cnn:resnet)",
         "against": "synthetic train",
@@ -92,8 +92,8 @@ def swept(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "optimizer.nesterov": {"choice": [True, False], "when": {"optimizer.name": "sgd"}},
         },
     }
-    sweep = parse_job(values, "swept")
-    assert isinstance(sweep, SweepJob)
+    sweep = parse_recipe(values, "swept")
+    assert isinstance(sweep, SweepRecipe)
     base = resolve(base_of(sweep), shards)
     folder = SweepFolder(tmp_path_factory.mktemp("sweeps") / "swept")
     folder.prepare(sweep, base)
@@ -134,7 +134,7 @@ def page(cnn_run: Path, dcgan_run: Path, swept: Path, shards: Path, tmp_path_fac
 def begun(tmp_path: Path, shards: Path) -> RunFolder:
     """A run that has not logged anything yet."""
     folder = RunFolder(tmp_path / "begun")
-    folder.prepare(resolve(load_recipe("demo"), shards), Manifest.load(shards))
+    folder.prepare(resolve(load_training_recipe("demo"), shards), Manifest.load(shards))
     return folder
 
 

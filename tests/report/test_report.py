@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from cifarscale.cli.main import main
-from cifarscale.config.load import load_job, load_recipe
+from cifarscale.config.load import load_recipe, load_training_recipe
 from cifarscale.errors import CifarscaleError
 from cifarscale.report.logs import restarts, run_drawings
 from cifarscale.report.page import write_report
@@ -91,7 +91,7 @@ def test_of_many_ranks_the_slowest_and_the_fastest_are_drawn() -> None:
 
 def test_a_job_that_trains_nothing_has_a_page(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "fid")
-    run.prepare(load_job("fid", ["images=runs/some"]))
+    run.prepare(load_recipe("fid", ["images=runs/some"]))
     result = {"metric": "FID", "distance": 12.5, "against": "cifar100 train"}
     (run.path / "result.json").write_text(json.dumps(result))
     text = written(run.path, tmp_path / "page.html")
@@ -150,7 +150,7 @@ def test_a_run_that_has_just_begun_has_a_page(begun: RunFolder, shards: Path, tm
 
 
 def test_the_page_shows_what_differs_from_the_defaults() -> None:
-    name, found = differences(load_recipe("demo", ["optimizer.name=sgd", "optimizer.momentum=0.5", "seed=3"]))
+    name, found = differences(load_training_recipe("demo", ["optimizer.name=sgd", "optimizer.momentum=0.5", "seed=3"]))
     keys = {each.key: (each.value, each.named, each.default) for each in found}
     assert name == "demo"
     assert keys["optimizer.name"] == ("sgd", "adamw", "adamw")

@@ -15,7 +15,7 @@ import pytest
 from runs import Run
 from slurm_jobs import Job
 
-from cifarscale.config.load import load_recipe
+from cifarscale.config.load import load_training_recipe
 from cifarscale.data.build import build_shards
 from cifarscale.prepare import RunOptions, resolve
 from cifarscale.run import run_job
@@ -194,7 +194,7 @@ def references(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
         text = recipe.read_text(encoding="utf-8")
         if text not in found:
             folder = tmp_path_factory.mktemp("reference") / "run"
-            run_job(resolve(load_recipe(str(recipe)), data), folder, RunOptions(data, "cpu"))
+            run_job(resolve(load_training_recipe(str(recipe)), data), folder, RunOptions(data, "cpu"))
             found[text] = Run(folder)
         return found[text]
 

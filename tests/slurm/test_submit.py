@@ -16,7 +16,7 @@ from runs import Run
 from slurm_jobs import ENDED, Job
 
 from cifarscale.cli.main import main
-from cifarscale.config.load import load_recipe
+from cifarscale.config.load import load_training_recipe
 from cifarscale.slurm.submitted import submissions
 
 pytestmark = pytest.mark.slurm
@@ -111,7 +111,7 @@ def test_an_array_is_one_job_for_each_value(
     assert done.returncode == 0, done.stderr
     runs = sorted((tmp_path / "runs").iterdir())
     runs = [run for run in runs if not run.name.startswith(".")]
-    assert sorted(load_recipe(str(run / "recipe.toml")).seed for run in runs) == [3, 4]
+    assert sorted(load_training_recipe(str(run / "recipe.toml")).seed for run in runs) == [3, 4]
     ids = {submissions(run)[-1].job_id for run in runs}
     assert {job_id.partition("_")[2] for job_id in ids} == {"0", "1"}
 

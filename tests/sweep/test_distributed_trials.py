@@ -8,8 +8,8 @@ import pytest
 from runs import PATIENCE_S, Run, planted
 from sweep_runs import Sweep, process_of
 
-from cifarscale.config.load import load_job, load_recipe
-from cifarscale.config.sweep import SweepJob, check_resources
+from cifarscale.config.load import load_recipe, load_training_recipe
+from cifarscale.config.sweep import SweepRecipe, check_resources
 from cifarscale.errors import ConfigError
 from cifarscale.prepare import RunOptions
 from cifarscale.run import run_job
@@ -47,7 +47,7 @@ if "CIFARSCALE_RAY_FOLDER" in os.environ:
 
 def alone(run: Run, shards: Path, folder: Path) -> Run:
     """The same recipe, trained by this process."""
-    run_job(load_recipe(str(run.path / "recipe.toml")), folder, RunOptions(shards, "cpu"))
+    run_job(load_training_recipe(str(run.path / "recipe.toml")), folder, RunOptions(shards, "cpu"))
     return Run(folder)
 
 
@@ -101,8 +101,8 @@ def test_a_trial_whose_process_dies_each_time_is_marked_and_the_others_go_on(swe
     ],
 )
 def test_workers_that_do_not_fit_are_refused_in_one_line(override: str, said: str, shards: Path) -> None:
-    sweep = load_job("sweep-cnn", ["set.data.num_validation=100", "workers_per_trial=4", override])
-    assert isinstance(sweep, SweepJob)
+    sweep = load_recipe("sweep-cnn", ["set.data.num_validation=100", "workers_per_trial=4", override])
+    assert isinstance(sweep, SweepRecipe)
 
     def check() -> None:
         check_resources(sweep, num_cpus=6, num_gpus=2, num_nodes=1, where="this machine")

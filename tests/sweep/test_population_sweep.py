@@ -9,7 +9,7 @@ import pytest
 from runs import PATIENCE_S, Run
 from sweep_runs import Sweep, cifarscale, process_of, wait_until
 
-from cifarscale.config.load import load_recipe
+from cifarscale.config.load import load_training_recipe
 from cifarscale.prepare import RunOptions
 from cifarscale.run import run_job
 
@@ -37,7 +37,7 @@ def test_a_killed_population_comes_to_the_same_and_each_trial_to_what_it_comes_t
     output = sweep.run("--max-concurrent", "2")
     assert len(sweep.trials()) == 6
     assert "from trial" in output
-    best = load_recipe(str(sweep.path / "best.toml"))
+    best = load_training_recipe(str(sweep.path / "best.toml"))
     winner = max((trial for trial in sweep.trials() if trial["state"] == "complete"), key=lambda each: each["value"])
     assert [change.step for change in best.later] == [change["step"] for change in winner["schedule"][1:]]
 
@@ -55,7 +55,7 @@ def test_a_killed_population_comes_to_the_same_and_each_trial_to_what_it_comes_t
     for trial in sweep.trials():
         if trial["origin"] is not None and trial["state"] == "complete":
             run = Run(sweep.result(trial["number"]).parent)
-            run_job(load_recipe(str(run.path / "recipe.toml")), tmp_path / "alone", RunOptions(shards, "cpu"))
+            run_job(load_training_recipe(str(run.path / "recipe.toml")), tmp_path / "alone", RunOptions(shards, "cpu"))
             Run(tmp_path / "alone").assert_same_as(run)
             break
     assert "from trial" in cifarscale("sweep-status", str(again.path))

@@ -8,7 +8,7 @@ import pytest
 from runs import PATIENCE_S
 from sweep_runs import LEARNING_RATES, Sweep, cifarscale, command_of, is_raylet, process_of, started_for, wait_until
 
-from cifarscale.config.load import load_recipe
+from cifarscale.config.load import load_training_recipe
 
 pytestmark = pytest.mark.sweep
 
@@ -21,7 +21,7 @@ def test_the_best_of_four_trials_is_a_recipe_that_trains(sweep: Sweep, shards: P
     for name in ("curves.png", "parallel.png"):
         assert (sweep.path / "plots" / name).is_file()
         assert name in output
-    best = load_recipe(str(sweep.path / "best.toml"))
+    best = load_training_recipe(str(sweep.path / "best.toml"))
     assert best.data.num_validation == 0
     winner = max(sweep.trials(), key=lambda trial: trial["value"])
     assert best.training.learning_rate == winner["overrides"]["training.learning_rate"]

@@ -13,7 +13,7 @@ import pytest
 from runs import PATIENCE_S, Run
 from wandb_server import KEY, WandbServer, serving
 
-from cifarscale.config.load import load_recipe
+from cifarscale.config.load import load_training_recipe
 from cifarscale.prepare import RunOptions, resolve
 from cifarscale.run import run_job
 from cifarscale.tracking.wandb_folder import WandbFolder
@@ -126,7 +126,7 @@ def train(recipes: Path, shards: Path) -> Callable[..., Run]:
     """Trains a recipe with overrides in a folder, in this process."""
 
     def train(folder: Path, *overrides: str, recipe: str = "cnn") -> Run:
-        job = load_recipe(str(recipes / f"{recipe}.toml"), overrides)
+        job = load_training_recipe(str(recipes / f"{recipe}.toml"), overrides)
         run_job(resolve(job, shards), folder, RunOptions(shards, "cpu"))
         return Run(folder)
 

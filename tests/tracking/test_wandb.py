@@ -12,7 +12,7 @@ import torch.distributed as dist
 from runs import Run
 from wandb_server import ILLNESSES, KEY, WandbServer
 
-from cifarscale.config.load import load_recipe
+from cifarscale.config.load import load_training_recipe
 from cifarscale.config.recipe import resolved
 from cifarscale.errors import ConfigError, Interrupted
 from cifarscale.slurm.profile import load_profile
@@ -66,7 +66,7 @@ def test_name_group_kind_and_config_are_those_of_the_run(classifier: Run, record
     assert run["project"] == "cifarscale"
     assert run["tags"] == ["a", "b"]
     assert run["run_id"] == (classifier.path / "wandb" / "id").read_text().strip()
-    recipe = json.loads(json.dumps(resolved(load_recipe(str(classifier.path / "recipe.toml")))))
+    recipe = json.loads(json.dumps(resolved(load_training_recipe(str(classifier.path / "recipe.toml")))))
     assert {key: found.config[key] for key in recipe} == recipe
     assert found.config["environment"] == json.loads((classifier.path / "environment.json").read_text())
 

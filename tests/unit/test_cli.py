@@ -15,7 +15,7 @@ from PIL import Image
 
 import cifarscale
 from cifarscale.cli.main import main
-from cifarscale.config.load import load_recipe
+from cifarscale.config.load import load_training_recipe
 from cifarscale.data.manifest import Manifest
 from cifarscale.errors import DataError
 
@@ -89,19 +89,19 @@ def test_jobs_list_names_every_recipe_with_its_description() -> None:
     listed = succeeds("jobs", "list")
     for name in ("cnn", "demo"):
         assert name in listed
-        assert load_recipe(name).description in listed
+        assert load_training_recipe(name).description in listed
 
 
 def test_jobs_show_prints_a_recipe_that_loads_as_the_same_one() -> None:
     Path("shown.toml").write_text(succeeds("jobs", "show", "cnn", "--set", "seed=5"))
-    assert load_recipe("shown.toml") == load_recipe("cnn", ["seed=5"])
+    assert load_training_recipe("shown.toml") == load_training_recipe("cnn", ["seed=5"])
 
 
 def test_jobs_copy_makes_a_recipe_of_ones_own() -> None:
     assert "cifarscale train jobs/cnn.toml" in succeeds("jobs", "copy", "cnn")
-    assert load_recipe("cnn") == load_recipe("jobs/cnn.toml")
+    assert load_training_recipe("cnn") == load_training_recipe("jobs/cnn.toml")
     succeeds("jobs", "copy", "demo", "other/name.toml")
-    assert load_recipe("other/name.toml").training == load_recipe("demo").training
+    assert load_training_recipe("other/name.toml").training == load_training_recipe("demo").training
 
 
 def test_models_names_every_network_with_its_parameters() -> None:

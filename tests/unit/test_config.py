@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from cifarscale.config.cnn import CnnRecipe
+from cifarscale.config.cnn import ClassifierRecipe
 from cifarscale.config.load import (
     find_recipe,
-    load_job,
     load_recipe,
-    parse_job,
+    load_training_recipe,
+    parse_recipe,
     recipe_files,
     recipe_hash,
     recipe_toml,
@@ -39,9 +39,9 @@ def write(tmp_path: Path) -> Write:
     return write
 
 
-def recipe_of(**values: Any) -> CnnRecipe:
-    recipe = parse_job({"task": "classifier", "name": "test", **values}, "test")
-    assert isinstance(recipe, CnnRecipe)
+def recipe_of(**values: Any) -> ClassifierRecipe:
+    recipe = parse_recipe({"task": "classifier", "name": "test", **values}, "test")
+    assert isinstance(recipe, ClassifierRecipe)
     return recipe
 
 
@@ -62,17 +62,17 @@ def all_values(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", bundled())
 def test_every_bundled_recipe_loads_and_has_a_description(name: str) -> None:
-    recipe = load_job(name)
+    recipe = load_recipe(name)
     assert recipe.name == name
     assert recipe.description
 
 
 @pytest.mark.parametrize("name", bundled())
 def test_resolved_toml_gives_an_equal_recipe_with_an_equal_hash(name: str, tmp_path: Path) -> None:
-    recipe = load_job(name)
+    recipe = load_recipe(name)
     path = tmp_path / "recipe.toml"
     path.write_text(recipe_toml(recipe), encoding="utf-8")
-    again = load_job(str(path))
+    again = load_recipe(str(path))
     assert again == recipe
     assert recipe_hash(again) == recipe_hash(recipe)
 
@@ -89,12 +89,12 @@ def test_resolved_toml_round_trips_with_every_value_off_its_default(tmp_path: Pa
     )
     path = tmp_path / "recipe.toml"
     path.write_text(recipe_toml(recipe), encoding="utf-8")
-    assert load_recipe(str(path)) == recipe
+    assert load_training_recipe(str(path)) == recipe
 
 
 def test_resolved_toml_has_every_field_written_out() -> None:
     values = tomllib.loads(recipe_toml(recipe_of()))
-    assert set(values) == set(CnnRecipe.model_fields)
+    assert set(values) == set(ClassifierRecipe.model_fields)
     assert values["optimizer"] == {"name": "adamw", "betas": [0.9, 0.999], "epsilon": 1e-8, "weight_decay": 0.0}
 
 
@@ -151,13 +151,13 @@ TRACKING: dict[str, Any] = {
 """Who is told of a run makes it no other run."""
 
 
-def changed(key: str, value: Any) -> CnnRecipe:
+def changed(key: str, value: Any) -> ClassifierRecipe:
     if key in ("optimizer.name", "model.name"):  # another variant has other fields
         return recipe_of(**{key.partition(".")[0]: {"name": value}})
     return with_values(base(key), **{key.replace(".", "__"): value})
 
 
-def base(key: str) -> CnnRecipe:
+def base(key: str) -> ClassifierRecipe:
     """A recipe in which the key may have another value."""
     return with_values(recipe_of(), training__microbatches=0) if key == "training.compile" else recipe_of()
 
@@ -185,7 +185,7 @@ def test_hash_is_the_same_whoever_is_told_of_the_run(key: str) -> None:
 
 def test_hashes_are_those_that_runs_have_had_since_the_beginning() -> None:
     """Another one would leave every run folder that there is without its run."""
-    assert {name: recipe_hash(load_recipe(name)) for name in ("cnn", "dcgan", "demo", "resnet")} == {
+    assert {name: recipe_hash(load_training_recipe(name)) for name in ("cnn", "dcgan", "demo", "resnet")} == {
         "cnn": "5f4dd35e",
         "dcgan": "664d1960",
         "demo": "b7af239d",
@@ -198,13 +198,17 @@ def test_a_resolved_recipe_from_before_there_was_tracking_is_the_same_run(tmp_pa
     before = tmp_path / "recipe.toml"
     before.write_text(text[: text.index("[tracking]")] + text[text.index("[model]") :], encoding="utf-8")
     assert "tracking" not in before.read_text(encoding="utf-8")
-    assert load_recipe(str(before)) == recipe_of()
-    assert recipe_hash(load_recipe(str(before))) == recipe_hash(recipe_of())
+    assert load_training_recipe(str(before)) == recipe_of()
+    assert recipe_hash(load_training_recipe(str(before))) == recipe_hash(recipe_of())
 
 
 def test_hash_is_the_same_for_the_same_number_written_in_another_way(write: Write) -> None:
-    one = load_recipe(str(write("[training]\nlearning_rate = 0.001\nmax_steps = 10_000\n[augmentation]\nmixup = 1")))
-    two = load_recipe(str(write("[augmentation]\nmixup = 1.0\n[training]\nmax_steps = 10000\nlearning_rate = 1e-3")))
+    one = load_training_recipe(
+        str(write("[training]\nlearning_rate = 0.001\nmax_steps = 10_000\n[augmentation]\nmixup = 1"))
+    )
+    two = load_training_recipe(
+        str(write("[augmentation]\nmixup = 1.0\n[training]\nmax_steps = 10000\nlearning_rate = 1e-3"))
+    )
     assert recipe_hash(one) == recipe_hash(two)
 
 
@@ -218,16 +222,16 @@ def test_a_recipe_cannot_be_changed() -> None:
 
 def test_an_explicit_path_is_taken_before_any_name(write: Write) -> None:
     path = write("seed = 7")
-    assert load_recipe(str(path)).seed == 7
-    assert load_recipe(str(path)).name == "mine"
+    assert load_training_recipe(str(path)).seed == 7
+    assert load_training_recipe(str(path)).name == "mine"
 
 
 def test_jobs_in_the_current_folder_hide_those_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert load_recipe("cnn").seed == 0
+    assert load_training_recipe("cnn").seed == 0
     (tmp_path / "jobs").mkdir()
     (tmp_path / "jobs" / "cnn.toml").write_text('task = "classifier"\nseed = 7\n')
-    assert load_recipe("cnn").seed == 7
+    assert load_training_recipe("cnn").seed == 7
     assert find_recipe("cnn") == Path("jobs/cnn.toml")
     assert recipe_files()["demo"].is_absolute()  # the others are still there
 
@@ -243,7 +247,7 @@ def test_a_recipe_may_lie_in_a_folder_of_any_name(folder: str, tmp_path: Path) -
     path = tmp_path / folder / "mine.toml"
     path.parent.mkdir()
     path.write_text('task = "classifier"')
-    assert load_recipe(str(path)).name == "mine"
+    assert load_training_recipe(str(path)).name == "mine"
 
 
 # --set
@@ -251,27 +255,27 @@ def test_a_recipe_may_lie_in_a_folder_of_any_name(folder: str, tmp_path: Path) -
 
 def test_overrides_are_applied_in_order_and_parsed_as_toml(write: Write) -> None:
     overrides = ["training.max_steps=5", "training.max_steps = 6", "augmentation.flip=true", "label_smoothing=1e-1"]
-    recipe = load_recipe(str(write()), overrides)
-    assert isinstance(recipe, CnnRecipe)
+    recipe = load_training_recipe(str(write()), overrides)
+    assert isinstance(recipe, ClassifierRecipe)
     assert (recipe.training.max_steps, recipe.augmentation.flip, recipe.label_smoothing) == (6, True, 0.1)
 
 
 def test_an_override_needs_no_quotes_around_a_name(write: Write) -> None:
-    recipe = load_recipe(str(write()), ["data.dataset=synthetic", 'data.reader="streaming"'])
+    recipe = load_training_recipe(str(write()), ["data.dataset=synthetic", 'data.reader="streaming"'])
     assert (recipe.data.dataset, recipe.data.reader) == ("synthetic", "streaming")
 
 
 def test_a_variant_is_the_default_one_where_no_name_is_given(write: Write) -> None:
-    recipe = load_recipe(str(write()), ["optimizer.betas=[0.8, 0.9]"])
+    recipe = load_training_recipe(str(write()), ["optimizer.betas=[0.8, 0.9]"])
     assert isinstance(recipe.optimizer, AdamWConfig)
     assert recipe.optimizer.betas == (0.8, 0.9)
-    assert load_recipe(str(write("[model]\nwidth = 16"))).model.name == "small_filters_cnn"
+    assert load_training_recipe(str(write("[model]\nwidth = 16"))).model.name == "small_filters_cnn"
 
 
 def test_a_key_of_another_variant_is_an_error_without_its_name(write: Write) -> None:
     with pytest.raises(ConfigError, match=r"unknown key 'optimizer\.momentum'"):
-        load_recipe(str(write()), ["optimizer.momentum=0.9"])
-    recipe = load_recipe(str(write()), ["optimizer.momentum=0.8", "optimizer.name=sgd"])
+        load_training_recipe(str(write()), ["optimizer.momentum=0.9"])
+    recipe = load_training_recipe(str(write()), ["optimizer.momentum=0.8", "optimizer.name=sgd"])
     assert recipe.optimizer == SGDConfig(momentum=0.8)
 
 
@@ -344,7 +348,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
 def test_a_mistake_is_answered_in_one_line_with_key_value_and_what_is_valid(mistake: str, write: Write) -> None:
     overrides, expected = MISTAKES[mistake]
     with pytest.raises(ConfigError) as caught:
-        load_recipe(str(write()), overrides)
+        load_training_recipe(str(write()), overrides)
     message = str(caught.value)
     assert "\n" not in message
     for part in expected:
@@ -353,25 +357,25 @@ def test_a_mistake_is_answered_in_one_line_with_key_value_and_what_is_valid(mist
 
 def test_several_mistakes_are_answered_together(write: Write) -> None:
     with pytest.raises(ConfigError, match=r"training\.max_steps = 0.*training\.learning_rate = -1"):
-        load_recipe(str(write()), ["training.max_steps=0", "training.learning_rate=-1"])
+        load_training_recipe(str(write()), ["training.max_steps=0", "training.learning_rate=-1"])
 
 
 def test_an_error_names_the_file(write: Write) -> None:
     path = write("[training]\nmax_step = 3")
     with pytest.raises(ConfigError) as caught:
-        load_recipe(str(path))
+        load_training_recipe(str(path))
     assert str(caught.value).startswith(f"{path}: ")
     assert "did you mean 'training.max_steps'" in str(caught.value)
 
 
 def test_unknown_recipe_is_answered_with_the_nearest_name() -> None:
     with pytest.raises(ConfigError, match=r"unknown recipe 'cnnn', did you mean 'cnn'\?; there are: .*demo"):
-        load_recipe("cnnn")
+        load_training_recipe("cnnn")
 
 
 def test_a_file_that_is_not_there_is_named() -> None:
     with pytest.raises(ConfigError, match=r"no recipe file nowhere/mine\.toml"):
-        load_recipe("nowhere/mine.toml")
+        load_training_recipe("nowhere/mine.toml")
 
 
 @pytest.mark.parametrize("content", [b"task = ", b"task = 'classifier'\nseed = 1\nseed = 2", b"\xff\xfe"])
@@ -379,7 +383,7 @@ def test_a_file_that_is_not_toml_is_named(content: bytes, tmp_path: Path) -> Non
     path = tmp_path / "broken.toml"
     path.write_bytes(content)
     with pytest.raises(ConfigError) as caught:
-        load_recipe(str(path))
+        load_training_recipe(str(path))
     assert str(caught.value).startswith(f"{path} is not valid TOML: ")
     assert "\n" not in str(caught.value)
 
@@ -388,7 +392,7 @@ def test_a_recipe_without_a_task_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "empty.toml"
     path.write_text("")
     with pytest.raises(ConfigError, match=r"task = None is not valid; a recipe needs one of: 'classifier'"):
-        load_recipe(str(path))
+        load_training_recipe(str(path))
 
 
 # Copies
@@ -398,7 +402,7 @@ def test_a_copy_is_the_file_with_its_comments(tmp_path: Path) -> None:
     target = tmp_path / "new" / "mine.toml"
     copy_file(find_recipe("cnn"), target)
     assert target.read_bytes() == find_recipe("cnn").read_bytes()
-    assert recipe_hash(load_recipe(str(target))) == recipe_hash(load_recipe("cnn"))
+    assert recipe_hash(load_training_recipe(str(target))) == recipe_hash(load_training_recipe("cnn"))
 
 
 def test_a_copy_overwrites_nothing(tmp_path: Path) -> None:
@@ -412,8 +416,8 @@ def test_a_copy_overwrites_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../elsewhere", "a/b", ".hidden", "-x"])
 def test_a_name_that_would_leave_the_folder_of_runs_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=r"name = "):
-        load_recipe("cnn", [f"name={name}"])
+        load_training_recipe("cnn", [f"name={name}"])
 
 
 def test_an_empty_name_is_the_files() -> None:
-    assert load_recipe("cnn", ['name=""']).name == "cnn"
+    assert load_training_recipe("cnn", ['name=""']).name == "cnn"

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from cifarscale.cli.main import main
-from cifarscale.config.load import load_recipe
+from cifarscale.config.load import load_training_recipe
 from cifarscale.data.manifest import Manifest
 from cifarscale.prepare import resolve
 from cifarscale.runs.run_folder import RunFolder
@@ -49,7 +49,7 @@ def test_a_folder_that_cannot_be_read_is_a_row_that_says_so(
     monkeypatch.setenv("PATH", "/nowhere")
     for name in ("good", "spoilt"):
         folder = RunFolder(tmp_path / "runs" / name)
-        folder.prepare(resolve(load_recipe("demo"), shards), Manifest.load(shards))
+        folder.prepare(resolve(load_training_recipe("demo"), shards), Manifest.load(shards))
         about = {
             "job_id": "1",
             "folder": "",

@@ -7,9 +7,9 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from cifarscale.config.dcgan import DcganRecipe
-from cifarscale.config.load import find_recipe, load_recipe, recipe_hash, recipe_toml
-from cifarscale.config.recipe import Recipe
+from cifarscale.config.dcgan import GanRecipe
+from cifarscale.config.load import find_recipe, load_training_recipe, recipe_hash, recipe_toml
+from cifarscale.config.recipe import TrainingRecipe
 from cifarscale.data.manifest import published_manifest
 from cifarscale.errors import ConfigError
 from cifarscale.models.registry import count_parameters
@@ -68,9 +68,9 @@ NEEDED["objective.r2"] = NEEDED["objective.r1"]
 """What else a key wants set."""
 
 
-def load(*overrides: str) -> DcganRecipe:
-    recipe = load_recipe("dcgan", overrides)
-    assert isinstance(recipe, DcganRecipe)
+def load(*overrides: str) -> GanRecipe:
+    recipe = load_training_recipe("dcgan", overrides)
+    assert isinstance(recipe, GanRecipe)
     return recipe
 
 
@@ -99,8 +99,8 @@ def settings(index: int) -> list[tuple[str, str]]:
 
 def test_the_table_has_every_key_that_only_a_dcgan_has() -> None:
     recipe = load()
-    fields = {name: value_at(recipe, name) for name in DcganRecipe.model_fields}
-    own = {key: value for key, value in fields.items() if key not in Recipe.model_fields}
+    fields = {name: value_at(recipe, name) for name in GanRecipe.model_fields}
+    own = {key: value for key, value in fields.items() if key not in TrainingRecipe.model_fields}
     keys = {f"{section}.{key}" for section, values in own.items() for key in type(values).model_fields}
     assert set(VALUES) == keys | {"task"}
 
@@ -144,7 +144,7 @@ def test_the_hash_and_the_resolved_file_change_with_every_key(tmp_path: Path) ->
         hashes.add(recipe_hash(recipe))
         path = tmp_path / "resolved.toml"
         path.write_text(recipe_toml(recipe), encoding="utf-8")
-        assert load_recipe(str(path)) == recipe
+        assert load_training_recipe(str(path)) == recipe
     assert len(hashes) == 1 + len(keys)
 
 
@@ -222,8 +222,8 @@ def test_a_penalty_refuses_a_discriminator_that_mixes_its_samples(penalty: str, 
 
 
 def parameters(name: str) -> tuple[int, int]:
-    recipe, manifest = load_recipe(name), published_manifest("cifar100")
-    assert isinstance(recipe, DcganRecipe)
+    recipe, manifest = load_training_recipe(name), published_manifest("cifar100")
+    assert isinstance(recipe, GanRecipe)
     assert manifest is not None
     generator, discriminator = build_networks(recipe, manifest, torch.device("cpu"))
     return count_parameters(generator), count_parameters(discriminator)
@@ -235,7 +235,7 @@ def test_the_baselines_recipe_has_the_baselines_networks() -> None:
 
 def test_the_better_recipe_costs_no_more_than_the_seeds() -> None:
     assert sum(parameters("dcgan-plus")) <= sum(SEED_PARAMETERS) == 538_432
-    plus, seed = load_recipe("dcgan-plus").training, load_recipe("dcgan").training
+    plus, seed = load_training_recipe("dcgan-plus").training, load_training_recipe("dcgan").training
     assert (plus.max_steps, plus.global_batch_size) == (seed.max_steps, seed.global_batch_size) == (50_000, 64)
 
 

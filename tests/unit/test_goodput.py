@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cifarscale.config.load import load_job, recipe_toml
+from cifarscale.config.load import load_recipe, recipe_toml
 from cifarscale.errors import RunError
 from cifarscale.explain.goodput import Goodput, Usage, better_request, goodput, goodput_rows, rows, slow_rank, usage
 from cifarscale.slurm import client as slurm
@@ -237,7 +237,7 @@ def test_a_run_that_was_never_submitted_has_no_goodput(tmp_path: Path) -> None:
 
 
 def test_rows_of_a_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "recipe.toml").write_text(recipe_toml(load_job("cnn")))
+    (tmp_path / "recipe.toml").write_text(recipe_toml(load_recipe("cnn")))
     (tmp_path / "slurm").mkdir()
     (tmp_path / "slurm/jobs.jsonl").write_text(
         '{"job_id": "12", "folder": "/x", "profile": "gpu", "nodes": 2, "world_size": 4, "submitted": "", '

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from cifarscale.checks.doctor import _first_error
 from cifarscale.cli.main import main
 from cifarscale.cli.status import outcome
-from cifarscale.config.load import load_recipe
+from cifarscale.config.load import load_training_recipe
 from cifarscale.errors import CifarscaleError, ConfigError
 from cifarscale.evaluation import distance
 from cifarscale.files import typed
@@ -37,7 +37,7 @@ def test_the_time_that_is_left_counts_days_and_is_not_guessed(rate: float, expec
 )
 def test_what_is_written_as_in_python_is_answered_in_toml(override: str, expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        load_recipe("cnn", (override,))
+        load_training_recipe("cnn", (override,))
     assert expected in str(caught.value)
 
 
@@ -127,7 +127,7 @@ def test_a_sweep_of_which_nothing_came_says_so() -> None:
 def test_a_recipe_may_lie_in_a_file_of_any_name(stem: str, name: str, tmp_path: Path) -> None:
     path = tmp_path / f"{stem}.toml"
     path.write_text('task = "classifier"')
-    assert load_recipe(str(path)).name == name
+    assert load_training_recipe(str(path)).name == name
 
 
 def test_commands_to_type_are_quoted(tmp_path: Path) -> None:

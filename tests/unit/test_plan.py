@@ -9,9 +9,9 @@ import pytest
 from click.testing import CliRunner
 
 from cifarscale.cli.main import main
-from cifarscale.config.load import load_job
-from cifarscale.config.recipe import Job
-from cifarscale.config.sweep import SweepJob
+from cifarscale.config.load import load_recipe
+from cifarscale.config.recipe import Recipe
+from cifarscale.config.sweep import SweepRecipe
 from cifarscale.errors import ClusterError, ConfigError
 from cifarscale.slurm.client import Partition
 from cifarscale.slurm.plan import Pace, Plan, make_plan, trials_at_once
@@ -25,8 +25,8 @@ CPU = Profile(name="cpus", gpus_per_node=0, tasks_per_node=2, cpus_per_task=1)
 PARTITION = Partition("main", nodes=4, cpus=64, gpus=4, max_time_min=24 * 60)
 
 
-def job(name: str, *overrides: str) -> Job:
-    return load_job(name, overrides)
+def job(name: str, *overrides: str) -> Recipe:
+    return load_recipe(name, overrides)
 
 
 def test_there_is_one_rank_a_gpu() -> None:
@@ -60,7 +60,7 @@ def test_a_sweep_has_one_task_a_node_with_all_that_is_there() -> None:
     plan = make_plan(job("sweep-cnn"), CPU, nodes=2, partition=PARTITION)
     assert (plan.world_size, plan.tasks_per_node, plan.cpus_per_task) == (2, 1, 2)
     sweep = job("sweep-cnn", "gpus_per_trial=0.5", "cpus_per_trial=8")
-    assert isinstance(sweep, SweepJob)
+    assert isinstance(sweep, SweepRecipe)
     plan = make_plan(sweep, GPU, nodes=2, partition=PARTITION)
     assert (plan.gpus_per_node, plan.cpus_per_task, trials_at_once(sweep, plan)) == (4, 32, 8)
     assert trials_at_once(sweep.model_copy(update={"workers_per_trial": 3}), plan) == 2

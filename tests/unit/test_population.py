@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from cifarscale.config.load import load_job
-from cifarscale.config.recipe import Recipe
-from cifarscale.config.sweep import Distribution, PbtConfig, SweepJob
+from cifarscale.config.load import load_recipe
+from cifarscale.config.recipe import TrainingRecipe
+from cifarscale.config.sweep import Distribution, PbtConfig, SweepRecipe
 from cifarscale.data.manifest import Manifest
 from cifarscale.errors import ConfigError
 from cifarscale.prepare import resolve
@@ -38,11 +38,11 @@ interval_steps = 100
 """
 
 
-def load(folder: Path, *overrides: str) -> SweepJob:
+def load(folder: Path, *overrides: str) -> SweepRecipe:
     path = folder / "pbt.toml"
     path.write_text(PBT)
-    job = load_job(str(path), overrides)
-    assert isinstance(job, SweepJob)
+    job = load_recipe(str(path), overrides)
+    assert isinstance(job, SweepRecipe)
     return job
 
 
@@ -52,7 +52,7 @@ class Swept:
     def __init__(self, path: Path, shards: Path, *overrides: str) -> None:
         path.mkdir(exist_ok=True)
         self.sweep, self.folder = load(path, *overrides), SweepFolder(path / "swept")
-        self.base: Recipe = resolve(base_of(self.sweep), shards)
+        self.base: TrainingRecipe = resolve(base_of(self.sweep), shards)
         self.folder.prepare(self.sweep, self.base)
         self._manifest = Manifest.load(shards)
         self.population = self.start()
@@ -188,7 +188,7 @@ def test_the_worst_go_on_from_the_best_with_changed_values(swept: Swept) -> None
         assert trial.origin in best
         assert trial.since == 100
         assert f"from trial {trial.origin} at step 100: " in shown_changes(trial)
-        recipe = swept.folder.run(trial).load_recipe()
+        recipe = swept.folder.run(trial).load_training_recipe()
         origin = swept.folder.trials[trial.origin or 0]
         assert recipe.training.learning_rate == origin.overrides["training.learning_rate"]
         assert [change.step for change in recipe.later] == [100]
@@ -203,7 +203,7 @@ def test_the_best_is_a_schedule(swept: Swept) -> None:
     assert grown
     for trial in grown:
         best = best_recipe(swept.sweep, swept.base, trial.recipe_values)
-        assert best.later == swept.folder.run(trial).load_recipe().later
+        assert best.later == swept.folder.run(trial).load_training_recipe().later
         assert best.data.num_validation == 0
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from cifarscale.config.cnn import CnnRecipe
+from cifarscale.config.cnn import ClassifierRecipe
 from cifarscale.config.recipe import DataConfig, TrainingConfig
 from cifarscale.data.batches import Batch, Reader
 from cifarscale.data.dataset import Dataset
@@ -199,8 +199,8 @@ def test_as_many_readers_as_shards_read_everything(open_reader: Open, sequence: 
 # A folder, as a recipe sees it
 
 
-def recipe(**data: Any) -> CnnRecipe:
-    return CnnRecipe(
+def recipe(**data: Any) -> ClassifierRecipe:
+    return ClassifierRecipe(
         seed=SEED, data=DataConfig(dataset="synthetic", **data), training=TrainingConfig(global_batch_size=BATCH)
     )
 

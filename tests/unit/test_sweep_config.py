@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from cifarscale.config.load import load_job, load_recipe, recipe_toml, with_values
-from cifarscale.config.recipe import Recipe
-from cifarscale.config.sweep import Distribution, SweepJob
+from cifarscale.config.load import load_recipe, load_training_recipe, recipe_toml, with_values
+from cifarscale.config.recipe import TrainingRecipe
+from cifarscale.config.sweep import Distribution, SweepRecipe
 from cifarscale.errors import ConfigError
 from cifarscale.sweep.space import (
     base_of,
@@ -26,9 +26,9 @@ SWEEPS = ("sweep-cnn", "sweep-dcgan")
 NUM_TRIALS = 64
 
 
-def load(*overrides: str, name: str = "sweep-cnn") -> SweepJob:
-    job = load_job(name, overrides)
-    assert isinstance(job, SweepJob)
+def load(*overrides: str, name: str = "sweep-cnn") -> SweepRecipe:
+    job = load_recipe(name, overrides)
+    assert isinstance(job, SweepRecipe)
     return job
 
 
@@ -38,8 +38,8 @@ def space(**keys: Mapping[str, Any]) -> dict[str, Distribution]:
 
 
 @pytest.fixture
-def base() -> Recipe:
-    return load_recipe("cnn")
+def base() -> TrainingRecipe:
+    return load_training_recipe("cnn")
 
 
 @pytest.mark.parametrize("name", SWEEPS)
@@ -48,7 +48,7 @@ def test_the_bundled_sweeps_are_whole_and_load_again_as_they_are(name: str, tmp_
     check_sweep(sweep)
     path = tmp_path / "again.toml"
     path.write_text(recipe_toml(sweep))
-    assert load_job(str(path)) == sweep
+    assert load_recipe(str(path)) == sweep
 
 
 def test_the_cnn_is_swept_with_the_parameters_it_has() -> None:
@@ -150,7 +150,9 @@ def test_one_more_key_changes_nothing_for_the_others() -> None:
         ({"choice": ["a", True, 1.5]}, lambda value: value in ("a", True, 1.5)),
     ],
 )
-def test_values_lie_where_they_may_and_reach_all_of_it(distribution: dict[str, Any], valid: Any, base: Recipe) -> None:
+def test_values_lie_where_they_may_and_reach_all_of_it(
+    distribution: dict[str, Any], valid: Any, base: TrainingRecipe
+) -> None:
     drawn = [sample(space(key=distribution), 0, trial, base)["key"] for trial in range(4 * NUM_TRIALS)]
     assert all(valid(value) for value in drawn)
     if "niform" not in next(iter(distribution)) or "quniform" in distribution:
@@ -163,7 +165,7 @@ def test_whole_steps_make_whole_numbers() -> None:
     assert all(isinstance(value, int) for value in values)
 
 
-def test_a_condition_decides_whether_a_key_is_set(base: Recipe) -> None:
+def test_a_condition_decides_whether_a_key_is_set(base: TrainingRecipe) -> None:
     keys = space(
         schedule__warmup_steps={"choice": [100, 200], "when": {"schedule.name": "cosine"}},
         schedule__name={"choice": ["constant", "cosine"]},
@@ -177,7 +179,7 @@ def test_a_condition_decides_whether_a_key_is_set(base: Recipe) -> None:
     assert len(grid(keys, base)) == 3  # constant, and cosine with each of the two
 
 
-def test_a_grid_holds_every_combination_once(base: Recipe) -> None:
+def test_a_grid_holds_every_combination_once(base: TrainingRecipe) -> None:
     keys = space(a={"choice": [1, 2]}, b={"randint": [0, 3]}, c={"quniform": [0.0, 1.0, 0.5]})
     found = [tuple(point.values()) for point in grid(keys, base)]
     assert found == list(itertools.product([1, 2], [0, 1, 2], [0.0, 0.5, 1.0]))

@@ -9,9 +9,9 @@ import pytest
 from click.testing import CliRunner
 
 from cifarscale.cli.main import main
-from cifarscale.config.load import load_job, load_recipe, recipe_hash
+from cifarscale.config.load import load_recipe, load_training_recipe, recipe_hash
 from cifarscale.config.recipe import TrackingConfig
-from cifarscale.config.sweep import SweepJob
+from cifarscale.config.sweep import SweepRecipe
 from cifarscale.errors import ConfigError
 from cifarscale.sweep.space import base_of, sweep_hash
 from cifarscale.tracking import wandb_mode as modes
@@ -43,7 +43,7 @@ def auto() -> str:
 
 def test_it_is_off_unless_somebody_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "key")
-    assert wandb_mode(load_recipe("cnn").tracking) == "off"
+    assert wandb_mode(load_training_recipe("cnn").tracking) == "off"
 
 
 def test_auto_is_off_for_whoever_has_no_account() -> None:
@@ -118,9 +118,9 @@ def test_commands_that_train_take_a_mode(command: str) -> None:
 
 
 def test_a_tracked_sweep_is_the_same_sweep_of_tracked_trials() -> None:
-    plain, tracked = load_job("sweep-cnn"), load_job("sweep-cnn", ["set.tracking.wandb=offline"])
-    assert isinstance(plain, SweepJob)
-    assert isinstance(tracked, SweepJob)
+    plain, tracked = load_recipe("sweep-cnn"), load_recipe("sweep-cnn", ["set.tracking.wandb=offline"])
+    assert isinstance(plain, SweepRecipe)
+    assert isinstance(tracked, SweepRecipe)
     assert sweep_hash(plain) == sweep_hash(tracked)
     assert recipe_hash(base_of(plain)) == recipe_hash(base_of(tracked))
     assert base_of(tracked).tracking.wandb == "offline"
@@ -130,17 +130,17 @@ def test_a_tracked_sweep_is_the_same_sweep_of_tracked_trials() -> None:
 
 
 def test_a_trial_is_grouped_by_its_sweep(tmp_path: Path) -> None:
-    recipe = load_recipe("cnn")
+    recipe = load_training_recipe("cnn")
     trial = tmp_path / "sweep-cnn-1234" / "trials" / "sweep-cnn-5678"
     trial.mkdir(parents=True)
     assert WandbFolder(trial).group(recipe) == "cnn"
     (trial.parents[1] / "table.json").touch()
     assert WandbFolder(trial).group(recipe) == "sweep-cnn-1234"
-    assert WandbFolder(trial).group(load_recipe("cnn", ["tracking.group=mine"])) == "mine"
+    assert WandbFolder(trial).group(load_training_recipe("cnn", ["tracking.group=mine"])) == "mine"
 
 
 def test_variables_of_wandb_are_respected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe, folder = load_recipe("cnn", ['tracking.tags=["a"]']), WandbFolder(tmp_path)
+    recipe, folder = load_training_recipe("cnn", ['tracking.tags=["a"]']), WandbFolder(tmp_path)
     assert (folder.project(recipe.tracking), folder.tags(recipe.tracking)) == ("cifarscale", ["a"])
     monkeypatch.setenv("WANDB_PROJECT", "other")
     monkeypatch.setenv("WANDB_TAGS", "b, a")

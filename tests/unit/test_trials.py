@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from cifarscale.config.load import load_job
-from cifarscale.config.recipe import Recipe
-from cifarscale.config.sweep import SweepJob
+from cifarscale.config.load import load_recipe
+from cifarscale.config.recipe import TrainingRecipe
+from cifarscale.config.sweep import SweepRecipe
 from cifarscale.data.manifest import Manifest
 from cifarscale.errors import RunError
 from cifarscale.prepare import resolve
@@ -27,19 +27,19 @@ from cifarscale.sweep.trials import (
 
 
 @pytest.fixture
-def sweep() -> SweepJob:
-    job = load_job("sweep-cnn", ["set.data.num_validation=100"])
-    assert isinstance(job, SweepJob)
+def sweep() -> SweepRecipe:
+    job = load_recipe("sweep-cnn", ["set.data.num_validation=100"])
+    assert isinstance(job, SweepRecipe)
     return job
 
 
 @pytest.fixture
-def base(sweep: SweepJob, shards: Path) -> Recipe:
+def base(sweep: SweepRecipe, shards: Path) -> TrainingRecipe:
     return resolve(base_of(sweep), shards)
 
 
 @pytest.fixture
-def folder(sweep: SweepJob, base: Recipe, tmp_path: Path) -> SweepFolder:
+def folder(sweep: SweepRecipe, base: TrainingRecipe, tmp_path: Path) -> SweepFolder:
     folder = SweepFolder(tmp_path / "swept")
     folder.prepare(sweep, base)
     return folder
@@ -81,7 +81,7 @@ def test_changed_keys_are_shown_short_where_that_is_clear() -> None:
 
 
 def test_a_recipe_that_was_tried_is_not_tried_again(
-    sweep: SweepJob, base: Recipe, folder: SweepFolder, shards: Path
+    sweep: SweepRecipe, base: TrainingRecipe, folder: SweepFolder, shards: Path
 ) -> None:
     manifest = Manifest.load(shards)
     states = [add_trial(point, sweep, base, folder, manifest).state for point in ({"seed": 1}, {"seed": 1}, {"sed": 1})]
@@ -91,7 +91,7 @@ def test_a_recipe_that_was_tried_is_not_tried_again(
 
 
 def test_what_a_trial_wrote_after_the_table_counts(
-    sweep: SweepJob, base: Recipe, folder: SweepFolder, shards: Path
+    sweep: SweepRecipe, base: TrainingRecipe, folder: SweepFolder, shards: Path
 ) -> None:
     first = add_trial({"seed": 1}, sweep, base, folder, Manifest.load(shards))
     second = add_trial({"seed": 2}, sweep, base, folder, Manifest.load(shards))
@@ -106,7 +106,7 @@ def test_what_a_trial_wrote_after_the_table_counts(
     assert (again.trials[0].step, again.trials[0].value) == (10_000, 0.5)
 
 
-def test_a_folder_of_another_sweep_is_refused(sweep: SweepJob, base: Recipe, folder: SweepFolder) -> None:
+def test_a_folder_of_another_sweep_is_refused(sweep: SweepRecipe, base: TrainingRecipe, folder: SweepFolder) -> None:
     folder.prepare(sweep, base)
     with pytest.raises(RunError, match="another recipe"):
         folder.prepare(sweep.model_copy(update={"seed": 1}), base)
@@ -114,7 +114,7 @@ def test_a_folder_of_another_sweep_is_refused(sweep: SweepJob, base: Recipe, fol
         folder.prepare(sweep, base.model_copy(update={"seed": 1}))
 
 
-def test_a_folder_that_is_no_sweep_is_refused(sweep: SweepJob, base: Recipe, tmp_path: Path) -> None:
+def test_a_folder_that_is_no_sweep_is_refused(sweep: SweepRecipe, base: TrainingRecipe, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     with pytest.raises(RunError, match="is not a sweep's folder"):
         SweepFolder(tmp_path).prepare(sweep, base)

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from cifarscale.cli.main import main
-from cifarscale.config.load import load_job, recipe_toml
+from cifarscale.config.load import load_recipe, recipe_toml
 from cifarscale.errors import ClusterError
 from cifarscale.explain.evidence import Evidence, gather
 from cifarscale.explain.explanation import Explanation, duration
@@ -432,7 +432,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     run_dir = tmp_path / "runs" / "cnn 1"
     RunFolder(run_dir).path.mkdir(parents=True)
-    (run_dir / "recipe.toml").write_text(recipe_toml(load_job("cnn")))
+    (run_dir / "recipe.toml").write_text(recipe_toml(load_recipe("cnn")))
     (run_dir / "slurm/12-0").mkdir(parents=True)
     (run_dir / "slurm/12-1").mkdir()
     command = '["cifarscale", "submit", "cnn"]'

@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 
-from cifarscale.config.load import load_recipe
+from cifarscale.config.load import load_training_recipe
 from cifarscale.errors import CifarscaleError, Interrupted
 from cifarscale.runs.run_folder import RunFolder
 from cifarscale.sweep.trials import COMPLETE, FAILED, INTERRUPTED, WAITING, history, value_of
@@ -65,7 +65,7 @@ def run_rank(config: dict[str, Any], report: Report) -> dict[str, Any]:
     from cifarscale.run import run_job
 
     metric, run_dir = config["metric"], Path(config["run_dir"])
-    recipe = load_recipe(str(run_dir / "recipe.toml"))
+    recipe = load_training_recipe(str(run_dir / "recipe.toml"))
     max_steps = recipe.training.max_steps
     try:
         with _stopping_with_the_sweep(config["until"]) as stop:

@@ -16,8 +16,8 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cifarscale.config.recipe import Recipe
-from cifarscale.config.sweep import AshaConfig, SweepJob
+from cifarscale.config.recipe import TrainingRecipe
+from cifarscale.config.sweep import AshaConfig, SweepRecipe
 from cifarscale.sweep.ray.cluster import RayAddress
 from cifarscale.sweep.ray.failure import failure_of
 from cifarscale.sweep.ray.rank import REASON, STATE, STOP_ACTOR, StopActor
@@ -60,8 +60,8 @@ class Ended:
 
 
 def run_trials(
-    sweep: SweepJob,
-    base: Recipe,
+    sweep: SweepRecipe,
+    base: TrainingRecipe,
     folder: SweepFolder,
     search: Search,
     options: dict[str, Any],
@@ -130,7 +130,7 @@ class _TrialTracker:
 
     def __init__(
         self,
-        sweep: SweepJob,
+        sweep: SweepRecipe,
         folder: SweepFolder,
         search: Search,
         options: dict[str, Any],
@@ -252,7 +252,7 @@ class _Callback(tune.Callback):
         self._tracker.search.ended(ours)
 
 
-def _scheduler(sweep: SweepJob, base: Recipe, folder: SweepFolder) -> TrialScheduler:
+def _scheduler(sweep: SweepRecipe, base: TrainingRecipe, folder: SweepFolder) -> TrialScheduler:
     """The scheduler, which knows of the trials that are done already what it would have been told."""
     if not isinstance(sweep.scheduler, AshaConfig):
         return FIFOScheduler()  # type: ignore[no-untyped-call]
@@ -275,14 +275,14 @@ def _scheduler(sweep: SweepJob, base: Recipe, folder: SweepFolder) -> TrialSched
     return scheduler
 
 
-def _resources(sweep: SweepJob) -> tune.PlacementGroupFactory:
+def _resources(sweep: SweepRecipe) -> tune.PlacementGroupFactory:
     """What a trial takes; one of several workers needs nothing for the process that waits for them."""
     worker = {"CPU": float(sweep.cpus_per_trial), "GPU": sweep.gpus_per_trial}
     workers = [{name: number for name, number in worker.items() if number}] * sweep.workers_per_trial
     return tune.PlacementGroupFactory(workers if sweep.workers_per_trial == 1 else [{}, *workers])
 
 
-def _concurrent(sweep: SweepJob) -> int:
+def _concurrent(sweep: SweepRecipe) -> int:
     """Trials side by side: as many as fit, and no more than the sweep allows."""
     has = ray.cluster_resources()  # type: ignore[no-untyped-call]
     fits = int(has.get("CPU", 0) // sweep.cpus_per_trial)
