@@ -3,7 +3,11 @@
 Every message says what happened, the value received, what is valid, and what to run next, in one line.
 """
 
+import shlex
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import ClassVar
 
 EXIT_ERROR = 1
@@ -76,3 +80,27 @@ class Interrupted(CifarscaleError):
     def __init__(self, message: str, to_continue: bool = False) -> None:
         super().__init__(message)
         self.to_continue = to_continue
+
+
+def typed(path: Path | str) -> str:
+    """A path as one types it in a shell."""
+    return shlex.quote(str(path))
+
+
+@contextmanager
+def writing_to(path: Path) -> Iterator[None]:
+    """Turns an operating system's refusal to write below `path` into one clear line."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or path
+        raise CifarscaleError(
+            f"cannot write {where}: {error.strerror or error}. "
+            "Free some space, or name a folder that you may write to, then run the same command again."
+        ) from error
+
+
+def short_path(path: Path) -> str:
+    """A path as one would type it here."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

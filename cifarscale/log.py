@@ -4,9 +4,12 @@ import io
 import logging
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from rich.table import Column, Table
 
 console = Console(stderr=True)
 """Where progress, tables and log lines go together; rich keeps them from overwriting each other."""
@@ -63,3 +66,11 @@ def configure_logging(rank: int = 0, world_size: int = 1, debug: bool = False) -
     logger.handlers = [handler]
     logger.propagate = False
     logger.setLevel(logging.DEBUG if debug else logging.INFO if rank == 0 else logging.WARNING)
+
+
+def plain_table(*columns: "Column | str") -> "Table":
+    """A table without lines between its columns, for one row a line at 80 columns."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    return Table(*columns, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)

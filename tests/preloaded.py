@@ -245,6 +245,7 @@ def _between(connection: socket.socket) -> None:
 
 def become(request: dict[str, Any], fds: Sequence[int]) -> None:
     """Is the command from here on, to its end."""
+    atexit._clear()  # what the process that was forked is to tidy up at its own end
     if request["new_session"]:
         os.setsid()
     targets = [0, 1, 2, *request["pass_fds"]]

@@ -13,7 +13,7 @@ from runs import PATIENCE_S
 def forkserver() -> ForkServerContext:
     """Processes that begin by a fork of one with a single thread, which has imported torch."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["cifarscale.run", "pytest"])
+    context.set_forkserver_preload(["cifarscale.training.run", "pytest"])
     return context
 
 

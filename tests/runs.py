@@ -4,13 +4,24 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import torch
 
+from cifarscale.config.recipe import Recipe
+from cifarscale.data.dataset import Dataset
+from cifarscale.data.manifest import Manifest
+from cifarscale.distributed.cores import Cores
+from cifarscale.distributed.group import Group
+from cifarscale.distributed.ranks import Ranks
+from cifarscale.launch.run import run
 from cifarscale.runs.checkpoint import load_checkpoint, newest_checkpoint
+from cifarscale.runs.options import RunOptions
 from cifarscale.runs.run_folder import RunFolder
+from cifarscale.tasks.load import load_generator
 from cifarscale.tracking.metrics import differs, read_metrics
+from cifarscale.training.learner import LearnerContext
 
 PATIENCE_S = 300
 """After which a test that waits gives up: for processes that hang, not a measure of anything."""
@@ -89,6 +100,29 @@ def _assert_same(one: Any, other: Any, where: str) -> None:
             _assert_same(a, b, f"{where}.{i}")
     else:
         assert one == other, where
+
+
+def run_recipe(recipe: Recipe, run_dir: Path, options: RunOptions, *more: Any) -> dict[str, Any]:
+    """Runs a resolved recipe in a folder that is made where it is missing, as the rank that the environment names.
+
+    Args:
+        more: further arguments of `launch.run.run`.
+    """
+    assert options.shards is not None
+    RunFolder(run_dir).prepare(recipe, Manifest.load(options.shards))
+    return run(run_dir, options, *more)
+
+
+def generate(run_dir: Path, count: int, seed: int, device: torch.device, class_name: str | None = None) -> Any:
+    """Images (count, 32, 32, 3) from a run's generator."""
+    return load_generator(run_dir, device).generate(seed, count, class_name)
+
+
+def learner_context(manifest: Manifest, run_dir: Path) -> LearnerContext:
+    """What a learner is built in, on one core; it has no data."""
+    data = cast(Dataset, SimpleNamespace(manifest=manifest))
+    cores = Cores(apart=True, num_cores=1)
+    return LearnerContext(RunFolder(run_dir), data, Group(Ranks()), cores, torch.device("cpu"))
 
 
 def planted(folder: Path, program: str) -> dict[str, str]:

@@ -16,8 +16,7 @@ from cifarscale.checks.diagnosis import Expected, diagnose
 from cifarscale.checks.finding import Finding, failure, ok, without_command
 from cifarscale.checks.probe import TOKEN_NAME, Report, load_reports, probing, shards_digest
 from cifarscale.checks.profile_check import accounting, shared_folder
-from cifarscale.errors import CifarscaleError, ClusterError
-from cifarscale.files import writing_to
+from cifarscale.errors import CifarscaleError, ClusterError, writing_to
 from cifarscale.launch.call import Call
 from cifarscale.launch.failures import failures
 from cifarscale.launch.local import run_locally

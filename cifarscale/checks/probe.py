@@ -21,10 +21,10 @@ from cifarscale.data.manifest import MANIFEST_NAME, Manifest
 from cifarscale.distributed.group import Group, process_group
 from cifarscale.distributed.ranks import NODES_VARIABLE, Ranks, ranks_from_environment
 from cifarscale.distributed.rendezvous import meet
-from cifarscale.errors import CifarscaleError, DataError
+from cifarscale.errors import CifarscaleError, DataError, typed
 from cifarscale.evaluation.features import official_weights
-from cifarscale.files import typed, write_json_atomically
 from cifarscale.launch.call import Call
+from cifarscale.runs.files import write_json_atomically
 
 Stage = Literal["looked", "met", "done"]
 Reach = Literal["here", "reachable", "unreachable", "unasked"]

@@ -16,16 +16,17 @@ import torch
 
 from cifarscale.config.load import with_values
 from cifarscale.config.recipe import TrainingRecipe
-from cifarscale.errors import ClusterError
-from cifarscale.files import typed
+from cifarscale.errors import ClusterError, typed
+from cifarscale.launch.run import prepare
 from cifarscale.runs.checkpoint import load_checkpoint, newest_checkpoint
+from cifarscale.runs.options import RunOptions
 from cifarscale.runs.run_folder import RunFolder
 from cifarscale.slurm import client as slurm
 from cifarscale.slurm.plan import Plan, make_plan
 from cifarscale.slurm.profile import Profile, with_options
-from cifarscale.slurm.submission import submit
+from cifarscale.slurm.submission import PATIENCE_S, submit
+from cifarscale.tasks.base import PreparedRun
 from cifarscale.tracking.metrics import differs, read_metrics
-from cifarscale.work import Work, make_work
 
 TOLERANCE = 1e-4
 """Relative difference of the first loss that rounding may make where the recipe does not promise every bit."""
@@ -43,7 +44,7 @@ class Running(Protocol):
         """Ends all of its ranks by SIGKILL; returns when they are gone."""
 
 
-Start = Callable[[Work, Profile, Plan], Running]
+Start = Callable[[PreparedRun, Profile, Plan], Running]
 
 
 @dataclass(frozen=True)
@@ -91,14 +92,14 @@ def verify(
     start: Start = _start_here if profile.launcher == "local" else _queue
     device = "cuda" if profile.gpus_per_node else "cpu"
 
-    def work(name: str) -> Work:
-        return make_work(recipe, folder / name, data, device)
+    def prepared(name: str) -> PreparedRun:
+        return prepare(recipe, folder / name, data, RunOptions(device=device, patience_s=PATIENCE_S))
 
     plan = make_plan(recipe, profile, nodes)
     other_profile, other_nodes = _other_ranks(profile, plan)
     other_plan = make_plan(recipe, other_profile, other_nodes)
     say(f"uninterrupted on {plan.world_size} ranks, and on {other_plan.world_size}")
-    straight, other, killed = work("uninterrupted"), work("other-ranks"), work("killed-and-resumed")
+    straight, other, killed = map(prepared, ("uninterrupted", "other-ranks", "killed-and-resumed"))
     _complete(straight, start(straight, profile, plan))
     _complete(other, start(other, other_profile, other_plan))
     if RunFolder(killed.run_dir).result() is None:
@@ -178,37 +179,44 @@ def _apart(one: float, other: float) -> float:
     return 0.0 if one == other else abs(one - other) / max(abs(one), abs(other))
 
 
-def _complete(work: Work, running: Running) -> None:
+def _complete(prepared: PreparedRun, running: Running) -> None:
     """Waits for the end of a run. Raises: ClusterError if it is not complete then."""
     while (end := running.end()) is None:
         time.sleep(0.5)
-    if RunFolder(work.run_dir).result() is None:
-        raise ClusterError(f"{work.run_dir} did not complete: {end}. Run: cifarscale why {typed(work.run_dir)}")
+    if RunFolder(prepared.run_dir).result() is None:
+        raise ClusterError(f"{prepared.run_dir} did not complete: {end}. Run: cifarscale why {typed(prepared.run_dir)}")
 
 
-def _kill_midway(work: Work, running: Running) -> None:
+def _kill_midway(prepared: PreparedRun, running: Running) -> None:
     """Kills a run when it has its first checkpoint. Raises: ClusterError if it ends before that."""
-    folder = RunFolder(work.run_dir)
+    folder = RunFolder(prepared.run_dir)
     while newest_checkpoint(folder.checkpoints) is None:
         if (end := running.end()) is not None:
-            raise ClusterError(f"{work.run_dir} ended before it could be killed: {end}. Take more --steps")
+            raise ClusterError(f"{prepared.run_dir} ended before it could be killed: {end}. Take more --steps")
         time.sleep(0.02)
     running.kill()
     if folder.result() is not None:
-        raise ClusterError(f"{work.run_dir} was complete before it could be killed. Remove it, and take more --steps")
+        raise ClusterError(
+            f"{prepared.run_dir} was complete before it could be killed. Remove it, and take more --steps"
+        )
 
 
 class _Here:
     """Processes of this machine."""
 
-    def __init__(self, work: Work, plan: Plan) -> None:
-        arguments = work.call.arguments
-        shards = arguments["options"]["shards"]
-        work.prepare()
+    def __init__(self, prepared: PreparedRun, plan: Plan) -> None:
+        prepared.make_folder()
         self._process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "cifarscale", "train", str(RunFolder(work.run_dir).recipe)),
-                *("--run-dir", str(work.run_dir), "--data", shards, "--nproc", str(plan.world_size)),
+                *(sys.executable, "-m", "cifarscale", "train", str(RunFolder(prepared.run_dir).recipe)),
+                *(
+                    "--run-dir",
+                    str(prepared.run_dir),
+                    "--data",
+                    str(prepared.options.shards),
+                    "--nproc",
+                    str(plan.world_size),
+                ),
             ],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -254,11 +262,11 @@ class _Ended:
         """Nothing is left to kill."""
 
 
-def _start_here(work: Work, profile: Profile, plan: Plan) -> Running:
-    return _Ended() if RunFolder(work.run_dir).result() else _Here(work, plan)
+def _start_here(prepared: PreparedRun, profile: Profile, plan: Plan) -> Running:
+    return _Ended() if RunFolder(prepared.run_dir).result() else _Here(prepared, plan)
 
 
-def _queue(work: Work, profile: Profile, plan: Plan) -> Running:
-    if RunFolder(work.run_dir).result():
+def _queue(prepared: PreparedRun, profile: Profile, plan: Plan) -> Running:
+    if RunFolder(prepared.run_dir).result():
         return _Ended()
-    return _Queued(submit([work], profile, plan)[0].key)
+    return _Queued(submit([prepared], profile, plan)[0].key)

@@ -1,8 +1,6 @@
 """`cifarscale fid`."""
 
-import json
 import re
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +9,7 @@ import click
 from cifarscale.cli.options import device_option, nproc_option
 
 if TYPE_CHECKING:
-    from cifarscale.config.distance import DistanceRecipe
+    from cifarscale.config.recipe import Recipe
 
 
 @click.command(short_help="Measure how close images are to real ones.")
@@ -54,29 +52,22 @@ def fid(
     Computes FID with Inception's features or, where its weights are not available, the Fréchet distance in the
     features of a classifier that you trained (--features cnn:RUN); also the kernel distance, precision and recall.
     """
-    from cifarscale.config.load import load_fid, with_values
-    from cifarscale.prepare import shards_to_measure
+    from cifarscale.cli.measured import measured
+    from cifarscale.config.load import load_recipe, require_task, with_values
+    from cifarscale.runs.options import RunOptions
     from cifarscale.runs.run_folder import RunFolder
 
-    job = with_values(load_fid(overrides), images=images, **_changes(options))
+    recipe = load_recipe("fid", overrides)
+    require_task(recipe, "distance", "fid")
+    saved = {"save_statistics": str(save_statistics)} if save_statistics else {}
+    recipe = with_values(recipe, images=images, **saved, **_changes(options))
     folder = RunFolder(Path(images))
     is_run = folder.recipe.exists()
-    shards = shards_to_measure(job, data)
-    with tempfile.TemporaryDirectory() as scratch:
-        out = out or (folder.path if is_run else Path(scratch)) / f"{_file_name(job)}.json"
-        if nproc == 1:
-            from cifarscale.inference import measure_images
-
-            measure_images(job, shards, device, out, save_statistics)
-        else:
-            from cifarscale.launch.call import measurement
-            from cifarscale.launch.local import run_locally
-
-            logs = folder.path / "logs" if is_run else Path(scratch)
-            run_locally(measurement(job, shards, device, out, save_statistics), nproc, logs)
-        _show(json.loads(out.read_text(encoding="utf-8")))
-        if scratch not in str(out):
-            click.echo(f"all figures  {out}")
+    if out is None and is_run:
+        out = folder.path / f"{_file_name(recipe)}.json"
+    measured(recipe, data, RunOptions(device=device), nproc, out, folder.path / "logs" if is_run else None)
+    if out is not None:
+        click.echo(f"all metrics  {out}")
     if save_statistics:
         click.echo(f"statistics   {save_statistics}")
 
@@ -97,42 +88,10 @@ def _changes(options: dict[str, Any]) -> dict[str, Any]:
     return changes
 
 
-def _file_name(job: "DistanceRecipe") -> str:
+def _file_name(recipe: "Recipe") -> str:
     """`distance-FEATURES-AGAINST`, with the last part of paths."""
-    parts = (job.distance.features.rstrip("/"), job.distance.against.rstrip("/"))
+    from cifarscale.config.recipe import resolved
+
+    distance = resolved(recipe)["distance"]
+    parts = (distance["features"].rstrip("/"), distance["against"].rstrip("/"))
     return "-".join(["distance", *(re.sub(r"[^\w.]+", "-", re.sub(r"[^:]*/", "", part)) for part in parts)])
-
-
-def _show(result: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    step = f" after {result['step']:,} steps" if "step" in result else ""
-    real = f"{result['num_real']:,} of {result['against']}" if result["num_real"] else result["against"]
-    console.print(
-        f"{Path(result['images']).name}{step}: {result['num_samples']:,} images against {real}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    table = Table("figure", "value")
-    table.add_row(result["metric"], f"{result['distance']:.4f}")
-    if "on_sample" in result:
-        sample = result["on_sample"]
-        deviation = sample["fast"] / sample["exact"] - 1 if sample["exact"] else 0.0
-        table.add_row(f"  deviation from exact, on {sample['num_samples']} images of each", f"{deviation:+.2%}")
-    elif result["computed"] == "fast":
-        table.add_row("  deviation from exact", "not known")
-    if "kernel_distance" in result:
-        error = result["kernel_distance_standard_error"]
-        table.add_row("kernel distance", f"{result['kernel_distance']:.6f} ± {error:.6f}")
-    if "recall" in result:
-        table.add_row("precision", f"{result['precision']:.4f}")
-        table.add_row("recall", f"{result['recall']:.4f}")
-    console.print(table)
-    if "classes" in result:
-        ranked = sorted(((value, name) for name, value in result["classes"].items() if value is not None))
-        classes = Table("nearest classes", "distance", "farthest classes", "distance")
-        for (near, near_name), (far, far_name) in list(zip(ranked, reversed(ranked), strict=True))[:5]:
-            classes.add_row(near_name, f"{near:.2f}", far_name, f"{far:.2f}")
-        console.print(classes)

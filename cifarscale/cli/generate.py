@@ -28,9 +28,8 @@ def generate(run: Path, num: int, class_name: str | None, seed: int, out: Path, 
     from PIL import Image
 
     from cifarscale.distributed.group import pick_device
-    from cifarscale.errors import ConfigError
-    from cifarscale.files import writing_to
-    from cifarscale.inference import generate as generate_images
+    from cifarscale.errors import ConfigError, writing_to
+    from cifarscale.tasks.load import load_generator
     from cifarscale.tracking.samples import save_grid
 
     if out.suffix.lower() in OTHER_FORMATS:
@@ -40,7 +39,7 @@ def generate(run: Path, num: int, class_name: str | None, seed: int, out: Path, 
             f"--out {out} holds {len(found)} files already ({found[0]} …), which would be measured together with the "
             "new ones. Name another folder, or remove it first"
         )
-    images = generate_images(run, num, seed, pick_device(device), class_name)
+    images = load_generator(run, pick_device(device)).generate(seed, num, class_name)
     if out.suffix == ".png":
         save_grid(images, isqrt(num - 1) + 1, out)
     else:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from cifarscale.cli.options import plain_table
-from cifarscale.files import typed
+from cifarscale.errors import typed
+from cifarscale.log import plain_table
 
 
 @click.group(short_help="List, show and copy recipes.")
@@ -44,14 +44,14 @@ def show(recipe: str, overrides: tuple[str, ...]) -> None:
 @jobs.command()
 @click.argument("task", required=False)
 def keys(task: str | None) -> None:
-    """All keys of recipes, or those of a TASK: classifier, gan, distance, evaluate, sweep. Prints Markdown."""
+    """All keys of recipes, or those of a TASK (classifier, gan, …). Prints Markdown."""
     from cifarscale.config.reference import reference
-    from cifarscale.config.tasks import TASKS
+    from cifarscale.config.registry import task_names
     from cifarscale.config.validation import nearest
     from cifarscale.errors import ConfigError
 
-    if task and task not in TASKS:
-        raise ConfigError(f"unknown task {task!r}{nearest(task, TASKS)}; valid are {', '.join(TASKS)}")
+    if task and task not in task_names():
+        raise ConfigError(f"unknown task {task!r}{nearest(task, task_names())}; valid are {', '.join(task_names())}")
     click.echo(reference(task or ""), nl=False)
 
 
@@ -77,11 +77,12 @@ def models() -> None:
     from rich.console import Console
     from rich.table import Column
 
-    from cifarscale.models.registry import summaries
+    from cifarscale.config.registry import task_names
+    from cifarscale.tasks.base import task_named
 
     numbers = (Column(name, justify="right", no_wrap=True) for name in ("parameters", "MACs"))
     table = plain_table(Column("model", no_wrap=True), *numbers, "what it is")
-    for summary in summaries():
+    for summary in (summary for name in task_names() for summary in task_named(name).models()):
         name = f"  {summary.options}" if summary.options else summary.name
         table.add_row(name, f"{summary.parameters:,}", f"{summary.macs / 1e6:.2f} M", summary.description)
     Console().print(table)

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import click
 
-from cifarscale.cli.options import short_path
-from cifarscale.files import typed
+from cifarscale.errors import short_path, typed
 
 profile_argument = click.argument("profile", metavar="[NAME]", required=False)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from cifarscale.data.names import DATASETS
-from cifarscale.files import typed
+from cifarscale.errors import typed
 
 
 @click.group(short_help="Build, verify and describe data sets.")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cifarscale.cli.options import plain_table, short_path
-from cifarscale.files import typed
+from cifarscale.errors import short_path, typed
+from cifarscale.log import plain_table
 
 if TYPE_CHECKING:
     from cifarscale.slurm.status import RunStatus
@@ -49,7 +49,7 @@ def runs(folder: Path) -> None:
     from rich.console import Console
     from rich.table import Column, Table
 
-    from cifarscale.runs.run_folder import RunFolder, run_folders
+    from cifarscale.runs.run_folder import run_folders
     from cifarscale.slurm.status import run_statuses
 
     folders = run_folders(folder)
@@ -59,7 +59,7 @@ def runs(folder: Path) -> None:
     table = Table(Column("run", overflow="fold"), "state", Column("step", justify="right"), "result")
     statuses = run_statuses(folders)
     for found in statuses:
-        table.add_row(found.run_dir.name, found.state, _steps(found), outcome(RunFolder(found.run_dir).result() or {}))
+        table.add_row(found.run_dir.name, found.state, _steps(found), _outcome(found.run_dir))
     console = Console()
     console.print(table)
     for found in statuses:
@@ -180,25 +180,16 @@ def _show_goodput(run_dir: Path) -> None:
     Console().print(table)
 
 
+def _outcome(run_dir: Path) -> str:
+    from cifarscale.runs.run_folder import RunFolder
+    from cifarscale.tasks.base import task_of
+
+    folder = RunFolder(run_dir)
+    result = folder.result()
+    return "–" if result is None else task_of(folder.load_recipe()).view.outcome(result)
+
+
 def _steps(found: "RunStatus") -> str:
     if found.max_steps is None:
         return "–"
     return f"{found.step or 0:,}/{found.max_steps:,}"
-
-
-def outcome(result: dict[str, object]) -> str:
-    """The figure that one looks for first."""
-    test, distance, best = result.get("test"), result.get("distance"), result.get("best")
-    if isinstance(best, dict):
-        return f"{result['metric']} {best['value']:.4f} in trial {best['trial']}"
-    if "best" in result:
-        return f"no trial of {result['trials']} produced a result"
-    if isinstance(test, dict):
-        return f"test top-1 {test['top1']:.2%}"
-    if isinstance(distance, dict):
-        return f"{distance['metric']} {distance['distance']:.2f}"
-    if isinstance(distance, float):
-        return f"{result['metric']} {distance:.2f}"
-    if isinstance(result.get("top1"), float):
-        return f"{result['split']} top-1 {result['top1']:.2%}"
-    return "–" if not result else "done"

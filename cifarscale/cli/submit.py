@@ -6,15 +6,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cifarscale.cli.options import short_path, tracked, wandb_option
-from cifarscale.cli.status import outcome
-from cifarscale.files import typed
+from cifarscale.cli.options import tracked, wandb_option
+from cifarscale.errors import short_path, typed
 
 if TYPE_CHECKING:
     from cifarscale.slurm.plan import Plan
     from cifarscale.slurm.profile import Profile
     from cifarscale.slurm.submitted import Submitted
-    from cifarscale.work import Work
+    from cifarscale.tasks.base import PreparedRun
 
 
 @click.command(short_help="Queue a recipe on a SLURM cluster.")
@@ -57,41 +56,41 @@ def submit(
     """
     from cifarscale.config.load import load_recipe
     from cifarscale.errors import ClusterError, ConfigError
-    from cifarscale.launch.local import run_locally
+    from cifarscale.launch.local import run_here
+    from cifarscale.launch.run import prepare
+    from cifarscale.runs.options import RunOptions
     from cifarscale.runs.run_folder import folder_of
     from cifarscale.slurm.profile import load_profile, with_options
-    from cifarscale.slurm.submission import sbatch_script, submit
-    from cifarscale.work import make_work
+    from cifarscale.slurm.submission import PATIENCE_S, sbatch_script, submit
 
     chosen = with_options(load_profile(profile), gpus_per_node=gpus_per_node, time=time)
     if array and run_dir:
         raise ConfigError("--run-dir has no place for the several runs of --array; leave it out")
     if at_once and not array:
         raise ConfigError(f"--at-once {at_once} has no effect without --array")
-    device = "cuda" if chosen.gpus_per_node else "cpu"
+    options = RunOptions(None, "cuda" if chosen.gpus_per_node else "cpu", num_workers, PATIENCE_S)
     variants = _variants(array) if array else [()]
     overrides += tracked(wandb)
-    jobs = [load_recipe(recipe, (*overrides, *more)) for more in variants]
-    works = [make_work(job, run_dir or folder_of(recipe, job), data, device, num_workers) for job in jobs]
-    plan, *_ = _plans(works, chosen, nodes, num_workers, dry_run)
+    recipes = [load_recipe(recipe, (*overrides, *more)) for more in variants]
+    runs = [prepare(each, run_dir or folder_of(recipe, each), data, options) for each in recipes]
+    plan, *_ = _plans(runs, chosen, nodes, dry_run)
     if dry_run:
-        _show_plan(works, chosen, plan)
+        _show_plan(runs, chosen, plan)
         if chosen.launcher == "slurm":
-            click.echo(sbatch_script(works[0], chosen, plan), nl=False)
+            click.echo(sbatch_script(runs[0], chosen, plan), nl=False)
         return
-    waiting = [work for work in works if not _is_complete(work)]
+    waiting = [run for run in runs if not _is_complete(run)]
     if not waiting:
         return
     if chosen.launcher == "local":
-        for work in waiting:
-            work.prepare()
-            click.echo(f"run folder {short_path(work.run_dir)}", err=True)
-            run_locally(work.call, plan.world_size, work.run_dir / "logs")
-            click.echo(f"result {short_path(work.run_dir / 'result.json')}")
+        for run in waiting:
+            click.echo(f"run folder {short_path(run.run_dir)}", err=True)
+            run_here(run, plan.world_size)
+            click.echo(f"result {short_path(run.run_dir / 'result.json')}")
         return
     submitted = submit(waiting, chosen, plan, at_once or 0)
-    for work, job in zip(waiting, submitted, strict=True):
-        _show_submitted(work, job)
+    for run, job in zip(waiting, submitted, strict=True):
+        _show_submitted(run, job)
     if wait:
         try:
             sys.exit(_wait(waiting, submitted))
@@ -99,13 +98,15 @@ def submit(
             raise ClusterError("no longer waited for; what is queued goes on. Run: cifarscale status") from None
 
 
-def _is_complete(work: "Work") -> bool:
+def _is_complete(run: "PreparedRun") -> bool:
     """Whether the run has its result, which is then shown. Raises: RunError if it is that of another recipe."""
-    result = work.result()
+    from cifarscale.tasks.base import task_of
+
+    result = run.result()
     if result is None:
         return False
-    click.echo(f"{short_path(work.run_dir)} is complete: {outcome(result)}")
-    click.echo(f"result     {short_path(work.run_dir / 'result.json')}")
+    click.echo(f"{short_path(run.run_dir)} is complete: {task_of(run.recipe).view.outcome(result)}")
+    click.echo(f"result     {short_path(run.run_dir / 'result.json')}")
     return True
 
 
@@ -119,43 +120,44 @@ def _variants(array: str) -> list[tuple[str, ...]]:
     return [(f"{key}={value}",) for value in dict.fromkeys(values.split(","))]
 
 
-def _plans(works: "list[Work]", profile: "Profile", nodes: int, num_workers: int, dry_run: bool) -> "list[Plan]":
+def _plans(runs: "list[PreparedRun]", profile: "Profile", nodes: int, dry_run: bool) -> "list[Plan]":
     """The plan of each, checked against the cluster; a dry run does without one."""
     from cifarscale.runs.run_folder import run_folders
     from cifarscale.slurm import client as slurm
-    from cifarscale.slurm.plan import make_plan
-    from cifarscale.work import pace
+    from cifarscale.slurm.plan import known_pace, make_plan
 
     partition = None
     if profile.launcher == "slurm" and (slurm.available() or not dry_run):
         partition = slurm.known_partition(profile.partition, slurm.partitions(), f"profile {profile.name}")
-    runs = run_folders(works[0].run_dir.parent)
+    others = run_folders(runs[0].run_dir.parent)
     return [
-        make_plan(work.job, profile, nodes, partition, pace(work, runs), work.num_shards, num_workers) for work in works
+        make_plan(
+            run.recipe, profile, nodes, partition, known_pace(run, others), run.num_shards, run.options.num_workers
+        )
+        for run in runs
     ]
 
 
-def _show_plan(works: "list[Work]", profile: "Profile", plan: "Plan") -> None:
+def _show_plan(runs: "list[PreparedRun]", profile: "Profile", plan: "Plan") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from cifarscale.slurm.plan import trials_at_once
-
-    table = Table("plan", works[0].job.name, show_lines=False)
+    recipe = runs[0].recipe
+    table = Table("plan", recipe.name, show_lines=False)
     on, cores = f"{plan.gpus_per_node} GPUs" if plan.gpus_per_node else "CPUs", f"{plan.cpus_per_task} cores"
-    sweep = works[0].sweep
+    whole = recipe.one_rank_a_node
     rows: dict[str, object] = {
         "profile": f"{profile.name} ({profile.launcher})",
         "nodes": plan.nodes,
-        "ranks": None if sweep else f"{plan.world_size}: {plan.tasks_per_node} a node, on {on}, {cores} each",
-        "a node": f"{cores}, {plan.gpus_per_node} GPUs" if sweep else None,
-        "trials": f"{sweep.sweep.num_trials}, {trials_at_once(sweep.sweep, plan)} at a time" if sweep else None,
+        "ranks": None if whole else f"{plan.world_size}: {plan.tasks_per_node} a node, on {on}, {cores} each",
+        "a node": f"{cores}, {plan.gpus_per_node} GPUs" if whole else None,
+        **recipe.plan_rows(plan.nodes, plan.cpus_per_task, plan.gpus_per_node),
         "batch a rank": plan.batch_size_per_rank,
         "microbatches a rank": plan.microbatches_per_rank,
         "shards a reader": plan.shards_per_reader,
         "time limit": f"{profile.time}, warned {profile.warning_seconds} s before",
-        "jobs": len(works) if len(works) > 1 else None,
-        "run folder": "\n".join(_named(work.run_dir) for work in works),
+        "jobs": len(runs) if len(runs) > 1 else None,
+        "run folder": "\n".join(_named(run.run_dir) for run in runs),
     }
     if plan.checkpoint_seconds is not None and plan.hours is not None:
         rows |= {
@@ -177,14 +179,14 @@ def _named(run_dir: Path) -> str:
     return short_path(run_dir) + (" (complete)" if RunFolder(run_dir).result() else "")
 
 
-def _show_submitted(work: "Work", job: "Submitted") -> None:
+def _show_submitted(run: "PreparedRun", job: "Submitted") -> None:
     click.echo(f"job        {job.job_id}")
-    click.echo(f"run folder {short_path(work.run_dir)}")
-    click.echo(f"next       cifarscale status {typed(short_path(work.run_dir))}")
-    click.echo(f"           cifarscale logs {typed(short_path(work.run_dir))} -f")
+    click.echo(f"run folder {short_path(run.run_dir)}")
+    click.echo(f"next       cifarscale status {typed(short_path(run.run_dir))}")
+    click.echo(f"           cifarscale logs {typed(short_path(run.run_dir))} -f")
 
 
-def _wait(works: "list[Work]", submitted: "list[Submitted]") -> int:
+def _wait(runs: "list[PreparedRun]", submitted: "list[Submitted]") -> int:
     """Shows each change of state until all jobs have ended. Returns: the exit code."""
     import time
 
@@ -206,10 +208,10 @@ def _wait(works: "list[Work]", submitted: "list[Submitted]") -> int:
                 watches.remove(watch)
         if watches:
             time.sleep(1)
-    failed = [work for work in works if RunFolder(work.run_dir).result() is None]
-    for work in works:
-        name = short_path(work.run_dir)
-        if work in failed:
+    failed = [run for run in runs if RunFolder(run.run_dir).result() is None]
+    for run in runs:
+        name = short_path(run.run_dir)
+        if run in failed:
             click.echo(f"error: {name} is not complete. Run: cifarscale why {typed(name)}", err=True)
         else:
             click.echo(f"result     {name}/result.json")

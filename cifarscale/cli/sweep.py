@@ -1,20 +1,17 @@
 """`cifarscale sweep` and `sweep-status`."""
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import click
 
-from cifarscale.cli.options import plain_table, short_path, tracked, wandb_option
-from cifarscale.files import typed
+from cifarscale.cli.options import tracked, wandb_option
+from cifarscale.errors import short_path
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from cifarscale.sweep.trials import SweepFolder, Trial
+    from cifarscale.sweep.trials import Trial
 
 
 @click.command(short_help="Search for better values of a recipe's keys.")
@@ -51,9 +48,15 @@ def sweep(
     A trial is a job like any other, in a run folder below the sweep's. Trials that are done never run again.
     Exit code 1 if every trial failed.
     """
-    from cifarscale.config.load import load_recipe
-    from cifarscale.config.sweep import SweepRecipe
-    from cifarscale.errors import EXIT_ERROR, ConfigError
+    from cifarscale.config.load import load_recipe, require_task
+    from cifarscale.errors import EXIT_ERROR
+    from cifarscale.launch.run import prepare
+    from cifarscale.runs.options import RunOptions
+    from cifarscale.runs.run_folder import folder_of
+    from cifarscale.sweep.prepared import PreparedSweep
+    from cifarscale.sweep.running import RunningSweep, this_machine
+    from cifarscale.sweep.view import SweepView
+    from cifarscale.training.signals import stop_on_signals
 
     placed = {
         "num_trials": num_trials,
@@ -64,22 +67,15 @@ def sweep(
     }
     flags = [f"{key}={value}" for key, value in placed.items() if value is not None]
     job = load_recipe(_sweep_of(recipe), (*overrides, *flags, *tracked(wandb, "set.")))
-    if not isinstance(job, SweepRecipe):
-        raise ConfigError(f"{recipe} is a job of task {job.task!r}, and this needs task = 'sweep', as in sweep-cnn")
-    from cifarscale.config.sweep import check_resources
-    from cifarscale.runs.run_folder import folder_of
-    from cifarscale.sweep.prepared import prepare_sweep, this_machine
-    from cifarscale.training.signals import stop_on_signals
-
+    require_task(job, "sweep", recipe)
     machine = this_machine()
-    check_resources(job, machine.num_cpus, machine.num_gpus, 1, "this machine")
-    prepared = prepare_sweep(job, run_dir or folder_of(recipe, job), data)
-    click.echo(f"sweep folder {short_path(prepared.folder.path)}", err=True)
-    with _Display(job.metric) as display, stop_on_signals() as stop:
-        prepared.run(machine, resume, display, stop)
-    result = prepared.folder.result()
-    assert result is not None
-    _show_result(prepared.folder, result)
+    job.check_nodes(1, machine.num_cpus, machine.num_gpus, "this machine")
+    prepared = prepare(job, run_dir or folder_of(recipe, job), data, RunOptions())
+    assert isinstance(prepared, PreparedSweep)
+    click.echo(f"sweep folder {short_path(prepared.run_dir)}", err=True)
+    with _Display(prepared.recipe.metric) as display, stop_on_signals() as stop:
+        result = RunningSweep(prepared).run(machine, resume, display, stop)
+    SweepView().print_result(result, prepared.run_dir)
     if result["best"] is None:
         sys.exit(EXIT_ERROR)
 
@@ -99,15 +95,16 @@ def sweep_status(sweep: str) -> None:
 
     from cifarscale.slurm.submitted import find_run
     from cifarscale.sweep.trials import SweepFolder
+    from cifarscale.sweep.view import SweepView, trials_text
 
     folder = SweepFolder(find_run(sweep)[0])
     job = folder.load_sweep()
     folder.load()
     result = folder.result()
     if result is not None:
-        _show_result(folder, result)
+        SweepView().print_result(result, folder.path)
     elif folder.trials:
-        Console().print(_table(folder.trials, job.metric))
+        Console().print(trials_text(folder.trials, job.metric))
     else:
         click.echo(f"{short_path(folder.path)}: no trial has started yet")
 
@@ -138,62 +135,11 @@ class _Display:
     def changed(self, trial: "Trial") -> None:
         """Shows a trial's new state."""
         from cifarscale.sweep.trials import trial_line
+        from cifarscale.sweep.view import trials_text
 
         self._trials[trial.number] = trial
         if self._live is not None:
             rows = [self._trials[number] for number in sorted(self._trials)]
-            self._live.update(_table(rows, self._metric, in_full=False), refresh=True)
+            self._live.update(trials_text(rows, self._metric, in_full=False), refresh=True)
             return
         self._console.print(trial_line(trial, self._metric), highlight=False, markup=False, soft_wrap=True)
-
-
-def _table(trials: "Sequence[Trial]", metric: str, in_full: bool = True) -> "Table":
-    """A row a trial; of one line, where the changed keys are not to be seen in full."""
-    from rich.markup import escape
-    from rich.table import Column
-
-    from cifarscale.sweep.trials import shown_changes
-
-    columns = [
-        Column("trial", justify="right"),
-        Column("state", no_wrap=True),
-        Column("step", justify="right"),
-        Column(metric, justify="right"),
-        Column("changed keys", overflow="fold" if in_full else "ellipsis", no_wrap=not in_full),
-    ]
-    table = plain_table(*columns)
-    for trial in trials:
-        value = "–" if trial.value is None else f"{trial.value:.4f}"
-        changed = escape(shown_changes(trial))
-        table.add_row(str(trial.number), trial.state, f"{trial.step:,}", value, changed)
-    return table
-
-
-def _show_result(folder: "SweepFolder", result: dict[str, Any]) -> None:
-    from rich.console import Console
-
-    from cifarscale.sweep.trials import FAILED, REPEATED, ranked
-
-    console = Console()
-    order = ranked(folder.trials, result["mode"])
-    if order:
-        table = _table(order, result["metric"])
-        is_validation = result["metric"].startswith("validation")
-        split = "on the validation split" if is_validation else "the distance to the images that the recipe names"
-        table.title = f"{result['name']}: {len(folder.trials)} trials by {result['metric']}, the best first"
-        table.caption = f"{result['metric']} is {split}; no trial was chosen by the test set"
-        console.print(table)
-    for trial in folder.trials:
-        if trial.state in (FAILED, REPEATED):
-            click.echo(f"trial {trial.number} {trial.state}: {trial.reason}")
-    if result["ended"]:
-        click.echo(f"the sweep ended early: {result['ended']}")
-    if result["best"] is None:
-        click.echo("No trial produced a result.")
-        return
-    for path in sorted(folder.plots.glob("*.png")):
-        click.echo(f"plot    {short_path(path)}")
-    click.echo(f"best    {short_path(folder.best)} (trial {result['best']['trial']})")
-    if result["best"]["overrides"].get("later"):
-        click.echo("        it changes keys in the middle of the run, as that trial and those before it did")
-    click.echo(f"next    cifarscale train {typed(short_path(folder.best))}")

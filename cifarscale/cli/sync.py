@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cifarscale.cli.options import short_path
+from cifarscale.errors import short_path
 
 
 @click.command(short_help="Upload runs to W&B that were offline, or untracked.")
@@ -19,7 +19,7 @@ def sync(runs: tuple[Path, ...]) -> None:
     """
     from cifarscale.errors import EXIT_ERROR, CifarscaleError, RunError
     from cifarscale.runs.run_folder import run_folders
-    from cifarscale.tracking.wandb_sync import require_server, runs_to_upload, sync_run
+    from cifarscale.tracking.wandb_sync import require_server, runs_to_upload
 
     found = runs_to_upload(runs or run_folders(), untracked_too=bool(runs))
     if not found:
@@ -32,9 +32,21 @@ def sync(runs: tuple[Path, ...]) -> None:
     failed = 0
     for run in found:
         try:
-            click.echo(f"{short_path(run)}  {'uploaded' if sync_run(run) else 'is uploaded already'}")
+            click.echo(f"{short_path(run)}  {'uploaded' if _sync(run) else 'is uploaded already'}")
         except CifarscaleError as error:
             click.echo(f"{short_path(run)}  {error}", err=True)
             failed += 1
     if failed:
         sys.exit(EXIT_ERROR)
+
+
+def _sync(run_dir: Path) -> bool:
+    """`sync_run` with what the run's task has for W&B."""
+    from cifarscale.runs.run_folder import RunFolder
+    from cifarscale.tasks.base import task_of
+    from cifarscale.tasks.training import TrainingTask
+    from cifarscale.tracking.wandb_sync import sync_run
+
+    task = task_of(RunFolder(run_dir).load_training_recipe())
+    assert isinstance(task, TrainingTask)
+    return sync_run(run_dir, task.wandb_tables)

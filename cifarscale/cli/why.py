@@ -2,7 +2,7 @@
 
 import click
 
-from cifarscale.cli.options import short_path
+from cifarscale.errors import short_path
 
 
 @click.command(short_help="Tell why a job is pending, or why it ended.")

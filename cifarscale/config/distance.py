@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from cifarscale.config.recipe import Recipe, Section
+from cifarscale.config.recipe import Section
 
 FEATURES_PATTERN = r"^(none|inception|cnn:.+)$"
 
@@ -32,16 +32,3 @@ class DistanceConfig(Section):
     """Images of each set, drawn at random, whose features are kept for the kernel distance, precision and recall."""
     allow_few_samples: bool = False
     """Goes on where there are fewer images than features, whose distance is then not to be compared with others."""
-
-
-class DistanceRecipe(Recipe):
-    """Compares images with real ones."""
-
-    task: Literal["distance"] = "distance"
-    images: str = ""
-    """What is measured: the folder of a generator's run, a folder of images, or a split of the data set."""
-    dataset: str = ""
-    """Data set of the real images; empty for the one that the generator was trained on."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Which images are generated."""
-    distance: DistanceConfig = DistanceConfig()

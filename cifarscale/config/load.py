@@ -11,14 +11,12 @@ from typing import Any, TypeVar, cast
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
-from cifarscale.config.distance import DistanceRecipe
 from cifarscale.config.keys import set_key
-from cifarscale.config.lookup import find_file, named_files, read_toml
+from cifarscale.config.lookup import bundled_folders, find_file, named_files, read_toml
 from cifarscale.config.recipe import Recipe, TrainingRecipe, resolved
-from cifarscale.config.tasks import TASKS
+from cifarscale.config.registry import registered_task, task_names
 from cifarscale.config.validation import explain, variants_of
 from cifarscale.errors import ConfigError
-from cifarscale.files import bundled_folders
 
 SomeRecipe = TypeVar("SomeRecipe", bound=Recipe)
 _NOT_COMPUTED = ("name", "description", "tracking")
@@ -44,7 +42,7 @@ def find_recipe(name_or_path: str) -> Path:
 
 
 def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
-    """The checked job of a name or path, with `key=value` overrides applied in order.
+    """The checked recipe of a name or path, with `key=value` overrides applied in order.
 
     Raises: ConfigError naming the key, the value, and what is valid.
     """
@@ -57,61 +55,62 @@ def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def _name_of(path: Path) -> str:
-    """A file's name, with what a job's name cannot hold (`#`, quotes, brackets) as dashes."""
+    """A file's name, with what a recipe's name cannot hold (`#`, quotes, brackets) as dashes."""
     return re.sub(r"[^\w .+-]", "-", path.stem).lstrip(" .+-") or "recipe"
 
 
 def load_training_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> TrainingRecipe:
-    """`load_recipe` for what is trained. Raises: ConfigError also if the job is of another kind."""
-    job = load_recipe(name_or_path, overrides)
-    if not isinstance(job, TrainingRecipe):
-        raise ConfigError(f"{name_or_path} is a job of task {job.task!r}, which trains nothing. Run: cifarscale --help")
-    return job
+    """`load_recipe` for what is trained. Raises: ConfigError also if the recipe is of another kind."""
+    recipe = load_recipe(name_or_path, overrides)
+    if not isinstance(recipe, TrainingRecipe):
+        raise ConfigError(
+            f"{name_or_path} is a recipe of task {recipe.task!r}, which trains nothing. Run: cifarscale --help"
+        )
+    return recipe
 
 
-def load_fid(overrides: Iterable[str] = ()) -> DistanceRecipe:
-    """The job `fid`. Raises: ConfigError also if a file of that name is a job of another kind."""
-    job = load_recipe("fid", overrides)
-    if not isinstance(job, DistanceRecipe):
-        raise ConfigError(f"{find_recipe('fid')} is a job of task {job.task!r}, and this needs task = 'distance'")
-    return job
+def require_task(recipe: Recipe, task: str, where: str) -> None:
+    """Raises: ConfigError, which begins with `where`, for a recipe of another task."""
+    if recipe.task != task:
+        raise ConfigError(f"{where} is a recipe of task {recipe.task!r}, and this needs task = {task!r}")
 
 
 def parse_recipe(values: dict[str, Any], where: str) -> Recipe:
-    """A job from plain values; `where` stands in front of an error.
+    """A recipe from plain values; `where` stands in front of an error.
 
     Raises: ConfigError.
     """
     task = values.get("task")
-    if not isinstance(task, str) or task not in TASKS:
+    if not isinstance(task, str) or task not in task_names():
         raise ConfigError(
-            f"{where}: task = {task!r} is not valid; a recipe needs one of: {', '.join(map(repr, TASKS))}"
+            f"{where}: task = {task!r} is not valid; a recipe needs one of: {', '.join(map(repr, task_names()))}"
         )
     for key, value in _numbers(values):
         if abs(value) >= 2**63:
             raise ConfigError(f"{where}: {key} = {value}: whole numbers must be less than {2**63}")
+    schema = registered_task(task).recipe
     try:
-        return TASKS[task].model_validate(_with_default_variants(values, TASKS[task]))
+        return schema.model_validate(_with_default_variants(values, schema))
     except ValidationError as error:
-        raise ConfigError(f"{where}: {explain(error, TASKS[task])}") from error
+        raise ConfigError(f"{where}: {explain(error, schema)}") from error
 
 
-def with_values(job: SomeRecipe, **changes: Any) -> SomeRecipe:
-    """The job with dotted keys (dots written as two underscores) replaced, checked again."""
-    values = resolved(job)
+def with_values(recipe: SomeRecipe, **changes: Any) -> SomeRecipe:
+    """The recipe with dotted keys (dots written as two underscores) replaced, checked again."""
+    values = resolved(recipe)
     for key, value in changes.items():
         set_key(values, key.replace("__", "."), value)
-    return cast(SomeRecipe, parse_recipe(values, job.name))
+    return cast(SomeRecipe, parse_recipe(values, recipe.name))
 
 
-def recipe_toml(job: Recipe) -> str:
-    """The resolved job as TOML; loading it again gives an equal one."""
-    return tomli_w.dumps(resolved(job))
+def recipe_toml(recipe: Recipe) -> str:
+    """The resolved recipe as TOML; loading it again gives an equal one."""
+    return tomli_w.dumps(resolved(recipe))
 
 
-def recipe_hash(job: Recipe) -> str:
-    """Eight hexadecimal digits of what the job computes: all of it, resolved, but its name and who is told of it."""
-    values = {key: value for key, value in resolved(job).items() if key not in _NOT_COMPUTED}
+def recipe_hash(recipe: Recipe) -> str:
+    """Eight hexadecimal digits of what the recipe computes: all of it, resolved, but its name and who is told of it."""
+    values = {key: value for key, value in resolved(recipe).items() if key not in _NOT_COMPUTED}
     if values.get("later") == []:
         del values["later"]  # as before there was this key: the hash names folders
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]

@@ -7,8 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from cifarscale.config.validation import nearest
-from cifarscale.errors import ConfigError
-from cifarscale.files import writing_to
+from cifarscale.errors import ConfigError, writing_to
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def bundled_folders(name: str) -> tuple[Path, ...]:
+    """Folders of that name that came with the package: within it where it was installed, else in the checkout."""
+    return tuple(folder for folder in (_PACKAGE / "_bundled" / name, _PACKAGE.parent / name) if folder.is_dir())
 
 
 def named_files(folders: Sequence[Path]) -> dict[str, Path]:

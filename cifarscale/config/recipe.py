@@ -184,15 +184,32 @@ class TrackingConfig(Section):
 
 
 class Recipe(Section):
-    """What all jobs share."""
+    """What all recipes share."""
+
+    one_rank_a_node: ClassVar[bool] = False
+    """Whether a rank takes a whole node, and shares it out by itself, as that of a sweep does among trials."""
 
     task: str
     """What is done: `classifier` and `gan` train one, `distance` compares images, `evaluate` evaluates a classifier,
-    `sweep` searches for better values of a training's keys."""
+    `sweep` searches for better values of a training's keys, and plugins add theirs."""
     name: Annotated[str, Field(pattern=r"^(\w[\w .+-]*)?$")] = ""
     """Name of the job; the file's name where it is empty. Run folders are named after it."""
     description: str = ""
     """One line for people."""
+
+    def check_nodes(self, num_nodes: int, num_cpus: int, num_gpus: int, where: str, are_reserved: bool = False) -> None:
+        """Checks that nodes have what is needed, for a recipe with one_rank_a_node.
+
+        Args:
+            num_cpus, num_gpus: of a node.
+            where: names a node.
+            are_reserved: whether what is not used of them is lost for others.
+        Raises: ConfigError if they do not.
+        """
+
+    def plan_rows(self, num_nodes: int, num_cpus: int, num_gpus: int) -> dict[str, str]:
+        """What a plan shows of this recipe on such nodes, beside what it shows of every recipe."""
+        return {}
 
 
 class Change(Section):

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from cifarscale.config.tasks import TASKS
+from cifarscale.config.registry import registered_task, task_names
 from cifarscale.config.validation import sections_of
 
 
@@ -19,7 +19,7 @@ def reference(task: str = "") -> str:
 
     Raises: KeyError for an unknown task.
     """
-    models = {task: TASKS[task]} if task else TASKS
+    models = {name: registered_task(name).recipe for name in ([task] if task else task_names())}
     pages = [f"## {name}\n\n{inspect.getdoc(model)}\n\n{_table(model)}" for name, model in models.items()]
     return "\n\n".join(pages) + "\n"
 

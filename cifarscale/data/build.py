@@ -9,8 +9,7 @@ from cifarscale.data.manifest import MANIFEST_NAME, Manifest
 from cifarscale.data.names import DATASETS
 from cifarscale.data.shards import find_damage, write_shards
 from cifarscale.data.source import Source
-from cifarscale.errors import DataError
-from cifarscale.files import writing_to
+from cifarscale.errors import DataError, writing_to
 from cifarscale.log import console
 from cifarscale.runs.lease import lease
 
@@ -36,6 +35,20 @@ def locate_shards(data: str) -> Path:
     if not (folder / MANIFEST_NAME).is_file():
         build_shards(data, folder)
     return folder
+
+
+def shards_that_are_here(dataset: str, data: str | None) -> Path:
+    """The folder of shards of a set; nothing is built or fetched.
+
+    Args:
+        data: a data set or a folder of shards; None for `dataset`.
+    Raises: DataError if there is none.
+    """
+    name = data or dataset
+    for folder in (Path(name), default_folder(name)):
+        if (folder / MANIFEST_NAME).is_file():
+            return folder
+    raise DataError(f"the shards of {name} are not here, so no image was looked at. Name their folder with --data")
 
 
 def build_shards(

@@ -16,8 +16,7 @@ import urllib3
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from cifarscale.data.source import Source, Split
-from cifarscale.errors import DataError
-from cifarscale.files import writing_to
+from cifarscale.errors import DataError, writing_to
 from cifarscale.log import console
 
 logger = logging.getLogger(__name__)

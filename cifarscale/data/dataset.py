@@ -25,12 +25,7 @@ class Dataset:
         self.manifest = Manifest.load(folder)
         self._config = config
         self._device = device
-        if config.fingerprint and config.fingerprint != self.manifest.fingerprint:
-            raise DataError(
-                f"{folder} holds {self.manifest.dataset} with fingerprint {self.manifest.fingerprint}, and the recipe "
-                f"was resolved with {config.fingerprint}. Name the folder it was trained on with --data, or clear "
-                "data.fingerprint to start another run"
-            )
+        self.manifest.require(config.fingerprint, folder)
         num_train = self.manifest.split("train").num_samples
         if config.num_validation >= num_train:
             raise ConfigError(f"data.num_validation = {config.num_validation} leaves none of {num_train} to train on")

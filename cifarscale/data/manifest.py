@@ -7,8 +7,9 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cifarscale.errors import DataError
-from cifarscale.files import bundled_folders, typed, write_json_atomically
+from cifarscale.config.lookup import bundled_folders
+from cifarscale.errors import DataError, typed
+from cifarscale.runs.files import write_json_atomically
 
 MANIFEST_NAME = "manifest.json"
 
@@ -52,6 +53,19 @@ class Manifest(_Entry):
         if name not in self.splits:
             raise DataError(f"{self.dataset} has no split {name!r}; there are: {', '.join(self.splits)}")
         return self.splits[name]
+
+    def require(self, fingerprint: str, folder: Path) -> None:
+        """Raises: DataError if the shards in `folder` are not those that a recipe was resolved with.
+
+        Args:
+            fingerprint: of these; empty for any.
+        """
+        if fingerprint and fingerprint != self.fingerprint:
+            raise DataError(
+                f"{folder} holds {self.dataset} with fingerprint {self.fingerprint}, and the recipe "
+                f"was resolved with {fingerprint}. Name the folder it was trained on with --data, or clear "
+                "data.fingerprint to start another run"
+            )
 
     def save(self, folder: Path) -> None:
         write_json_atomically(folder / MANIFEST_NAME, self.model_dump(mode="json"))

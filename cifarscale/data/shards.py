@@ -22,8 +22,7 @@ from numpy.typing import NDArray
 
 from cifarscale.data.manifest import Manifest, ShardEntry, SplitEntry
 from cifarscale.data.source import Source, Split
-from cifarscale.errors import DataError
-from cifarscale.files import typed, writing_to
+from cifarscale.errors import DataError, typed, writing_to
 
 IMAGE_SIZE = 32
 _PPM_HEADER = b"P6 32 32 255\n"

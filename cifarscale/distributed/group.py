@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
+from cifarscale.distributed.cores import available_cores
 from cifarscale.distributed.ranks import Ranks
 from cifarscale.distributed.rendezvous import meet
 from cifarscale.errors import ConfigError, note_time
@@ -34,6 +35,13 @@ def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
             "Run with --device cpu, or with --device auto, which takes a GPU where there is one"
         )
     return torch.device("cuda", local_rank)
+
+
+def device_name(device: torch.device) -> str:
+    """The device as people call it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {available_cores()} cores"
 
 
 class Group:

@@ -22,7 +22,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from cifarscale.distributed.ranks import ADDRESS_VARIABLE, FILE_VARIABLE, NODES_VARIABLE, Ranks
 from cifarscale.errors import ConfigError, DistributedError
-from cifarscale.files import is_listed, write_json_atomically
+from cifarscale.runs.files import is_listed, write_json_atomically
 
 TIMEOUT_S = 300
 """How long ranks wait for each other at the start. A node that reads Python from a busy file server takes a while."""

@@ -30,7 +30,7 @@ class Accuracy:
     losses: torch.Tensor
 
     @property
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """`top1` and `top5` as fractions, and the mean `loss` in nats."""
         return {
             "top1": float((self.predictions == self.labels).double().mean()),

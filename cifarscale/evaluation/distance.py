@@ -158,7 +158,7 @@ class Measure:
         """The Fréchet distance alone, the same on every rank."""
         return self._on_first(lambda: frechet_distance(real.statistics, found.statistics))
 
-    def figures(self, real: Collected, found: Collected, class_names: tuple[str, ...] = ()) -> dict[str, Any]:
+    def metrics(self, real: Collected, found: Collected, class_names: tuple[str, ...] = ()) -> dict[str, Any]:
         """Every figure that the recipe wants, as plain values for JSON; the same on every rank.
 
         Args:

@@ -63,7 +63,7 @@ def inception(weights: Path | None, device: torch.device, precision: Precision =
     """
     from pytorch_fid import inception as theirs
 
-    content = _fetched_weights() if weights is None else _read(weights)
+    content = inception_weights(weights)
     where = weights or "the file that was fetched"
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
@@ -94,6 +94,14 @@ def inception(weights: Path | None, device: torch.device, precision: Precision =
     preprocessing = f"bilinear to {_INCEPTION_SIZE}, -1 to 1, {dtype}".replace("torch.", "")
     identity = hashlib.sha256(content).hexdigest()[:16]
     return FeatureNetwork("inception", identity, preprocessing, INCEPTION_DIM, compute)
+
+
+def inception_weights(weights: Path | None) -> bytes:
+    """A file of Inception's weights; without one pytorch-fid's own, which is fetched once.
+
+    Raises: EvaluationError if it cannot be fetched or read, or is damaged.
+    """
+    return _fetched_weights() if weights is None else _read(weights)
 
 
 def classifier_features(

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from cifarscale.distributed.group import Group
 from cifarscale.errors import EvaluationError
-from cifarscale.files import write_atomically
+from cifarscale.runs.files import write_atomically
 
 NUM_LANES = 16
 """Sums that are kept apart; more ranks than that do not share the work of a set."""

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cifarscale.errors import EXIT_ERROR, CifarscaleError, noted_time
-from cifarscale.files import write_json_atomically
+from cifarscale.runs.files import write_json_atomically
 
 _LOST_RANK = re.compile(r"(closed|reset) by peer|[Bb]roken pipe|remote process exited")
 LOGS_VARIABLE = "CIFARSCALE_LOGS"

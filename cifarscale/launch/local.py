@@ -11,15 +11,48 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from cifarscale.distributed.ranks import ADDRESS_VARIABLE, FILE_VARIABLE
-from cifarscale.errors import EXIT_INTERRUPTED, EXIT_LEFT_AT_ONCE, CifarscaleError, DistributedError, Interrupted
-from cifarscale.files import writing_to
+from cifarscale.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_LEFT_AT_ONCE,
+    CifarscaleError,
+    DistributedError,
+    Interrupted,
+    writing_to,
+)
 from cifarscale.launch.call import Call
 from cifarscale.launch.failures import LOGS_VARIABLE, failures, forget_failures
 from cifarscale.launch.rank_launcher import CALL_VARIABLE, THREADS_VARIABLE, Ended
+from cifarscale.launch.run import call_of, run
+from cifarscale.runs.run_folder import RunFolder
+from cifarscale.tasks.base import PreparedRun
+from cifarscale.training.signals import leaving_on_signals
 
 log = logging.getLogger(__name__)
+
+
+def run_here(prepared: PreparedRun, nproc: int, logs: Path | None = None) -> dict[str, Any]:
+    """Runs what is prepared in this process, or by ranks that are forked from one that imports torch.
+
+    Args:
+        nproc: ranks. With one it is this process.
+        logs: folder for what ranks print and leave; None for the run folder's.
+    Returns: the result.
+    Raises: what a rank raises; Interrupted if it was asked to stop.
+    """
+    prepared.make_folder()
+    if nproc == 1:
+        with leaving_on_signals():
+            return run(prepared.run_dir, prepared.options)
+    cores = len(os.sched_getaffinity(0))
+    if prepared.options.device != "cuda" and nproc > 2 * cores:
+        log.warning("%d processes share %d cores and their memory: each takes about 0.5 GB", nproc, cores)
+    run_locally(call_of(prepared), nproc, logs or prepared.run_dir / "logs")
+    result = RunFolder(prepared.run_dir).result()
+    assert result is not None
+    return result
 
 
 def run_locally(call: Call, nproc: int, logs: Path) -> None:
@@ -30,8 +63,6 @@ def run_locally(call: Call, nproc: int, logs: Path) -> None:
     Raises: what the rank that failed first raised; Interrupted if they stopped because they were asked to.
     """
     cores = len(os.sched_getaffinity(0))
-    if call.device != "cuda" and nproc > 2 * cores:
-        log.warning("%d processes share %d cores and their memory: each takes about 0.5 GB", nproc, cores)
     with writing_to(logs):
         logs.mkdir(parents=True, exist_ok=True)
     forget_failures(logs)

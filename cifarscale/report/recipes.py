@@ -7,10 +7,11 @@ from typing import Any
 
 from cifarscale.config.keys import dotted
 from cifarscale.config.load import load_recipe, parse_recipe, recipe_files
-from cifarscale.config.recipe import Recipe, resolved
+from cifarscale.config.recipe import Recipe, TrainingRecipe, resolved
 from cifarscale.config.validation import variants_of
 from cifarscale.data.names import DATASETS
 from cifarscale.errors import CifarscaleError
+from cifarscale.tasks.base import task_of
 
 _OF_THE_RUN = ("name", "description", "data.fingerprint", "task")
 """Keys that are a run's own, and no choice."""
@@ -32,13 +33,15 @@ class Difference:
     default: Any
 
 
-def differences(job: Recipe) -> tuple[str, list[Difference]]:
+def differences(recipe: Recipe) -> tuple[str, list[Difference] | None]:
     """How a job differs from the recipe of its name, and from the defaults of its schema.
 
     Returns: the name of that recipe, empty if there is none of the same task here; and the keys.
     """
-    own, default = dict(dotted(resolved(job))), _defaults(job)
-    name, named = _named(job)
+    own, default = dict(dotted(resolved(recipe))), _defaults(recipe)
+    if not default:
+        return "", None
+    name, named = _named(recipe)
     found = []
     for key, value in own.items():
         usual, before = default.get(key, _ABSENT), named.get(key, _ABSENT) if name else None
@@ -47,15 +50,12 @@ def differences(job: Recipe) -> tuple[str, list[Difference]]:
     return name, found
 
 
-def command(job: Recipe, environment: Mapping[str, Any]) -> str:
-    """What runs a job again, on as many processes, from the recipe in a file of its own."""
-    if job.task == "sweep":
-        return "cifarscale sweep recipe.toml"
-    if job.task not in ("classifier", "gan"):
-        return "cifarscale submit recipe.toml"
-    words = ["cifarscale", "train", "recipe.toml"]
-    dataset = resolved(job)["data"]["dataset"]
-    if dataset not in DATASETS:
+def command(recipe: Recipe, environment: Mapping[str, Any]) -> str:
+    """What runs a recipe again, on as many processes, from a file of its own."""
+    words = ["cifarscale", task_of(recipe).command, "recipe.toml"]
+    if not isinstance(recipe, TrainingRecipe):
+        return shlex.join(words)
+    if (dataset := recipe.data.dataset) not in DATASETS:
         words += ["--data", f"FOLDER-OF-{dataset}"]
     if (ranks := environment.get("world_size", 1)) != 1:
         words += ["--nproc", str(ranks)]
@@ -65,23 +65,23 @@ def command(job: Recipe, environment: Mapping[str, Any]) -> str:
     return shlex.join(words)
 
 
-def _defaults(job: Recipe) -> dict[str, Any]:
-    """The job that names no more than its kinds of sections, by dotted keys; and the kinds that it would have."""
-    own, variants = resolved(job), variants_of(type(job))
+def _defaults(recipe: Recipe) -> dict[str, Any]:
+    """The recipe that names no more than its kinds of sections, by dotted keys; and the kinds that it would have."""
+    own, variants = resolved(recipe), variants_of(type(recipe))
     kinds = {key: {"name": own[key]["name"]} for key in variants}
     try:
-        values = resolved(parse_recipe({"task": job.task, **kinds}, job.name))
+        values = resolved(parse_recipe({"task": recipe.task, **kinds}, recipe.name))
     except CifarscaleError:  # such as of a sweep: one without a space is none
         return {}
     return dict(dotted(values)) | {f"{key}.name": default for key, (default, *_) in variants.items()}
 
 
-def _named(job: Recipe) -> tuple[str, dict[str, Any]]:
-    path = recipe_files().get(job.name)
+def _named(recipe: Recipe) -> tuple[str, dict[str, Any]]:
+    path = recipe_files().get(recipe.name)
     if path is None:
         return "", {}
     try:
         named = load_recipe(str(path))
     except CifarscaleError:
         return "", {}
-    return (job.name, dict(dotted(resolved(named)))) if named.task == job.task else ("", {})
+    return (recipe.name, dict(dotted(resolved(named)))) if named.task == recipe.task else ("", {})

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from cifarscale.errors import CheckpointError
-from cifarscale.files import write_atomically
+from cifarscale.runs.files import write_atomically
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from cifarscale.config.load import load_recipe, load_training_recipe, recipe_hash, recipe_toml
 from cifarscale.config.recipe import Recipe, TrainingRecipe
 from cifarscale.errors import RunError
-from cifarscale.files import write_json_atomically, write_text_atomically
+from cifarscale.runs.files import write_json_atomically, write_text_atomically
 
 log = logging.getLogger(__name__)
 RUNS_ROOT = Path("runs")
@@ -22,11 +22,16 @@ def run_folders(root: Path = RUNS_ROOT) -> list[Path]:
     return [path.parent for path in sorted(found, key=lambda path: path.stat().st_mtime)]
 
 
-def folder_of(recipe: str, job: Recipe) -> Path | None:
+def default_run_dir(recipe: Recipe) -> Path:
+    """`runs/NAME-HASH`: the same recipe finds its run again, a changed one starts another."""
+    return RUNS_ROOT / f"{recipe.name}-{recipe_hash(recipe)}"
+
+
+def folder_of(name_or_path: str, recipe: Recipe) -> Path | None:
     """The folder of a run or a sweep whose own recipe.toml is named, and unchanged: it is what goes on then."""
-    path = Path(recipe)
+    path = Path(name_or_path)
     begun = any((path.parent / name).is_file() for name in ("manifest.json", "base.toml"))
-    if path.name != "recipe.toml" or not begun or recipe_hash(load_recipe(recipe)) != recipe_hash(job):
+    if path.name != "recipe.toml" or not begun or recipe_hash(load_recipe(name_or_path)) != recipe_hash(recipe):
         return None
     return path.parent
 
@@ -106,7 +111,7 @@ class RunFolder:
             return ""
 
     def load_recipe(self) -> Recipe:
-        """The job that runs here. Raises: RunError if this is not a run folder."""
+        """The recipe that runs here. Raises: RunError if this is not a run folder."""
         if not self.recipe.is_file():
             raise RunError(f"{self.path} is not a run folder: it has no recipe.toml. Run: cifarscale runs")
         return load_recipe(str(self.recipe))
@@ -116,30 +121,32 @@ class RunFolder:
         self.load_recipe()
         return load_training_recipe(str(self.recipe))
 
-    def require(self, job: Recipe) -> None:
-        """Raises: RunError if this is not a folder of the job's run."""
+    def require(self, recipe: Recipe) -> None:
+        """Raises: RunError if this is not a folder of the recipe's run."""
         found = self.load_recipe()
-        if recipe_hash(found) != recipe_hash(job):
+        if recipe_hash(found) != recipe_hash(recipe):
             raise RunError(
                 f"{self.path} holds a run of another recipe ({found.name}-{recipe_hash(found)}, not "
-                f"{job.name}-{recipe_hash(job)}); name another --run-dir"
+                f"{recipe.name}-{recipe_hash(recipe)}); name another --run-dir"
             )
 
-    def prepare(self, job: Recipe, manifest: Saved | None = None) -> None:
-        """Makes the folder for a job, or checks that it is this job's.
+    def prepare(self, recipe: Recipe, manifest: Saved | None = None) -> None:
+        """Makes the folder for a recipe, or checks that it is this one's.
 
         Args:
             manifest: of the shards that are trained on.
         Raises: RunError if it holds another run.
         """
         if self.recipe.exists():
-            self.require(job)
+            self.require(recipe)
+            if self.recipe.read_text(encoding="utf-8") != recipe_toml(recipe):  # what does not count: who is told of it
+                write_text_atomically(self.recipe, recipe_toml(recipe))
         elif self.path.is_dir() and any(
             path for path in self.path.iterdir() if not path.name.startswith((".", "logs"))
         ):
             raise RunError(f"{self.path} exists and is not a run folder; name another --run-dir")
         else:
-            write_text_atomically(self.recipe, recipe_toml(job))
+            write_text_atomically(self.recipe, recipe_toml(recipe))
             if manifest is not None:
                 manifest.save(self.path)
 
@@ -149,7 +156,7 @@ class RunFolder:
         return max((int(match[1]) for name in names if (match := re.match(r"step-(\d+)\.", name.name))), default=None)
 
     def environment(self) -> dict[str, Any]:
-        """What the job ran on last; empty where that is not known."""
+        """What the run ran on last; empty where that is not known."""
         try:
             found: dict[str, Any] = json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -157,7 +164,7 @@ class RunFolder:
         return found
 
     def describe(self, about: dict[str, Any]) -> None:
-        """Notes on what the job runs now, and on when it was started before."""
+        """Notes on what the run runs on now, and on when it was started before."""
         before = self.environment()
         starts = [*before.get("starts", []), about["started"]]
         write_json_atomically(self.path / "environment.json", {**about, "starts": starts})

@@ -1,15 +1,20 @@
 """What a job will be on a cluster, worked out before it is queued."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
+from cifarscale.config.ranks import batch_size_per_rank
 from cifarscale.config.recipe import Recipe, TrainingRecipe
-from cifarscale.config.sweep import SweepRecipe, check_resources, workers_that_fit
 from cifarscale.errors import ClusterError, ConfigError
-from cifarscale.prepare import batch_size_per_rank
+from cifarscale.runs.run_folder import RunFolder
 from cifarscale.slurm.client import Partition
 from cifarscale.slurm.profile import Profile, minutes
+from cifarscale.tasks.base import PreparedRun
+from cifarscale.tracking.metrics import read_metrics
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,25 @@ class Pace:
 
     images_per_second: float | None = None
     step: int = 0
+
+
+def known_pace(prepared: PreparedRun, runs: Sequence[Path]) -> Pace:
+    """How fast a run was before: in its own folder, or else in the newest run of a recipe of that name.
+
+    Args:
+        runs: other run folders.
+    """
+    own = read_metrics(RunFolder(prepared.run_dir).metrics)
+    step = own[-1]["step"] if own else 0
+    others = sorted(
+        (run for run in runs if run.name.startswith(f"{prepared.recipe.name}-") and run != prepared.run_dir),
+        key=lambda run: run.stat().st_mtime,
+    )
+    for metrics in chain([own], (read_metrics(RunFolder(run).metrics) for run in reversed(others))):
+        rates = [line["images_per_second"] for line in metrics if line.get("images_per_second")]
+        if rates:
+            return Pace(rates[-1], step)
+    return Pace(None, step)
 
 
 @dataclass(frozen=True)
@@ -60,7 +84,7 @@ class Plan:
 
 
 def make_plan(
-    job: Recipe,
+    recipe: Recipe,
     profile: Profile,
     nodes: int,
     partition: Partition | None = None,
@@ -77,18 +101,19 @@ def make_plan(
     Raises: ConfigError or ClusterError for whatever would fail later, in the queue or on the nodes.
     """
     plan = shape(profile, nodes)
-    if isinstance(job, SweepRecipe):
+    if recipe.one_rank_a_node:
         plan = _of_whole_nodes(plan)
-        _check_trials(job, plan, profile)
+        where = f"a node of profile {profile.name}"
+        recipe.check_nodes(plan.nodes, plan.cpus_per_task, plan.gpus_per_node, where, are_reserved=True)
     if partition is not None and (found := unmet_resources(plan, profile, partition)):
         raise ClusterError(next(iter(found.values())))
-    if not isinstance(job, TrainingRecipe):
+    if not isinstance(recipe, TrainingRecipe):
         return plan
-    training, world_size = job.training, plan.world_size
-    known: dict[str, Any] = {"batch_size_per_rank": batch_size_per_rank(job, world_size)}
+    training, world_size = recipe.training, plan.world_size
+    known: dict[str, Any] = {"batch_size_per_rank": batch_size_per_rank(recipe, world_size)}
     if training.microbatches:
         known["microbatches_per_rank"] = training.microbatches // world_size
-    if job.data.reader == "streaming" and num_shards:
+    if recipe.data.reader == "streaming" and num_shards:
         readers = world_size * max(1, num_workers)
         if readers > num_shards:
             raise ConfigError(
@@ -97,7 +122,7 @@ def make_plan(
             )
         known["shards_per_reader"] = num_shards // readers
     if pace.images_per_second:
-        known |= _forecast(job, pace.images_per_second, pace.step, plan.time_min, profile)
+        known |= _forecast(recipe, pace.images_per_second, pace.step, plan.time_min, profile)
     return replace(plan, **known)
 
 
@@ -108,24 +133,8 @@ def shape(profile: Profile, nodes: int) -> Plan:
 
 
 def _of_whole_nodes(plan: Plan) -> Plan:
-    """One task a node, with all that the node's tasks would have had: Ray shares it out among trials."""
+    """One task a node, with all that the node's tasks would have had: a rank shares it out by itself."""
     return replace(plan, tasks_per_node=1, cpus_per_task=plan.tasks_per_node * plan.cpus_per_task)
-
-
-def _check_trials(sweep: SweepRecipe, plan: Plan, profile: Profile) -> None:
-    """Raises: ConfigError for trials that do not fit a node, or would leave its GPUs idle."""
-    check_resources(sweep, plan.cpus_per_task, plan.gpus_per_node, plan.nodes, f"a node of profile {profile.name}")
-    if plan.gpus_per_node and not sweep.gpus_per_trial:
-        raise ConfigError(
-            f"gpus_per_trial = 0 would leave the {plan.gpus_per_node} GPUs a node of profile {profile.name} idle. "
-            "Add --set gpus_per_trial=1, or a part of one such as 0.25; or take --profile cpu"
-        )
-
-
-def trials_at_once(sweep: SweepRecipe, plan: Plan) -> int:
-    """How many trials of a sweep run side by side."""
-    workers = plan.nodes * workers_that_fit(sweep, plan.cpus_per_task, plan.gpus_per_node)
-    return min(workers // sweep.workers_per_trial, sweep.num_trials, sweep.max_concurrent or sweep.num_trials)
 
 
 def unmet_resources(plan: Plan, profile: Profile, partition: Partition) -> dict[str, str]:
@@ -153,10 +162,10 @@ def unmet_resources(plan: Plan, profile: Profile, partition: Partition) -> dict[
 
 
 def _forecast(
-    job: TrainingRecipe, images_per_second: float, step: int, time_min: int, profile: Profile
+    recipe: TrainingRecipe, images_per_second: float, step: int, time_min: int, profile: Profile
 ) -> dict[str, Any]:
     """What a known pace says. Raises: ConfigError if the time limit is shorter than one checkpoint interval."""
-    training = job.training
+    training = recipe.training
     per_step = training.global_batch_size / images_per_second
     usable = 60 * time_min - profile.warning_seconds
     interval = training.checkpoint_every * per_step

@@ -17,11 +17,10 @@ from pydantic import (
     model_validator,
 )
 
-from cifarscale.config.lookup import find_file, named_files, read_toml
+from cifarscale.config.lookup import bundled_folders, find_file, named_files, read_toml
 from cifarscale.config.recipe import Section
 from cifarscale.config.validation import explain
 from cifarscale.errors import ConfigError
-from cifarscale.files import bundled_folders
 
 PROFILE_VARIABLE = "CIFARSCALE_PROFILE"
 """Names the profile that is taken where none is given."""

@@ -12,17 +12,17 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm import slurm as submitit_slurm
 
-from cifarscale.config.recipe import Recipe
-from cifarscale.errors import ClusterError, RunError
-from cifarscale.files import typed, write_text_atomically, writing_to
+from cifarscale.errors import ClusterError, RunError, typed, writing_to
 from cifarscale.launch.call import Call
-from cifarscale.run import git_state
+from cifarscale.launch.run import call_of
+from cifarscale.runs.environment import git_state
+from cifarscale.runs.files import write_text_atomically
 from cifarscale.runs.lease import lease, living_holder
 from cifarscale.runs.run_folder import RunFolder
 from cifarscale.slurm import client as slurm
@@ -31,6 +31,7 @@ from cifarscale.slurm.plan import Plan
 from cifarscale.slurm.profile import Profile
 from cifarscale.slurm.submitted import Submitted, submissions
 from cifarscale.slurm.task import SlurmTask
+from cifarscale.tasks.base import PreparedRun
 from cifarscale.training.signals import REQUEUES_VARIABLE
 
 log = logging.getLogger(__name__)
@@ -51,26 +52,15 @@ _NOT_NOW = (
 )
 """What SLURM says of a job that it would take, and let wait."""
 _NEVER_OR_NOT_NOW = "Requested node configuration is not available"
+PATIENCE_S = 300
+"""How long a job waits for one before it that has lost its node, and may still write the run folder."""
 MAX_TIMEOUTS = 1_000_000
 """How often a job may reach its time limit: as often as it takes."""
 
 
-class Work(Protocol):
-    """What is submitted: a run folder that can be made, and what each rank calls then."""
-
-    @property
-    def job(self) -> Recipe: ...
-    @property
-    def run_dir(self) -> Path: ...
-    @property
-    def call(self) -> Call: ...
-    def prepare(self) -> None:
-        """Makes the run folder."""
-
-
-def sbatch_script(work: Work, profile: Profile, plan: Plan) -> str:
+def sbatch_script(prepared: PreparedRun, profile: Profile, plan: Plan) -> str:
     """The script that sbatch is given."""
-    return _script(RunFolder(work.run_dir).slurm, work.job.name, profile, plan)
+    return _script(RunFolder(prepared.run_dir).slurm, prepared.recipe.name, profile, plan)
 
 
 def _script(folder: Path, name: str, profile: Profile, plan: Plan) -> str:
@@ -114,7 +104,7 @@ def queue(
     return [slurm.JobKey(job.job_id, executor.script) for job in jobs]
 
 
-def submit(works: Sequence[Work], profile: Profile, plan: Plan, at_once: int = 0) -> list[Submitted]:
+def submit(runs: Sequence[PreparedRun], profile: Profile, plan: Plan, at_once: int = 0) -> list[Submitted]:
     """Queues jobs of one plan: one alone, or several as an array.
 
     Args:
@@ -126,34 +116,36 @@ def submit(works: Sequence[Work], profile: Profile, plan: Plan, at_once: int = 0
     if ignored := slurm.overridden():
         said = ", ".join(f"{name}={value}" for name, value in ignored.items())
         log.warning("not used, since profile %s decides: %s", profile.name, said)
-    for work in works:
-        _require_free(work.run_dir)
-        require_plain(work.run_dir, profile)
-    folder = RunFolder(works[0].run_dir).slurm if len(works) == 1 else _array_folder(works)
-    waits = check_with_slurm(folder, works[0].job.name, profile, plan)
-    with writing_to(folder), _removed_if_refused(works, folder):
-        for work in works:
-            work.prepare()
-            RunFolder(work.run_dir).slurm.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for prepared in runs:
+        _require_free(prepared.run_dir)
+        require_plain(prepared.run_dir, profile)
+    folder = RunFolder(runs[0].run_dir).slurm if len(runs) == 1 else _array_folder(runs)
+    waits = check_with_slurm(folder, runs[0].recipe.name, profile, plan)
+    with writing_to(folder), _removed_if_refused(runs, folder):
+        for prepared in runs:
+            prepared.make_folder()
+            RunFolder(prepared.run_dir).slurm.mkdir(parents=True, exist_ok=True, mode=0o700)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with _alone(works):
-            for work in works:
-                _require_free(work.run_dir)
-            keys = queue([work.call for work in works], folder, works[0].job.name, profile, plan, at_once)
-            submitted = [_remember(work, key, folder, profile, plan) for work, key in zip(works, keys, strict=True)]
+        with _alone(runs):
+            for prepared in runs:
+                _require_free(prepared.run_dir)
+            keys = queue([call_of(prepared) for prepared in runs], folder, runs[0].recipe.name, profile, plan, at_once)
+            submitted = [
+                _remember(prepared, key, folder, profile, plan) for prepared, key in zip(runs, keys, strict=True)
+            ]
     if waits:
         log.warning("the job waits: %s. Run: cifarscale profiles check %s", waits, profile.name)
     return submitted
 
 
 @contextmanager
-def _removed_if_refused(works: Sequence[Work], folder: Path) -> Iterator[None]:
+def _removed_if_refused(runs: Sequence[PreparedRun], folder: Path) -> Iterator[None]:
     """New run folders, and the one of an array, are removed again if SLURM refuses the job."""
-    new = [path for path in (*(work.run_dir for work in works), folder) if not path.exists()]
+    new = [path for path in (*(prepared.run_dir for prepared in runs), folder) if not path.exists()]
     try:
         yield
     except ClusterError:
-        if not any(submissions(work.run_dir) for work in works):
+        if not any(submissions(prepared.run_dir) for prepared in runs):
             for path in new:
                 shutil.rmtree(path, ignore_errors=True)
             with suppress(OSError):  # there are other arrays
@@ -267,28 +259,28 @@ def require_plain(run_dir: Path, profile: Profile) -> None:
 
 
 @contextmanager
-def _alone(works: Sequence[Work]) -> Iterator[None]:
+def _alone(runs: Sequence[PreparedRun]) -> Iterator[None]:
     """One submission at a time looks at these run folders and queues them."""
     with ExitStack() as stack:
-        for work in sorted(works, key=lambda work: work.run_dir):
-            folder = RunFolder(work.run_dir)
+        for prepared in sorted(runs, key=lambda prepared: prepared.run_dir):
+            folder = RunFolder(prepared.run_dir)
             stack.enter_context(lease(folder.slurm / ".lease", folder.refusal, patience_s=slurm.TIMEOUT_S))
         yield
 
 
-def _array_folder(works: Sequence[Work]) -> Path:
+def _array_folder(runs: Sequence[PreparedRun]) -> Path:
     """Where submitit keeps an array: beside the runs, named after the first of them."""
-    return works[0].run_dir.parent / f".arrays/{works[0].run_dir.name}-{len(works)}"
+    return runs[0].run_dir.parent / f".arrays/{runs[0].run_dir.name}-{len(runs)}"
 
 
-def _remember(work: Work, key: slurm.JobKey, folder: Path, profile: Profile, plan: Plan) -> Submitted:
+def _remember(prepared: PreparedRun, key: slurm.JobKey, folder: Path, profile: Profile, plan: Plan) -> Submitted:
     now = datetime.now(UTC).isoformat(timespec="seconds")
     about = Submitted(
         key.job_id, str(folder), profile.name, plan.nodes, plan.world_size, now, list(sys.argv), key.script
     )
-    lines = [*submissions(work.run_dir), about]
+    lines = [*submissions(prepared.run_dir), about]
     text = "".join(json.dumps(asdict(line)) + "\n" for line in lines)
-    write_text_atomically(RunFolder(work.run_dir).slurm / "jobs.jsonl", text)
+    write_text_atomically(RunFolder(prepared.run_dir).slurm / "jobs.jsonl", text)
     return about
 
 

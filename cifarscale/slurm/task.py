@@ -15,6 +15,7 @@ from cifarscale.distributed.rendezvous import interface_address
 from cifarscale.errors import EXIT_CONTINUE_LATER, CifarscaleError, Interrupted
 from cifarscale.launch.call import Call
 from cifarscale.launch.failures import LOGS_VARIABLE, report_failure
+from cifarscale.runs.environment import git_state
 from cifarscale.slurm.requeue import leave_word
 from cifarscale.slurm.submitted import attempt_folder
 from cifarscale.training.signals import STOP_SIGNALS, StopSignal, leave_on_signals
@@ -64,7 +65,6 @@ class SlurmTask:
                 os.environ[ADDRESS_VARIABLE] = address
         # They load torch, which may only start when the environment says how many cores it has.
         from cifarscale.launch.worker import run_call
-        from cifarscale.run import git_state
 
         if job.global_rank == 0 and (now := git_state()) != self.code:
             log.warning("the code has changed since job %s was submitted: %s then, %s now", job.job_id, self.code, now)

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from cifarscale.config.recipe import MAY_CHANGE, TrainingRecipe, may_change, resolved
-from cifarscale.config.sweep import Distribution, PbtConfig, SweepRecipe
 from cifarscale.errors import ConfigError
+from cifarscale.sweep.recipe import Distribution, PbtConfig, SweepRecipe
 from cifarscale.sweep.space import Overrides, assigned, lookup, value_at, values_of
 
 FACTORS = (0.8, 1.2)

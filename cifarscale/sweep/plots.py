@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from cifarscale.config.sweep import SweepRecipe
+from cifarscale.sweep.recipe import SweepRecipe
 from cifarscale.sweep.space import values_of
-from cifarscale.sweep.trials import COMPLETE, SweepFolder, Trial, history, ranked
+from cifarscale.sweep.trials import COMPLETE, SweepFolder, Trial, history, metric_name, ranked
 from cifarscale.tracking.plots import Curve, Plot, Point, Scale, Weight, curves, parallel_coordinates
 
 
@@ -70,8 +70,3 @@ def _weight(trial: Trial, order: Sequence[Trial]) -> Weight:
 
 def _is_share(metric: str) -> bool:
     return metric.endswith(("top1", "top5"))
-
-
-def metric_name(metric: str) -> str:
-    """As people call it."""
-    return metric.replace("_", " ").replace(".", " ").replace("top1", "top-1").replace("top5", "top-5")

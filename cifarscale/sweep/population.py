@@ -11,11 +11,11 @@ import shutil
 
 from cifarscale.config.load import recipe_hash
 from cifarscale.config.recipe import TrainingRecipe
-from cifarscale.config.sweep import PbtConfig, SweepRecipe
 from cifarscale.data.manifest import Manifest
 from cifarscale.runs.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from cifarscale.runs.run_folder import RunFolder
 from cifarscale.sweep.exploration import chosen, difference, explored, num_replaced
+from cifarscale.sweep.recipe import PbtConfig, SweepRecipe
 from cifarscale.sweep.space import sample
 from cifarscale.sweep.trials import (
     FAILED,

@@ -3,10 +3,10 @@
 from typing import Any, Protocol
 
 from cifarscale.config.recipe import TrainingRecipe
-from cifarscale.config.sweep import OptunaConfig, PbtConfig, SweepRecipe
 from cifarscale.data.manifest import Manifest
 from cifarscale.errors import ConfigError
 from cifarscale.sweep.population import Population
+from cifarscale.sweep.recipe import OptunaConfig, PbtConfig, SweepRecipe
 from cifarscale.sweep.space import Overrides, assigned, grid, sample, values_of
 from cifarscale.sweep.trials import SweepFolder, Trial, add_trial
 

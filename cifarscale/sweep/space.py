@@ -8,9 +8,9 @@ from typing import Any
 from cifarscale.config.keys import set_key
 from cifarscale.config.load import find_recipe, load_training_recipe, parse_recipe, recipe_hash, with_values
 from cifarscale.config.recipe import TrainingRecipe, resolved
-from cifarscale.config.sweep import AshaConfig, Distribution, PbtConfig, SweepRecipe, in_order
 from cifarscale.config.validation import nearest
 from cifarscale.errors import ConfigError
+from cifarscale.sweep.recipe import AshaConfig, Distribution, PbtConfig, SweepRecipe, in_order
 
 Overrides = dict[str, Any]
 """Values by the dotted keys of a recipe."""

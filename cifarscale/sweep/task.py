@@ -1,25 +1,24 @@
-"""A sweep in a job with one task a node: rank 0 runs it, on a Ray over all nodes that the other ranks take part in."""
+"""The task `sweep`."""
 
 import logging
 import os
-import tomllib
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from cifarscale.config.load import parse_recipe, recipe_toml
-from cifarscale.config.sweep import SweepRecipe
-from cifarscale.distributed.ranks import FILE_VARIABLE, ranks_from_environment
-from cifarscale.launch.call import Call
-from cifarscale.sweep.prepared import Nodes, prepare_sweep
-from cifarscale.sweep.ray.cluster import ray_over_nodes, serve_node
+from cifarscale.config.registry import register_task
+from cifarscale.runs.options import RunOptions
+from cifarscale.runs.run_folder import RunFolder
+from cifarscale.sweep.prepared import PreparedSweep, prepare_sweep
+from cifarscale.sweep.recipe import SweepRecipe
 from cifarscale.sweep.trials import Trial, trial_line
-from cifarscale.training.signals import stop_on_signals
+from cifarscale.sweep.view import SweepView
+from cifarscale.tasks.base import Task
+
+if TYPE_CHECKING:
+    from cifarscale.tracking.sink import Sink
+    from cifarscale.training.signals import StopRequest
 
 log = logging.getLogger(__name__)
-
-PATIENCE_S = 300
-"""How long a job waits for one before it that has lost its node, and may still write the sweep's folder."""
 
 
 class _Logged:
@@ -32,30 +31,45 @@ class _Logged:
         log.info("%s", trial_line(trial, self._metric))
 
 
-def sweeping(sweep: SweepRecipe, run_dir: Path, shards: Path) -> Call:
-    """What each rank of a sweep over nodes calls."""
-    arguments = {"recipe": recipe_toml(sweep), "run_dir": str(run_dir), "shards": str(shards)}
-    return Call("cifarscale.sweep.task:run_rank", arguments)
+@register_task("sweep")
+class SweepTask(Task):
+    """Searches for better values of a training's keys."""
 
+    recipe = SweepRecipe
+    command = "sweep"
+    view = SweepView()
 
-def run_rank(recipe: str, run_dir: str, shards: str) -> None:
-    """One rank a node: rank 0 runs the sweep, and Ray runs its trials on all of them. `recipe` is the sweep as TOML."""
-    parsed = parse_recipe(tomllib.loads(recipe), "recipe")
-    assert isinstance(parsed, SweepRecipe)
-    sweep_on_nodes(parsed, Path(run_dir), Path(shards))
+    def prepare(
+        self, recipe: SweepRecipe, run_dir: Path | None, data: str | None, options: RunOptions
+    ) -> PreparedSweep:
+        return prepare_sweep(recipe, run_dir, data, options)
 
+    def run(
+        self,
+        recipe: SweepRecipe,
+        folder: RunFolder,
+        options: RunOptions,
+        sink: "Sink | None" = None,
+        stop: "StopRequest | None" = None,
+    ) -> dict[str, Any]:
+        """One rank a node, with the cores that OMP_NUM_THREADS says: rank 0 runs the sweep, on a Ray over all of them.
 
-def sweep_on_nodes(sweep: SweepRecipe, run_dir: Path, shards: Path) -> None:
-    """Runs a sweep as the rank that the environment names, with the cores that it has by OMP_NUM_THREADS.
+        Raises: Interrupted on all ranks if a signal came.
+        """
+        import torch
 
-    Raises: Interrupted on all ranks if a signal came.
-    """
-    ranks, meeting = ranks_from_environment(), Path(os.environ[FILE_VARIABLE]).with_suffix("")
-    num_cpus = int(os.environ["OMP_NUM_THREADS"])
-    num_gpus = torch.cuda.device_count() if sweep.gpus_per_trial else 0
-    with stop_on_signals() as stop:
-        if not ranks.is_first:
-            serve_node(ranks, meeting, num_cpus, num_gpus)
-            return
-        nodes = Nodes(num_cpus, num_gpus, lambda: ray_over_nodes(ranks, meeting, num_cpus, num_gpus))
-        prepare_sweep(sweep, run_dir, str(shards)).run(nodes, True, _Logged(sweep.metric), stop, PATIENCE_S)
+        from cifarscale.distributed.ranks import FILE_VARIABLE, ranks_from_environment
+        from cifarscale.sweep.ray.cluster import ray_over_nodes, serve_node
+        from cifarscale.sweep.running import Nodes, RunningSweep
+        from cifarscale.training.signals import stop_on_signals
+
+        ranks, meeting = ranks_from_environment(), Path(os.environ[FILE_VARIABLE]).with_suffix("")
+        num_cpus = int(os.environ["OMP_NUM_THREADS"])
+        num_gpus = torch.cuda.device_count() if recipe.gpus_per_trial else 0
+        with stop_on_signals() as request:
+            if not ranks.is_first:
+                serve_node(ranks, meeting, num_cpus, num_gpus)
+                return {}
+            nodes = Nodes(num_cpus, num_gpus, lambda: ray_over_nodes(ranks, meeting, num_cpus, num_gpus))
+            sweep = RunningSweep(prepare_sweep(recipe, folder.path, str(options.shards), options))
+            return sweep.run(nodes, True, _Logged(recipe.metric), request, options.patience_s)

@@ -8,12 +8,12 @@ from typing import Any
 
 from cifarscale.config.load import load_recipe, load_training_recipe, recipe_hash, recipe_toml
 from cifarscale.config.recipe import TrainingRecipe
-from cifarscale.config.sweep import SweepRecipe
 from cifarscale.data.manifest import Manifest
 from cifarscale.errors import ConfigError, RunError
-from cifarscale.files import write_json_atomically, write_text_atomically
+from cifarscale.runs.files import write_json_atomically, write_text_atomically
 from cifarscale.runs.lease import living_holder
 from cifarscale.runs.run_folder import RUNS_ROOT, RunFolder
+from cifarscale.sweep.recipe import SweepRecipe
 from cifarscale.sweep.space import Overrides, sweep_hash, trial_recipe
 from cifarscale.tracking.metrics import read_metrics
 
@@ -268,3 +268,8 @@ def _short(value: Any) -> str:
 def history(run: RunFolder, metric: str) -> Sequence[tuple[int, float]]:
     """(step, value) of a trial's evaluations."""
     return [(line["step"], line[metric]) for line in read_metrics(run.metrics) if metric in line]
+
+
+def metric_name(metric: str) -> str:
+    """As people call it."""
+    return metric.replace("_", " ").replace(".", " ").replace("top1", "top-1").replace("top5", "top-5")

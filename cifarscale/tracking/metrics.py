@@ -5,7 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from cifarscale.files import write_text_atomically, writing_to
+from cifarscale.errors import writing_to
+from cifarscale.runs.files import write_text_atomically
 
 _TIMES = ("time", "seconds", "data_seconds", "images_per_second", "gpu_memory_gb")
 RATE_OF_RANK = "images_per_second_rank_"

@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from cifarscale.files import write_atomically
+from cifarscale.runs.files import write_atomically
 
 INK = "#24292f"
 """Text and axes; `currentColor` in SVG, so that a page's theme colours them."""

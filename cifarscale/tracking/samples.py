@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from cifarscale.files import write_atomically
+from cifarscale.runs.files import write_atomically
 
 _GAP = 2
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cifarscale.config.recipe import TrackingConfig, TrainingRecipe
-from cifarscale.files import write_text_atomically
+from cifarscale.runs.files import write_text_atomically
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,15 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifarscale.config.recipe import TrainingRecipe, resolved
-from cifarscale.errors import Interrupted, RunError
-from cifarscale.files import typed
+from cifarscale.errors import Interrupted, RunError, typed
+from cifarscale.runs.checkpoint import newest_checkpoint
 from cifarscale.tracking.wandb_folder import WandbFolder
-from cifarscale.tracking.wandb_media import log_media
 from cifarscale.tracking.wandb_mode import why_unreachable
 from cifarscale.tracking.wandb_rows import Row, Rows, flat
 
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+Media = Callable[[Path], dict[str, Any]]
+"""Makes, of the folder of a complete run, the tables and plots that W&B gets at its end."""
 PERIOD_S = 2.0
 """Seconds between two looks at metrics.jsonl."""
 INIT_S = 15
@@ -62,12 +63,12 @@ class End:
 class WandbSink:
     """Tells W&B of a run."""
 
-    def __init__(self, run_dir: Path, recipe: TrainingRecipe, mode: str) -> None:
+    def __init__(self, run_dir: Path, recipe: TrainingRecipe, mode: str, media: Media) -> None:
         """
         Args:
             mode: `online` or `offline`.
         """
-        self._folder, self._recipe, self._mode = WandbFolder(run_dir), recipe, mode
+        self._folder, self._recipe, self._mode, self._media = WandbFolder(run_dir), recipe, mode, media
         self._ending = threading.Event()
         self._end = End(None, None)
         self._is_given_up = False
@@ -108,7 +109,7 @@ class WandbSink:
         while not is_over:
             is_over = self._ending.wait(PERIOD_S)
             log_rows(run, rows, to_the_end=is_over and not isinstance(self._end.error, Interrupted))
-        close_run(run, self._folder, self._recipe, self._end)
+        close_run(run, self._folder, self._recipe, self._end, self._media)
 
 
 def open_run(folder: WandbFolder, recipe: TrainingRecipe, mode: str) -> "tuple[wandb.Run, int]":
@@ -206,12 +207,15 @@ def _values(row: Row, image: Any) -> dict[str, Any]:
     return values
 
 
-def close_run(run: "wandb.Run", folder: WandbFolder, recipe: TrainingRecipe, end: End) -> None:
+def close_run(run: "wandb.Run", folder: WandbFolder, recipe: TrainingRecipe, end: End, media: Media) -> None:
     """Adds the final figures and tables, and finishes the W&B run."""
     if end.result is not None:
         run.summary.update({key: value for key, value in flat(end.result).items() if key not in ("name", "task")})
         try:
-            log_media(run, folder.run_dir, recipe)
+            if tables := media(folder.run_dir):
+                run.log(tables)
+            if recipe.tracking.artifact:
+                _log_checkpoint(run, folder.run_dir, recipe)
         except Exception as error:
             log.warning("W&B does not take the tables of %s: %s", folder.run_dir, first_line(error))
     if end.is_warned:
@@ -222,13 +226,23 @@ def close_run(run: "wandb.Run", folder: WandbFolder, recipe: TrainingRecipe, end
         folder.uploaded.touch()
 
 
-def rebuild_offline(folder: WandbFolder, recipe: TrainingRecipe, result: dict[str, Any] | None) -> None:
+def _log_checkpoint(run: "wandb.Run", run_dir: Path, recipe: TrainingRecipe) -> None:
+    import wandb
+
+    checkpoint = newest_checkpoint(run_dir / "checkpoints")
+    if checkpoint is not None:
+        artifact = wandb.Artifact(f"{recipe.name}-checkpoint", type="model", metadata={"file": checkpoint.name})
+        artifact.add_file(str(checkpoint), policy="immutable", skip_cache=True)
+        run.log_artifact(artifact)
+
+
+def rebuild_offline(folder: WandbFolder, recipe: TrainingRecipe, result: dict[str, Any] | None, media: Media) -> None:
     """Makes the offline file of a run, whole, from its run folder."""
     run, after = open_run(folder, recipe, "offline")
     log_rows(run, Rows(folder.run_dir, after), to_the_end=True)
-    close_run(run, folder, recipe, End(result, None if result else RunError("the run is not complete")))
+    close_run(run, folder, recipe, End(result, None if result else RunError("the run is not complete")), media)
 
 
-def sinks_of(run_dir: Path, recipe: TrainingRecipe, mode: str) -> Sequence[WandbSink]:
+def sinks_of(run_dir: Path, recipe: TrainingRecipe, mode: str, media: Media) -> Sequence[WandbSink]:
     """The sink that W&B's mode calls for, if any."""
-    return () if mode == "off" else (WandbSink(run_dir, recipe, mode),)
+    return () if mode == "off" else (WandbSink(run_dir, recipe, mode, media),)

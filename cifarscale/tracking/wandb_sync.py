@@ -6,13 +6,16 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cifarscale.config.load import load_training_recipe
-from cifarscale.errors import CifarscaleError, ConfigError, RunError
-from cifarscale.files import typed
+from cifarscale.errors import CifarscaleError, ConfigError, RunError, typed
 from cifarscale.runs.lease import living_holder
 from cifarscale.tracking.wandb_folder import WandbFolder
 from cifarscale.tracking.wandb_mode import is_installed, why_unreachable
+
+if TYPE_CHECKING:
+    from cifarscale.tracking.wandb_sink import Media
 
 
 def runs_to_upload(folders: Iterable[Path], untracked_too: bool = False) -> list[Path]:
@@ -39,7 +42,7 @@ def require_server() -> None:
         raise CifarscaleError(f"nothing is uploaded: {reason}. What is there stays; run cifarscale sync again")
 
 
-def sync_run(run_dir: Path) -> bool:
+def sync_run(run_dir: Path, media: "Media") -> bool:
     """Uploads a run as a whole, which takes the place of what W&B's server has of it.
 
     Returns: False if the server has all of it.
@@ -58,7 +61,7 @@ def sync_run(run_dir: Path) -> bool:
 
         path = run_dir / "result.json"
         result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-        rebuild_offline(folder, load_training_recipe(str(run_dir / "recipe.toml")), result)
+        rebuild_offline(folder, load_training_recipe(str(run_dir / "recipe.toml")), result, media)
         file = folder.offline_file()
         assert file is not None
     _upload(file)

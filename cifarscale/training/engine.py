@@ -1,4 +1,4 @@
-"""The one training loop: steps, mixed precision, checkpoints, signals and the log, for every task."""
+"""The one training loop: steps, mixed precision, checkpoints, signals and the log, for every learner."""
 
 import contextlib
 import logging
@@ -16,11 +16,11 @@ from cifarscale.distributed.cores import Cores
 from cifarscale.distributed.group import Group
 from cifarscale.errors import CheckpointError, Interrupted, NonFiniteLossError
 from cifarscale.runs.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from cifarscale.training.learner import Learner, Outputs
 from cifarscale.training.metrics_buffer import MetricsBuffer
 from cifarscale.training.microbatches import Microbatches
 from cifarscale.training.optimisation import MovingAverage, build_optimizer, clip_gradient, learning_rate_factor
 from cifarscale.training.signals import CONTINUE_LATER, StopRequest
-from cifarscale.training.task import Outputs, Task
 from cifarscale.training.timing import Timing
 
 log = logging.getLogger(__name__)
@@ -45,13 +45,13 @@ class Observer(Protocol):
 
 
 class Engine:
-    """Trains a task by its recipe."""
+    """Trains a learner by its recipe."""
 
     def __init__(
         self,
         stage: Stage,
         run: str,
-        task: Task,
+        learner: Learner,
         reader: Reader,
         group: Group,
         cores: Cores,
@@ -67,17 +67,19 @@ class Engine:
         """
         recipe = stage.recipe
         self._stage, self._run = stage, run
-        self._recipe, self._task, self._reader, self._group, self._device = recipe, task, reader, group, device
+        self._recipe, self._learner, self._reader, self._group, self._device = recipe, learner, reader, group, device
         self._checkpoints, self._observer, self._stop = checkpoints, observer, stop
         training = recipe.training
-        self._microbatches = Microbatches(task.networks, training.microbatches, group, cores)
+        self._microbatches = Microbatches(learner.networks, training.microbatches, group, cores)
         self._batch_size = training.global_batch_size // self._microbatches.total
         self._optimizers = {
-            name: build_optimizer(task.networks[name], recipe.optimizer, training.learning_rate)
-            for name in task.updates
+            name: build_optimizer(learner.networks[name], recipe.optimizer, training.learning_rate)
+            for name in learner.optimized_networks
         }
         self._averages = {
-            name: MovingAverage(task.networks[name], training.ema_decay) for name in task.updates if training.ema_decay
+            name: MovingAverage(learner.networks[name], training.ema_decay)
+            for name in learner.optimized_networks
+            if training.ema_decay
         }
         self._scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "fp16")
         self._norms: dict[str, torch.Tensor] = {}
@@ -89,7 +91,7 @@ class Engine:
     @property
     def networks(self) -> dict[str, nn.Module]:
         """The networks to evaluate: the moving averages where the recipe keeps them."""
-        return self._task.networks | {name: average.network for name, average in self._averages.items()}
+        return self._learner.networks | {name: average.network for name, average in self._averages.items()}
 
     def train(self, begin: Path | None) -> None:
         """Trains up to the stage's last step.
@@ -142,36 +144,36 @@ class Engine:
         with self.timing.own():
             with self.timing.waiting():
                 batch = next(batches)
-            prepared = self._task.prepare(batch.to(self._device), self._step)
+            prepared = self._learner.prepare(batch.to(self._device), self._step)
             parts = [prepared.part(i, self._microbatches.local) for i in range(self._microbatches.local)]
         logged: list[dict[str, torch.Tensor]] = [{} for _ in range(self._microbatches.local)]
         self._microbatches.begin_step()
-        for name in self._task.updates:
+        for name in self._learner.optimized_networks:
             optimizer = self._optimizers[name]
             with self.timing.own():
                 gradients, outputs = self._microbatches.gradients(name, self._loss, parts, self._step)
             self._microbatches.exchange(name, gradients)
             for figures, part, (loss, *others) in zip(logged, parts, outputs, strict=True):
-                figures.update(self._task.figures(name, part, tuple(others)), loss=figures.get("loss", 0) + loss)
+                figures.update(self._learner.metrics(name, part, tuple(others)), loss=figures.get("loss", 0) + loss)
             for parameters in optimizer.param_groups:
                 parameters["lr"] = training.learning_rate * factor
             if training.gradient_clip_norm or (self._step + 1) % training.log_every == 0:
                 self._scaler.unscale_(optimizer)
-                self._norms[name] = clip_gradient(self._task.networks[name], training.gradient_clip_norm)
+                self._norms[name] = clip_gradient(self._learner.networks[name], training.gradient_clip_norm)
             self._scaler.step(optimizer)
         self._scaler.update()
         self._microbatches.end_step()
         self._step += 1
         for name, average in self._averages.items():
-            average.update(self._task.networks[name], self._step)
+            average.update(self._learner.networks[name], self._step)
         self._buffer.add(logged)
 
     def _loss(
         self, update: str, networks: Mapping[str, nn.Module], part: Any, step: int
     ) -> tuple[torch.Tensor, Outputs]:
-        """The task's loss of one microbatch in the recipe's precision, scaled for fp16; unscaled before the outputs."""
+        """The loss of one microbatch in the recipe's precision, scaled for fp16; before the outputs unscaled."""
         with self._autocast():
-            loss, outputs = self._task.loss(update, networks, part, step)
+            loss, outputs = self._learner.loss(update, networks, part, step)
         return self._scaler.scale(loss), (loss, *outputs)
 
     def _log(self) -> None:
@@ -210,7 +212,7 @@ class Engine:
 
     def _check_weights(self) -> None:
         """Raises: NonFiniteLossError if the last update overflowed, which only the next loss would show."""
-        networks = self._task.networks.values()
+        networks = self._learner.networks.values()
         if not all(bool(parameter.isfinite().all()) for network in networks for parameter in network.parameters()):
             raise self._diverged(f"the weights after step {self._step:,} are not finite")
 
@@ -225,7 +227,7 @@ class Engine:
     def _evaluate(self) -> None:
         self._check_losses()
         self._check_weights()
-        values = self._task.evaluate(self.networks, self._step)
+        values = self._learner.evaluate(self.networks, self._step)
         self._evaluated_at = self._step
         if values and self._group.ranks.is_first:
             self._observer.evaluated(self._step, values)
@@ -238,7 +240,7 @@ class Engine:
         state = {
             "recipe": self._run,
             "step": self._step,
-            "networks": {name: network.state_dict() for name, network in self._task.networks.items()},
+            "networks": {name: network.state_dict() for name, network in self._learner.networks.items()},
             "averages": {name: average.network.state_dict() for name, average in self._averages.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()},
             "scaler": self._scaler.state_dict(),
@@ -255,7 +257,7 @@ class Engine:
         state = load_checkpoint(path, self._device)
         if state["recipe"] != self._run:
             raise CheckpointError(f"{path} belongs to another recipe ({state['recipe']}); name another --run-dir")
-        for name, network in self._task.networks.items():
+        for name, network in self._learner.networks.items():
             network.load_state_dict(state["networks"][name])
         for name, average in self._averages.items():
             average.network.load_state_dict(state["averages"][name])
@@ -281,16 +283,16 @@ class Engine:
     def _compile(self) -> None:
         """Compiles the replicas, after a trial; where compiling fails on this machine they stay as they are."""
         try:
-            for name in self._task.updates:
+            for name in self._learner.optimized_networks:
                 compiled = torch.compile(self._microbatches.replicas[0][name])
                 with self._autocast():
-                    output = compiled(*self._task.example_inputs(self._batch_size)[name])
-                torch.autograd.grad(output.float().sum(), list(self._task.networks[name].parameters()))
+                    output = compiled(*self._learner.example_inputs(self._batch_size)[name])
+                torch.autograd.grad(output.float().sum(), list(self._learner.networks[name].parameters()))
         except Exception as error:
             log.warning("torch.compile failed, going on without it: %s", str(error).strip().splitlines()[0])
             return
         for replica in self._microbatches.replicas:
-            for name in self._task.updates:
+            for name in self._learner.optimized_networks:
                 replica[name].compile()
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:

@@ -18,7 +18,7 @@ from torch import nn
 
 from cifarscale.distributed.cores import Cores
 from cifarscale.distributed.group import Group
-from cifarscale.training.task import Outputs
+from cifarscale.training.learner import Outputs
 
 Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
 Loss = Callable[[str, Mapping[str, nn.Module], Any, int], tuple[torch.Tensor, Outputs]]

@@ -45,8 +45,8 @@ from ray import tune
 
 def train(config):
     from cifarscale.config.load import load_training_recipe
-    from cifarscale.prepare import RunOptions
-    from cifarscale.run import run_job
+    from cifarscale.runs.options import RunOptions
+    from runs import run_recipe
     from cifarscale.training.signals import StopRequest
     class Reporter:
         def started(self, step): pass
@@ -55,7 +55,7 @@ def train(config):
             if "validation_top1" in values:
                 tune.report({"step": step, "validation_top1": values["validation_top1"]})
     recipe = load_training_recipe(config["recipe"])
-    run_job(recipe, Path(config["run_dir"]), RunOptions(Path(config["shards"]), "cpu"), Reporter(), StopRequest())
+    run_recipe(recipe, Path(config["run_dir"]), RunOptions(Path(config["shards"]), "cpu"), Reporter(), StopRequest())
 
 shards, out, recipes = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
 ray.init(log_to_driver=False)

@@ -34,11 +34,12 @@ class Spent:
 def steps_per_second(kind: str, recipe: str, steps: int, log_every: int, data: str, device: str, spent: Spent) -> float:
     """Of one training."""
     import pytest
+    from runs import run_recipe
 
     from cifarscale.config.load import load_training_recipe
     from cifarscale.data.build import locate_shards
-    from cifarscale.prepare import RunOptions, resolve
-    from cifarscale.run import run_job
+    from cifarscale.runs.options import RunOptions
+    from cifarscale.tasks.training import resolve
     from cifarscale.tracking.metrics import MetricsLog
     from cifarscale.tracking.sink import Sinks
     from cifarscale.tracking.wandb_folder import WandbFolder
@@ -72,7 +73,7 @@ def steps_per_second(kind: str, recipe: str, steps: int, log_every: int, data: s
         patched.setattr(Sinks, "log", timed_log)
         if kind == "neither":
             patched.setattr(MetricsLog, "log", lambda *_: None)
-        rate = run_job(resolved, run_dir, RunOptions(shards, device))["images_per_second"]
+        rate = run_recipe(resolved, run_dir, RunOptions(shards, device))["images_per_second"]
     return float(rate) / resolved.training.global_batch_size
 
 

@@ -32,7 +32,7 @@ def plain_loop(source: Path, batch_size: int, seconds: float, device: str) -> fl
     from torch.nn import functional as F
     from torchvision import transforms
 
-    from cifarscale.models.cnn import SmallFiltersCNN
+    from cifarscale.tasks.classifier.networks.small_filters_cnn import SmallFiltersCNN
 
     transform = transforms.Compose(
         [
@@ -64,9 +64,11 @@ def plain_loop(source: Path, batch_size: int, seconds: float, device: str) -> fl
 
 def our_engine(shards: Path, batch_size: int, seconds: float, device: str) -> float:
     """Images a second of `cifarscale train cnn` with the same settings, its log and checkpoint included."""
+    from runs import run_recipe
+
     from cifarscale.config.load import load_training_recipe
-    from cifarscale.prepare import RunOptions, resolve
-    from cifarscale.run import run_job
+    from cifarscale.runs.options import RunOptions
+    from cifarscale.tasks.training import resolve
 
     steps = max(100, int(seconds * 12_000 / batch_size))
     changes = (
@@ -78,7 +80,7 @@ def our_engine(shards: Path, batch_size: int, seconds: float, device: str) -> fl
     )
     with tempfile.TemporaryDirectory() as folder:
         recipe = resolve(load_training_recipe("cnn", changes), shards)
-        return float(run_job(recipe, Path(folder) / "run", RunOptions(shards, device))["images_per_second"])
+        return float(run_recipe(recipe, Path(folder) / "run", RunOptions(shards, device))["images_per_second"])
 
 
 @click.command()

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 from processes import descendants, of_process, wait_until_gone
-from runs import PATIENCE_S, Run
+from runs import PATIENCE_S, Run, run_recipe
 
 from cifarscale.config.load import load_training_recipe
-from cifarscale.prepare import RunOptions, resolve
-from cifarscale.run import run_job
+from cifarscale.runs.options import RunOptions
+from cifarscale.tasks.training import resolve
 
 TINY = """
 task = "classifier"
@@ -112,7 +112,7 @@ def train_here(tiny: Path, shards: Path) -> Callable[..., Run]:
     """Trains the tiny recipe with overrides in a folder, by one rank in this process."""
 
     def train(folder: Path, *overrides: str, shards: Path = shards) -> Run:
-        run_job(resolve(load_training_recipe(str(tiny), overrides), shards), folder, RunOptions(shards, "cpu"))
+        run_recipe(resolve(load_training_recipe(str(tiny), overrides), shards), folder, RunOptions(shards, "cpu"))
         return Run(folder)
 
     return train

@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import Run
+from runs import Run, run_recipe
 
 from cifarscale.config.load import load_training_recipe, parse_recipe, recipe_hash, recipe_toml, resolved
 from cifarscale.config.recipe import stages_of
 from cifarscale.errors import ConfigError, Interrupted
-from cifarscale.prepare import RunOptions
-from cifarscale.run import run_job
+from cifarscale.runs.options import RunOptions
 from cifarscale.runs.run_folder import RunFolder
 from cifarscale.sweep.population import continue_from
 from cifarscale.training.signals import StopRequest
@@ -96,9 +95,9 @@ def test_interrupted_anywhere_it_ends_the_same(
     recipe, stop = load_training_recipe(str(changed.path / "recipe.toml")), StopRequest()
     stop.after_step = step
     with pytest.raises(Interrupted, match=f"after step {step}, where it was asked to stop"):
-        run_job(recipe, tmp_path / "run", RunOptions(shards, "cpu"), None, stop)
+        run_recipe(recipe, tmp_path / "run", RunOptions(shards, "cpu"), None, stop)
     assert Run(tmp_path / "run").state()["step"] == step
-    run_job(recipe, tmp_path / "run", RunOptions(shards, "cpu"))
+    run_recipe(recipe, tmp_path / "run", RunOptions(shards, "cpu"))
     Run(tmp_path / "run").assert_same_as(changed)
 
 
@@ -115,12 +114,12 @@ def test_a_run_that_takes_over_what_another_has_computed_ends_the_same(
     origin, stop = RunFolder(tmp_path / "origin"), StopRequest()
     stop.after_step = AT
     with pytest.raises(Interrupted):
-        run_job(
+        run_recipe(
             load_training_recipe(str(plain.path / "recipe.toml")), origin.path, RunOptions(shards, "cpu"), None, stop
         )
     recipe, run = load_training_recipe(str(changed.path / "recipe.toml")), RunFolder(tmp_path / "run")
     run.prepare(recipe)
     continue_from(origin, run)
     assert Run(run.path).last_step() == AT
-    run_job(recipe, run.path, RunOptions(shards, "cpu"))
+    run_recipe(recipe, run.path, RunOptions(shards, "cpu"))
     Run(run.path).assert_same_as(changed)

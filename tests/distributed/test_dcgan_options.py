@@ -11,24 +11,21 @@ import torch
 from click.testing import CliRunner, Result
 from numpy.typing import NDArray
 from PIL import Image
+from runs import generate, learner_context, run_recipe
 from torch import Tensor
 from torch.nn import functional as F
 
 from cifarscale.cli.main import main
-from cifarscale.config.dcgan import GanRecipe
 from cifarscale.config.load import load_training_recipe
 from cifarscale.data.batches import Batch
 from cifarscale.data.manifest import Manifest, published_manifest
 from cifarscale.data.source import Source
-from cifarscale.distributed.cores import Cores
-from cifarscale.distributed.group import Group
-from cifarscale.distributed.ranks import Ranks
-from cifarscale.inference import generate
-from cifarscale.prepare import RunOptions, resolve
-from cifarscale.run import run_job
-from cifarscale.training.dcgan import DcganTask, GanBatch, build_networks
-from cifarscale.training.differentiable_augmentation import NUM_DRAWS, augment
-from cifarscale.training.objectives import gradient_penalty
+from cifarscale.runs.options import RunOptions
+from cifarscale.tasks.gan.differentiable_augmentation import NUM_DRAWS, augment
+from cifarscale.tasks.gan.learner import GanBatch, GanLearner, build_networks
+from cifarscale.tasks.gan.objectives import gradient_penalty
+from cifarscale.tasks.gan.recipe import GanRecipe
+from cifarscale.tasks.training import resolve
 
 pytestmark = pytest.mark.distributed
 Function = Callable[..., Any]
@@ -48,15 +45,15 @@ CONDITIONAL = ("model.conditional=true", "model.class_embedding=8")
 # In the task
 
 
-def build_task(*overrides: str) -> DcganTask:
+def build_task(*overrides: str) -> GanLearner:
     recipe = load_training_recipe("dcgan", SMALL + overrides)
     manifest = published_manifest("cifar100")
     assert isinstance(recipe, GanRecipe)
     assert manifest is not None
-    return DcganTask(recipe, manifest, Path("unused"), Group(Ranks()), Cores(apart=True, num_cores=1), CPU)
+    return GanLearner(recipe, learner_context(manifest, Path("unused")))
 
 
-def steep(*overrides: str) -> DcganTask:
+def steep(*overrides: str) -> GanLearner:
     """A task whose discriminator is as steep as a trained one: at first its penalties are too small to show."""
     task = build_task(*overrides)
     with torch.no_grad():
@@ -73,11 +70,11 @@ def batch(positions: range = range(16)) -> Batch:
     return Batch(images[rows], (rows * 7) % 100, rows, positions)
 
 
-def prepared(task: DcganTask, step: int = 3) -> GanBatch:
+def prepared(task: GanLearner, step: int = 3) -> GanBatch:
     return task.prepare(batch(), step)
 
 
-def seen_in(task: DcganTask, update: str, part: GanBatch) -> list[tuple[Tensor, Tensor | None]]:
+def seen_in(task: GanLearner, update: str, part: GanBatch) -> list[tuple[Tensor, Tensor | None]]:
     """The images and labels that the discriminator is called with in an update, in order."""
     calls: list[tuple[Tensor, Tensor | None]] = []
     hook = task.networks["discriminator"].register_forward_pre_hook(lambda _, inputs: calls.append(inputs))
@@ -90,7 +87,7 @@ def relabelled(part: GanBatch) -> GanBatch:
     return GanBatch(part.images, part.latents, part.labels.flip(0), part.draws)
 
 
-def gradients(task: DcganTask, update: str, part: GanBatch, network: str) -> list[Tensor]:
+def gradients(task: GanLearner, update: str, part: GanBatch, network: str) -> list[Tensor]:
     loss, _ = task.loss(update, task.networks, part, 3)
     return list(torch.autograd.grad(loss, list(task.networks[network].parameters())))
 
@@ -108,7 +105,7 @@ def test_real_and_generated_images_are_augmented_alike_with_draws_of_their_own()
     assert not any(torch.equal(one, other) for one, other in combinations(uses, 2))
     with torch.no_grad():
         generated = task.networks["generator"](part.latents)
-    seen = [images for update in task.updates for images, _ in seen_in(task, update, part)]
+    seen = [images for update in task.optimized_networks for images, _ in seen_in(task, update, part)]
     expected = [part.images, generated, generated, part.images]
     for images, original, draws in zip(seen, expected, uses, strict=True):
         assert torch.equal(images, augment(original, config, draws))
@@ -165,14 +162,14 @@ def test_a_generated_image_is_of_the_class_of_the_real_one_at_its_place() -> Non
     part = prepared(task)
     asked: list[Tensor] = []
     task.networks["generator"].register_forward_pre_hook(lambda _, inputs: asked.append(inputs[1]))
-    judged = [labels for update in task.updates for _, labels in seen_in(task, update, part)]
+    judged = [labels for update in task.optimized_networks for _, labels in seen_in(task, update, part)]
     assert (len(asked), len(judged)) == (2, 4)
     for labels in asked + judged:
         assert labels is not None
         assert torch.equal(labels, batch().labels)
 
 
-@pytest.mark.parametrize("update", DcganTask.updates)
+@pytest.mark.parametrize("update", GanLearner.optimized_networks)
 @pytest.mark.parametrize("overrides", [(), CONDITIONAL], ids=["unconditional", "conditional"])
 def test_labels_matter_to_a_conditional_gan_alone(overrides: tuple[str, ...], update: str) -> None:
     task = build_task(*overrides, "model.generator_normalisation=none", "model.discriminator_normalisation=none")
@@ -191,7 +188,7 @@ def test_penalties_are_logged_and_weigh_in_with_their_gamma(penalties: tuple[flo
     part = prepared(task)
     calls = seen_in(task, "discriminator", part)
     loss, outputs = task.loss("discriminator", task.networks, part, 3)
-    figures = values(task.figures("discriminator", part, outputs))
+    figures = values(task.metrics("discriminator", part, outputs))
     shown = [name for name, gamma in gammas.items() if gamma]
     assert list(figures) == ["discriminator_loss", "real_score", "fake_score", *shown]
     for name, (images, _) in zip(gammas, calls, strict=True):
@@ -223,7 +220,7 @@ def test_penalties_are_none_of_the_generators_update(network: str) -> None:
     ):
         assert torch.equal(one, other)
     _, outputs = penalised.loss("generator", penalised.networks, prepared(penalised), 3)
-    assert list(penalised.figures("generator", prepared(penalised), outputs)) == ["generator_loss"]
+    assert list(penalised.metrics("generator", prepared(penalised), outputs)) == ["generator_loss"]
 
 
 @pytest.mark.parametrize("overrides", [PENALISED, AUGMENTED, CONDITIONAL], ids=["penalties", "augmentation", "classes"])
@@ -244,10 +241,10 @@ def test_the_figures_of_hinge_are_its_losses_and_the_mean_probabilities() -> Non
         "real_score": (1 / (1 + (-real).exp())).mean().item(),
         "fake_score": (1 / (1 + (-fake).exp())).mean().item(),
     }
-    assert values(task.figures("discriminator", part, outputs)) == pytest.approx(expected)
+    assert values(task.metrics("discriminator", part, outputs)) == pytest.approx(expected)
     assert loss.item() == pytest.approx(expected["discriminator_loss"])
     _, outputs = task.loss("generator", task.networks, part, 3)
-    figures = values(task.figures("generator", part, outputs))
+    figures = values(task.metrics("generator", part, outputs))
     assert figures == pytest.approx({"generator_loss": -fake.mean().item()})
 
 
@@ -257,13 +254,13 @@ def test_losses_and_penalties_are_float32_in_mixed_precision(objective: str, pen
     task = build_task(*AUGMENTED, *penalties, f"objective.name={objective}")
     part = prepared(task)
     exact = {}
-    for update in task.updates:
-        exact |= values(task.figures(update, part, task.loss(update, task.networks, part, 3)[1]))
-    for update in task.updates:
+    for update in task.optimized_networks:
+        exact |= values(task.metrics(update, part, task.loss(update, task.networks, part, 3)[1]))
+    for update in task.optimized_networks:
         with torch.autocast("cpu", torch.bfloat16):
             loss, outputs = task.loss(update, task.networks, part, 3)
         assert loss.dtype == torch.float32
-        figures = task.figures(update, part, outputs)
+        figures = task.metrics(update, part, outputs)
         assert {figure.dtype for figure in figures.values()} == {torch.float32}
         for name, value in values(figures).items():
             assert value == pytest.approx(exact[name], rel=0.1, abs=0.02), name
@@ -306,7 +303,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 
 def train_here(variant: str, shards: Path, folder: Path) -> None:
     """Trains, or goes on, by one rank in this process."""
-    run_job(resolve(load_training_recipe("dcgan", VARIANTS[variant]), shards), folder, RunOptions(shards, "cpu"))
+    run_recipe(resolve(load_training_recipe("dcgan", VARIANTS[variant]), shards), folder, RunOptions(shards, "cpu"))
 
 
 def command(variant: str, shards: Path, folder: Path, nproc: int) -> list[str | Path]:

@@ -8,17 +8,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from runs import generate, learner_context
 from torch.nn import functional as F
 
-from cifarscale.config.dcgan import GanRecipe
 from cifarscale.config.load import load_training_recipe, with_values
 from cifarscale.data.batches import Batch
 from cifarscale.data.manifest import published_manifest
-from cifarscale.distributed.cores import Cores
-from cifarscale.distributed.group import Group
-from cifarscale.distributed.ranks import Ranks
-from cifarscale.inference import generate
-from cifarscale.training.dcgan import DcganTask
+from cifarscale.tasks.gan.learner import GanLearner
+from cifarscale.tasks.gan.recipe import GanRecipe
 
 pytestmark = pytest.mark.distributed
 Function = Callable[..., Any]
@@ -51,15 +48,14 @@ def recipe() -> GanRecipe:
 
 
 @pytest.fixture
-def task(recipe: GanRecipe, tmp_path: Path) -> DcganTask:
-    return build_task(recipe, tmp_path / "samples")
+def task(recipe: GanRecipe, tmp_path: Path) -> GanLearner:
+    return build_task(recipe, tmp_path)
 
 
-def build_task(recipe: GanRecipe, samples: Path) -> DcganTask:
-    cores = Cores(apart=True, num_cores=1)
+def build_task(recipe: GanRecipe, run_dir: Path) -> GanLearner:
     manifest = published_manifest("cifar100")
     assert manifest is not None
-    return DcganTask(recipe, manifest, samples, Group(Ranks()), cores, torch.device("cpu"))
+    return GanLearner(recipe, learner_context(manifest, run_dir))
 
 
 def assert_same(one: Any, other: Any) -> None:
@@ -131,7 +127,7 @@ def test_a_run_of_the_other_kind_is_refused_in_one_line(
         assert "and this needs a" in refused.stderr
 
 
-def test_the_losses_are_those_of_the_paper(task: DcganTask, recipe: GanRecipe) -> None:
+def test_the_losses_are_those_of_the_paper(task: GanLearner, recipe: GanRecipe) -> None:
     images = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8)
     ids = torch.arange(16)
     prepared = task.prepare(Batch(images, ids, ids, range(16)), step=3)
@@ -144,7 +140,7 @@ def test_the_losses_are_those_of_the_paper(task: DcganTask, recipe: GanRecipe) -
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
 
 
-def test_the_discriminators_loss_does_not_reach_the_generator(task: DcganTask) -> None:
+def test_the_discriminators_loss_does_not_reach_the_generator(task: GanLearner) -> None:
     ids = torch.arange(16)
     prepared = task.prepare(Batch(torch.zeros(16, 3, 32, 32, dtype=torch.uint8), ids, ids, range(16)), step=0)
     loss, _ = task.loss("discriminator", task.networks, prepared, 0)

@@ -15,19 +15,20 @@ from processes import run_ranks
 from torch import nn
 from torch.nn import functional as F
 
+from cifarscale.config.load import parse_recipe
 from cifarscale.data.batches import Chunk, EvaluationSplit
 from cifarscale.data.in_memory import InMemorySplit
 from cifarscale.data.manifest import Manifest
+from cifarscale.data.normalisation import training_normalisation
 from cifarscale.data.shards import read_split
 from cifarscale.distributed.cores import Cores
 from cifarscale.distributed.group import Group
 from cifarscale.distributed.ranks import ADDRESS_VARIABLE, FILE_VARIABLE, Ranks
 from cifarscale.errors import DistributedError, NonFiniteLossError
 from cifarscale.evaluation.accuracy import Accuracy, check_ledger, evaluate_classifier
-from cifarscale.inference import evaluate_run
-from cifarscale.prepare import RunOptions
-from cifarscale.trained import load_classifier
-from cifarscale.training.cnn import training_normalisation
+from cifarscale.launch.run import prepare, run
+from cifarscale.runs.options import RunOptions
+from cifarscale.tasks.load import load_classifier
 
 pytestmark = [
     pytest.mark.distributed,
@@ -60,6 +61,14 @@ def trained(train_here: Function, tmp_path_factory: pytest.TempPathFactory) -> d
     return {reader: train_here(root / reader, *OVERRIDES, *more[reader]) for reader in READERS}
 
 
+def evaluate_run(run_dir: Path, split: str, shards: Path) -> dict[str, Any]:
+    """Evaluates a run as the rank that the environment names, in a run folder beside it."""
+    recipe = parse_recipe({"task": "evaluate", "run": str(run_dir), "split": split}, "evaluate")
+    prepared = prepare(recipe, run_dir.with_name(f"{run_dir.name}-{split}"), str(shards), RunOptions(device="cpu"))
+    prepared.make_folder()
+    return run(prepared.run_dir, prepared.options)
+
+
 def splits(reader: str) -> tuple[str, ...]:
     return tuple(split for split in SPLITS if reader == "in_memory" or split != "validation")
 
@@ -73,7 +82,7 @@ def evaluations(trained: dict[str, Any], shards: Path, tmp_path_factory: pytest.
     jobs = [(reader, split, str(trained[reader].path)) for reader in READERS for split in splits(reader)]
     found: Evaluations = {}
     for reader, split, folder in jobs:
-        found[reader, split, 1] = evaluate_run(Path(folder), split, RunOptions(shards, "cpu"))
+        found[reader, split, 1] = evaluate_run(Path(folder), split, shards)
     for world_size in WORLD_SIZES:
         output = tmp_path_factory.mktemp("evaluations")
         run_ranks(_rank, world_size, world_size, str(shards), jobs, str(output))
@@ -88,7 +97,7 @@ def _rank(rank: int, world_size: int, shards: str, jobs: list[tuple[str, str, st
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), ADDRESS_VARIABLE: "127.0.0.1"}
     for reader, split, folder in jobs:
         os.environ[FILE_VARIABLE] = str(Path(output, f"{reader}-{split}.rendezvous"))
-        result = evaluate_run(Path(folder), split, RunOptions(Path(shards), "cpu"))
+        result = evaluate_run(Path(folder), split, Path(shards))
         Path(output, f"{reader}-{split}-{rank}.json").write_text(json.dumps(result))
 
 
@@ -107,10 +116,9 @@ def test_the_command_line_writes_the_same_bytes_on_any_number_of_ranks(
     trained: dict[str, Any], shards: Path, cifarscale: Function, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(trained["in_memory"].path, tmp_path / "run"))
-    evaluate_run(folder, "validation", RunOptions(shards, "cpu"))
+    evaluate_run(folder, "validation", shards)
     path = folder / "evaluation-validation.json"
-    expected = path.read_bytes()
-    path.unlink()
+    expected = (tmp_path / "run-validation" / "result.json").read_bytes()
     ended = cifarscale("evaluate", folder, "--split", "validation", "--data", shards, "--nproc", 3)
     assert ended.returncode == 0, ended.stderr
     assert path.read_bytes() == expected

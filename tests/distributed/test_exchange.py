@@ -18,7 +18,7 @@ from cifarscale.config.recipe import AdamWConfig
 from cifarscale.distributed.cores import Cores
 from cifarscale.distributed.group import Group
 from cifarscale.distributed.ranks import Ranks
-from cifarscale.models.cnn import SmallFiltersCNN
+from cifarscale.tasks.classifier.networks.small_filters_cnn import SmallFiltersCNN
 from cifarscale.training.microbatches import Microbatches
 from cifarscale.training.optimisation import build_optimizer
 

@@ -16,6 +16,7 @@ from inception_weights import random_inception_weights
 from numpy.typing import NDArray
 from PIL import Image
 from pytorch_fid import fid_score, inception
+from runs import generate, run_recipe
 
 from cifarscale.cli.main import main
 from cifarscale.config.distance import DistanceConfig
@@ -30,10 +31,9 @@ from cifarscale.errors import DistributedError
 from cifarscale.evaluation import distance
 from cifarscale.evaluation.distance import Measure
 from cifarscale.evaluation.features import FeatureNetwork
-from cifarscale.inference import generate
-from cifarscale.measure import Reference, open_reference
-from cifarscale.prepare import RunOptions, resolve
-from cifarscale.run import run_job
+from cifarscale.runs.options import RunOptions
+from cifarscale.tasks.distance.reference import Reference, open_reference
+from cifarscale.tasks.training import resolve
 
 pytestmark = pytest.mark.distributed
 Function = Callable[..., Any]
@@ -97,7 +97,9 @@ def train_generator(folder: Path, shards: Path, *overrides: str) -> Path:
         *("training.max_steps=6", "training.global_batch_size=16", "training.checkpoint_every=3"),
         *("model.generator_width=4", "model.discriminator_width=4", "evaluation.every=3"),
     )
-    run_job(resolve(load_training_recipe("dcgan", (*settings, *overrides)), shards), folder, RunOptions(shards, "cpu"))
+    run_recipe(
+        resolve(load_training_recipe("dcgan", (*settings, *overrides)), shards), folder, RunOptions(shards, "cpu")
+    )
     return folder
 
 
@@ -396,7 +398,7 @@ def test_distances_by_class_are_those_of_the_classes_alone(shards: Path) -> None
     measure = Measure(DistanceConfig(), features, Group(Ranks()), Cores(apart=True, num_cores=1), CPU)
     brighter = ImageSet("brighter", 507, lambda rows: images.images(rows).clamp(min=40), labels)
     real = measure.collect(ImageSet("real", 507, images.images, labels), 4)
-    found = measure.figures(real, measure.collect(brighter, 4), ("a", "b", "c", "d"))
+    found = measure.metrics(real, measure.collect(brighter, 4), ("a", "b", "c", "d"))
     for label, name in enumerate("abcd"):
         rows = (labels == label).nonzero().flatten().tolist()
 
@@ -482,9 +484,9 @@ def test_bad_input_is_refused_in_one_line(
     np.savez(tmp_path / "nan.npz", mu=np.full(64, np.nan), sigma=np.eye(64))
     (tmp_path / "text.npz").write_text("text")
     cases: dict[tuple[str | Path, ...], str] = {
-        (narrow, *features): "is a run of task 'classifier', and this needs a generator's (task 'gan')",
+        (narrow, *features): "is a run of task 'classifier', and this needs a generator's",
         (unfinished, *features): "has no checkpoint yet. Run: cifarscale train",
-        (generator, "--features", f"cnn:{generator}", *on(shards)): "and this needs a classifier's (task 'classifier')",
+        (generator, "--features", f"cnn:{generator}", *on(shards)): "and this needs a classifier's",
         (generator, "--features", f"cnn:{tmp_path}", *on(shards)): "is not a run folder",
         (generator, "--features", "resnet", *on(shards)): "distance.features = 'resnet'",
         (

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from cifarscale.models.cnn import SmallFiltersCNN
-from cifarscale.models.normalisation import GlobalBatchNorm2d
+from cifarscale.tasks.classifier.networks.small_filters_cnn import SmallFiltersCNN
+from cifarscale.training.norm_layers import GlobalBatchNorm2d
 
 pytestmark = [
     pytest.mark.distributed,

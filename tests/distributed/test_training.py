@@ -19,9 +19,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from processes import run_ranks, wait_until_gone
-from runs import PATIENCE_S, planted
+from runs import PATIENCE_S, planted, run_recipe
 
 from cifarscale.config.load import load_training_recipe
+from cifarscale.config.ranks import batch_size_per_rank
 from cifarscale.data.manifest import Manifest
 from cifarscale.distributed.ranks import ADDRESS_VARIABLE, FILE_VARIABLE
 from cifarscale.errors import (
@@ -33,9 +34,11 @@ from cifarscale.errors import (
     NonFiniteLossError,
     RunError,
 )
-from cifarscale.prepare import RunOptions, batch_size_per_rank, default_run_dir, resolve
-from cifarscale.run import run_job
-from cifarscale.trained import load_classifier
+from cifarscale.launch.run import prepare
+from cifarscale.runs.options import RunOptions
+from cifarscale.runs.run_folder import default_run_dir
+from cifarscale.tasks.load import load_classifier
+from cifarscale.tasks.training import resolve
 
 pytestmark = [
     pytest.mark.distributed,
@@ -51,14 +54,14 @@ import sys
 if any("cifarscale" in argument for argument in sys.orig_argv):
     import time
     from pathlib import Path
-    from cifarscale.training import cnn
-    evaluate = cnn.evaluate_classifier
+    from cifarscale.tasks.classifier import learner
+    evaluate = learner.evaluate_classifier
     def slowly(*arguments, **more):
         Path({mark!r}).touch()
         for _ in range(300):
             time.sleep(0.1)
         return evaluate(*arguments, **more)
-    cnn.evaluate_classifier = slowly
+    learner.evaluate_classifier = slowly
 """
 LONG = ("training.max_steps=160", "training.checkpoint_every=10", "evaluation.every=50", "augmentation.flip=true")
 """Overrides for a run that lasts long enough to be interrupted on its way."""
@@ -123,7 +126,7 @@ def runs(
 def _rank(rank: int, world_size: int, shards: str, recipe: str, overrides: tuple[str, ...], folder: str) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), ADDRESS_VARIABLE: "127.0.0.1"}
     os.environ[FILE_VARIABLE] = f"{folder}.rendezvous"
-    run_job(
+    run_recipe(
         resolve(load_training_recipe(recipe, overrides), Path(shards)), Path(folder), RunOptions(Path(shards), "cpu")
     )
 
@@ -477,8 +480,7 @@ def test_training_on_other_shards_than_before_is_refused(
     other = Path(shutil.copytree(shards, tmp_path / "shards"))
     Manifest.load(other).model_copy(update={"dataset": "other"}).save(other)
     with pytest.raises(DataError, match=f"the recipe was resolved with {recipe.data.fingerprint}"):
-        run_job(recipe, tmp_path / "run", RunOptions(other, "cpu"))
-    assert not (tmp_path / "run" / "recipe.toml").exists()
+        prepare(recipe, tmp_path / "run", str(other))
 
 
 @pytest.mark.parametrize("reader", ["in_memory", "streaming"])

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from runs import run_recipe
 
 from cifarscale.config.load import load_training_recipe, parse_recipe
-from cifarscale.config.sweep import SweepRecipe
 from cifarscale.data.manifest import Manifest
-from cifarscale.prepare import RunOptions, resolve
 from cifarscale.report.page import write_report
-from cifarscale.run import run_job
+from cifarscale.runs.options import RunOptions
 from cifarscale.runs.run_folder import RunFolder
+from cifarscale.sweep.recipe import SweepRecipe
 from cifarscale.sweep.space import base_of, trial_recipe
 from cifarscale.sweep.trials import COMPLETE, FAILED, STOPPED, SweepFolder, Trial
+from cifarscale.tasks.training import resolve
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -55,8 +56,8 @@ def cnn_run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     overrides = (*TINY, "optimizer.name=sgd", f'description="{HOSTILE}"')
     recipe = resolve(load_training_recipe("demo", overrides), shards)
     with pytest.raises(_StopError):
-        run_job(recipe, run, RunOptions(shards, "cpu"), _StopsAt(20))
-    run_job(recipe, run, RunOptions(shards, "cpu"))
+        run_recipe(recipe, run, RunOptions(shards, "cpu"), _StopsAt(20))
+    run_recipe(recipe, run, RunOptions(shards, "cpu"))
     return run
 
 
@@ -65,7 +66,7 @@ def dcgan_run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete run of a generator, with a distance that `cifarscale fid` might have written."""
     run = tmp_path_factory.mktemp("runs") / "dcgan-run"
     overrides = (*TINY, "training.global_batch_size=16", "data.dataset=synthetic", "distance.features=none")
-    run_job(resolve(load_training_recipe("dcgan", overrides), shards), run, RunOptions(shards, "cpu"))
+    run_recipe(resolve(load_training_recipe("dcgan", overrides), shards), run, RunOptions(shards, "cpu"))
     measured = {
         "metric": "Fréchet distance (cnn:resnet)",
         "against": "synthetic train",

@@ -13,10 +13,10 @@ from click.testing import CliRunner
 from cifarscale.cli.main import main
 from cifarscale.config.load import load_recipe, load_training_recipe
 from cifarscale.errors import CifarscaleError
-from cifarscale.report.logs import restarts, run_drawings
 from cifarscale.report.page import write_report
 from cifarscale.report.recipes import differences
 from cifarscale.runs.run_folder import RunFolder
+from cifarscale.tracking.charts import restarts, run_drawings
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -78,14 +78,14 @@ def test_a_restart_stands_at_the_last_line_before_it() -> None:
 
 def test_throughput_is_drawn_by_rank_where_that_was_logged() -> None:
     line = {"images_per_second": 100.0, "images_per_second_rank_0": 60.0, "images_per_second_rank_1": 40.0}
-    whole, by_rank = run_drawings("run", [{"step": 50, **line}, {"step": 100, **line}], "cnn", [])
+    whole, by_rank = run_drawings("run", [], [{"step": 50, **line}, {"step": 100, **line}], {})
     assert "rank 1" not in whole.svg
     assert all(label in by_rank.svg for label in ("rank 0", "rank 1"))
 
 
 def test_of_many_ranks_the_slowest_and_the_fastest_are_drawn() -> None:
     line = {f"images_per_second_rank_{rank}": 100.0 - rank for rank in range(16)}
-    (by_rank,) = run_drawings("run", [{"step": 50, **line}], "cnn", [])
+    (by_rank,) = run_drawings("run", [], [{"step": 50, **line}], {})
     assert re.findall(r"rank \d+: ", by_rank.spoken) == ["rank 15: ", "rank 0: "]
 
 
@@ -145,7 +145,7 @@ def test_pages_are_the_same_each_time_and_small(
 
 def test_a_run_that_has_just_begun_has_a_page(begun: RunFolder, shards: Path, tmp_path: Path) -> None:
     text = written(begun.path, tmp_path / "page.html", shards)
-    assert "No figures have been logged yet" in text
+    assert "No metrics have been logged yet" in text
     assert "has no checkpoint yet" in text
 
 
@@ -206,7 +206,7 @@ def test_a_sweep_without_any_figure_has_a_page(swept: Path, tmp_path: Path) -> N
         shutil.copy(swept / name, sweep)
     text = written(sweep, tmp_path / "page.html")
     assert '<span class="state not-begun">' in text
-    assert "No figures have been logged yet" in text
+    assert "No metrics have been logged yet" in text
 
 
 def test_a_damaged_checkpoint_is_said_in_the_page(cnn_run: Path, shards: Path, tmp_path: Path) -> None:

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import Run
+from runs import Run, run_recipe
 from slurm_jobs import Job
 
 from cifarscale.config.load import load_training_recipe
 from cifarscale.data.build import build_shards
-from cifarscale.prepare import RunOptions, resolve
-from cifarscale.run import run_job
+from cifarscale.runs.options import RunOptions
+from cifarscale.tasks.training import resolve
 
 SCRIPT = Path(__file__).parents[2] / "slurm/testcluster/testcluster"
 
@@ -194,7 +194,7 @@ def references(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
         text = recipe.read_text(encoding="utf-8")
         if text not in found:
             folder = tmp_path_factory.mktemp("reference") / "run"
-            run_job(resolve(load_training_recipe(str(recipe)), data), folder, RunOptions(data, "cpu"))
+            run_recipe(resolve(load_training_recipe(str(recipe)), data), folder, RunOptions(data, "cpu"))
             found[text] = Run(folder)
         return found[text]
 

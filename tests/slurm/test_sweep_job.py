@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import Run, planted
+from runs import Run, planted, run_recipe
 from slurm_jobs import ENDED, PATIENCE_S, Job, preempt, rank_pids, warn
 
 from cifarscale.config.load import load_training_recipe
-from cifarscale.prepare import RunOptions
-from cifarscale.run import run_job
+from cifarscale.runs.options import RunOptions
 
 pytestmark = pytest.mark.slurm
 
@@ -146,7 +145,7 @@ def test_no_finished_trial_runs_again(
     assert not of_ray(job)
     interrupted = Run(folder / "trials" / again[0]["folder"])
     alone = Run(tmp_path / "alone")
-    run_job(load_training_recipe(str(interrupted.path / "recipe.toml")), alone.path, RunOptions(data, "cpu"))
+    run_recipe(load_training_recipe(str(interrupted.path / "recipe.toml")), alone.path, RunOptions(data, "cpu"))
     interrupted.assert_same_as(alone)
     shown = command("sweep-status", job.id).stdout
     assert "best    " in shown

@@ -5,16 +5,15 @@ import signal
 from pathlib import Path
 
 import pytest
-from runs import PATIENCE_S, Run, planted
+from runs import PATIENCE_S, Run, planted, run_recipe
 from sweep_runs import Sweep, process_of
 
 from cifarscale.config.load import load_recipe, load_training_recipe
-from cifarscale.config.sweep import SweepRecipe, check_resources
 from cifarscale.errors import ConfigError
-from cifarscale.prepare import RunOptions
-from cifarscale.run import run_job
-from cifarscale.sweep.prepared import prepare_sweep
+from cifarscale.launch.run import prepare
+from cifarscale.runs.options import RunOptions
 from cifarscale.sweep.ray.failure import cause_in
+from cifarscale.sweep.recipe import SweepRecipe
 
 pytestmark = pytest.mark.sweep
 
@@ -47,7 +46,7 @@ if "CIFARSCALE_RAY_FOLDER" in os.environ:
 
 def alone(run: Run, shards: Path, folder: Path) -> Run:
     """The same recipe, trained by this process."""
-    run_job(load_training_recipe(str(run.path / "recipe.toml")), folder, RunOptions(shards, "cpu"))
+    run_recipe(load_training_recipe(str(run.path / "recipe.toml")), folder, RunOptions(shards, "cpu"))
     return Run(folder)
 
 
@@ -105,8 +104,8 @@ def test_workers_that_do_not_fit_are_refused_in_one_line(override: str, said: st
     assert isinstance(sweep, SweepRecipe)
 
     def check() -> None:
-        check_resources(sweep, num_cpus=6, num_gpus=2, num_nodes=1, where="this machine")
-        prepare_sweep(sweep, None, str(shards))
+        sweep.check_nodes(1, num_cpus=6, num_gpus=2, where="this machine")
+        prepare(sweep, None, str(shards))
 
     with pytest.raises(ConfigError) as caught:
         check()

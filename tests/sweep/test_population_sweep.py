@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import PATIENCE_S, Run
+from runs import PATIENCE_S, Run, run_recipe
 from sweep_runs import Sweep, cifarscale, process_of, wait_until
 
 from cifarscale.config.load import load_training_recipe
-from cifarscale.prepare import RunOptions
-from cifarscale.run import run_job
+from cifarscale.runs.options import RunOptions
 
 pytestmark = pytest.mark.sweep
 
@@ -55,7 +54,9 @@ def test_a_killed_population_comes_to_the_same_and_each_trial_to_what_it_comes_t
     for trial in sweep.trials():
         if trial["origin"] is not None and trial["state"] == "complete":
             run = Run(sweep.result(trial["number"]).parent)
-            run_job(load_training_recipe(str(run.path / "recipe.toml")), tmp_path / "alone", RunOptions(shards, "cpu"))
+            run_recipe(
+                load_training_recipe(str(run.path / "recipe.toml")), tmp_path / "alone", RunOptions(shards, "cpu")
+            )
             Run(tmp_path / "alone").assert_same_as(run)
             break
     assert "from trial" in cifarscale("sweep-status", str(again.path))

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import PATIENCE_S, Run
+from runs import PATIENCE_S, Run, run_recipe
 from wandb_server import KEY, WandbServer, serving
 
 from cifarscale.config.load import load_training_recipe
-from cifarscale.prepare import RunOptions, resolve
-from cifarscale.run import run_job
+from cifarscale.runs.options import RunOptions
+from cifarscale.tasks.training import resolve
 from cifarscale.tracking.wandb_folder import WandbFolder
 
 pytest.importorskip("wandb")
@@ -127,7 +127,7 @@ def train(recipes: Path, shards: Path) -> Callable[..., Run]:
 
     def train(folder: Path, *overrides: str, recipe: str = "cnn") -> Run:
         job = load_training_recipe(str(recipes / f"{recipe}.toml"), overrides)
-        run_job(resolve(job, shards), folder, RunOptions(shards, "cpu"))
+        run_recipe(resolve(job, shards), folder, RunOptions(shards, "cpu"))
         return Run(folder)
 
     return train

@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from cifarscale.config.cnn import AugmentationConfig
-from cifarscale.data.augmentation import Augmentation, LabelledImages, Normalisation, cutout, random_crop
 from cifarscale.data.batches import Batch
+from cifarscale.data.normalisation import Normalisation
+from cifarscale.tasks.classifier.augmentation import Augmentation, LabelledImages, cutout, random_crop
+from cifarscale.tasks.classifier.recipe import AugmentationConfig
 
 MEAN, STD = (0.51, 0.49, 0.44), (0.27, 0.26, 0.28)
 NORMALISE = Normalisation(MEAN, STD, "cpu")

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from cifarscale.errors import CheckpointError, CifarscaleError
-from cifarscale.files import write_atomically, write_json_atomically
 from cifarscale.runs.checkpoint import (
     checkpoint_step,
     has_checkpoints,
@@ -21,6 +20,7 @@ from cifarscale.runs.checkpoint import (
     newest_checkpoint,
     save_checkpoint,
 )
+from cifarscale.runs.files import write_atomically, write_json_atomically
 
 State = dict[str, Any]
 

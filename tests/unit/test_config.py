@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from cifarscale.config.cnn import ClassifierRecipe
 from cifarscale.config.load import (
     find_recipe,
     load_recipe,
@@ -21,6 +20,7 @@ from cifarscale.config.load import (
 from cifarscale.config.lookup import copy_file
 from cifarscale.config.recipe import AdamWConfig, SGDConfig
 from cifarscale.errors import ConfigError
+from cifarscale.tasks.classifier.recipe import ClassifierRecipe
 
 CHECKOUT = Path(__file__).parents[2]
 

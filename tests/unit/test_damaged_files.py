@@ -9,8 +9,8 @@ from click.testing import CliRunner
 from cifarscale.cli.main import main
 from cifarscale.config.load import load_training_recipe
 from cifarscale.data.manifest import Manifest
-from cifarscale.prepare import resolve
 from cifarscale.runs.run_folder import RunFolder
+from cifarscale.tasks.training import resolve
 from cifarscale.tracking.metrics import MetricsLog, MetricsTail, read_metrics
 from cifarscale.training import engine
 

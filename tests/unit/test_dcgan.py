@@ -15,12 +15,13 @@ from torch.nn import functional
 from cifarscale.distributed.cores import Cores
 from cifarscale.distributed.group import Group
 from cifarscale.distributed.ranks import Ranks
-from cifarscale.models.dcgan import Discriminator, Downsampling, Generator, Minibatch, Upsampling
-from cifarscale.models.gan_blocks import DownBlock, MinibatchDiscrimination, MinibatchStandardDeviation, UpBlock
-from cifarscale.models.normalisation import Normalisation
-from cifarscale.models.registry import count_macs, count_parameters, summaries
+from cifarscale.tasks.gan.networks import summaries
+from cifarscale.tasks.gan.networks.blocks import DownBlock, MinibatchDiscrimination, MinibatchStandardDeviation, UpBlock
+from cifarscale.tasks.gan.networks.dcgan import Discriminator, Downsampling, Generator, Minibatch, Upsampling
+from cifarscale.training.cost import count_macs, count_parameters
+from cifarscale.training.learner import Outputs
 from cifarscale.training.microbatches import Microbatches
-from cifarscale.training.task import Outputs
+from cifarscale.training.norm_layers import Normalisation
 
 NORMALISATIONS, UPSAMPLINGS = get_args(Normalisation), get_args(Upsampling)
 DOWNSAMPLINGS, MINIBATCHES = get_args(Downsampling), get_args(Minibatch)

@@ -7,13 +7,13 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from cifarscale.config.dcgan import GanRecipe
 from cifarscale.config.load import find_recipe, load_training_recipe, recipe_hash, recipe_toml
 from cifarscale.config.recipe import TrainingRecipe
 from cifarscale.data.manifest import published_manifest
 from cifarscale.errors import ConfigError
-from cifarscale.models.registry import count_parameters
-from cifarscale.training.dcgan import build_networks
+from cifarscale.tasks.gan.learner import build_networks
+from cifarscale.tasks.gan.recipe import GanRecipe
+from cifarscale.training.cost import count_parameters
 
 SEED_PARAMETERS = (370_624, 167_808)
 

@@ -13,7 +13,7 @@ from cifarscale.checks.probe import Report, load_reports, shards_digest
 from cifarscale.checks.profile_check import fits, partition_state, preemption, requeue, shared_folder
 from cifarscale.cli.main import main
 from cifarscale.errors import ClusterError, DataError
-from cifarscale.files import write_json_atomically
+from cifarscale.runs.files import write_json_atomically
 from cifarscale.slurm.client import Partition, known_partition
 from cifarscale.slurm.plan import shape
 from cifarscale.slurm.profile import Profile

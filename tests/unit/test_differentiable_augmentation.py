@@ -8,8 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cifarscale.config.dcgan import GanAugmentationConfig
-from cifarscale.training.differentiable_augmentation import (
+from cifarscale.tasks.gan.differentiable_augmentation import (
     NUM_DRAWS,
     augment,
     augments,
@@ -17,6 +16,7 @@ from cifarscale.training.differentiable_augmentation import (
     change_colours,
     translate,
 )
+from cifarscale.tasks.gan.recipe import GanAugmentationConfig
 
 Image = NDArray[np.float64]
 SIZE = 8

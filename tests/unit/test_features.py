@@ -11,9 +11,9 @@ from PIL import Image
 from pytorch_fid import inception as theirs
 from torchvision.transforms.functional import to_tensor
 
-from cifarscale.data.augmentation import Normalisation
+from cifarscale.data.normalisation import Normalisation
 from cifarscale.evaluation.features import FeatureNetwork, classifier_features, inception
-from cifarscale.models.registry import classifier
+from cifarscale.tasks.classifier.networks import classifier
 
 CPU = torch.device("cpu")
 HALF = (0.5, 0.5, 0.5)

@@ -10,12 +10,11 @@ from click.testing import CliRunner
 
 from cifarscale.checks.doctor import _first_error
 from cifarscale.cli.main import main
-from cifarscale.cli.status import outcome
 from cifarscale.config.load import load_training_recipe
-from cifarscale.errors import CifarscaleError, ConfigError
+from cifarscale.errors import CifarscaleError, ConfigError, typed
 from cifarscale.evaluation import distance
-from cifarscale.files import typed
 from cifarscale.log import console
+from cifarscale.sweep.view import SweepView
 from cifarscale.tracking.progress import TrainingProgress
 
 
@@ -118,7 +117,7 @@ def _no_disk(*_: object) -> None:
 
 
 def test_a_sweep_of_which_nothing_came_says_so() -> None:
-    assert outcome({"metric": "top1", "trials": 3, "best": None}) == "no trial of 3 produced a result"
+    assert SweepView().outcome({"metric": "top1", "trials": 3, "best": None}) == "no trial of 3 produced a result"
 
 
 @pytest.mark.parametrize(

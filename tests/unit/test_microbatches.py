@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from cifarscale.distributed.cores import Cores
 from cifarscale.distributed.group import Group
 from cifarscale.distributed.ranks import Ranks
-from cifarscale.models.cnn import SmallFiltersCNN
+from cifarscale.tasks.classifier.networks.small_filters_cnn import SmallFiltersCNN
+from cifarscale.training.learner import Outputs
 from cifarscale.training.microbatches import Microbatches, tree_mean
-from cifarscale.training.task import Outputs
 
 BATCH = 32
 Part = tuple[torch.Tensor, torch.Tensor]

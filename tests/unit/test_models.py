@@ -8,11 +8,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cifarscale.models.attention import SelfAttention2d, SqueezeExcitation
-from cifarscale.models.cnn import Activation, Attention, BasicBlock, SmallFiltersCNN, activation
-from cifarscale.models.normalisation import GlobalBatchNorm2d, Normalisation, normalisation
-from cifarscale.models.registry import classifier, count_macs, count_parameters, summaries
-from cifarscale.models.resnet import PreActivationBlock, ResNet
+from cifarscale.tasks.classifier.networks import classifier, summaries
+from cifarscale.tasks.classifier.networks.attention import SelfAttention2d, SqueezeExcitation
+from cifarscale.tasks.classifier.networks.resnet import PreActivationBlock, ResNet
+from cifarscale.tasks.classifier.networks.small_filters_cnn import (
+    Activation,
+    Attention,
+    BasicBlock,
+    SmallFiltersCNN,
+    activation,
+)
+from cifarscale.training.cost import count_macs, count_parameters
+from cifarscale.training.norm_layers import GlobalBatchNorm2d, Normalisation, normalisation
 
 ACTIVATIONS, NORMALISATIONS, ATTENTIONS = get_args(Activation), get_args(Normalisation), get_args(Attention)
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cifarscale.config.dcgan import ObjectiveConfig
-from cifarscale.training.objectives import discriminator_loss, generator_loss, gradient_penalty, needs_real_images
+from cifarscale.tasks.gan.objectives import discriminator_loss, generator_loss, gradient_penalty, needs_real_images
+from cifarscale.tasks.gan.recipe import ObjectiveConfig
 
 NAMES = ("bce", "hinge", "relativistic")
 

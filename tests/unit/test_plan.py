@@ -11,13 +11,13 @@ from click.testing import CliRunner
 from cifarscale.cli.main import main
 from cifarscale.config.load import load_recipe
 from cifarscale.config.recipe import Recipe
-from cifarscale.config.sweep import SweepRecipe
 from cifarscale.errors import ClusterError, ConfigError
+from cifarscale.launch.run import prepare
 from cifarscale.slurm.client import Partition
-from cifarscale.slurm.plan import Pace, Plan, make_plan, trials_at_once
+from cifarscale.slurm.plan import Pace, Plan, make_plan
 from cifarscale.slurm.profile import Profile
 from cifarscale.slurm.submission import sbatch_script
-from cifarscale.work import make_work
+from cifarscale.sweep.recipe import SweepRecipe
 
 GOLDEN = Path(__file__).parent / "golden"
 GPU = Profile(name="gpus", gpus_per_node=4, cpus_per_task=8)
@@ -62,10 +62,10 @@ def test_a_sweep_has_one_task_a_node_with_all_that_is_there() -> None:
     sweep = job("sweep-cnn", "gpus_per_trial=0.5", "cpus_per_trial=8")
     assert isinstance(sweep, SweepRecipe)
     plan = make_plan(sweep, GPU, nodes=2, partition=PARTITION)
-    assert (plan.gpus_per_node, plan.cpus_per_task, trials_at_once(sweep, plan)) == (4, 32, 8)
-    assert trials_at_once(sweep.model_copy(update={"workers_per_trial": 3}), plan) == 2
-    few = sweep.model_copy(update={"max_concurrent": 3})
-    assert trials_at_once(few, plan) == 3
+    assert (plan.gpus_per_node, plan.cpus_per_task) == (4, 32)
+    for changes, at_once in (({}, 8), ({"workers_per_trial": 3}, 2), ({"max_concurrent": 3}, 3)):
+        rows = sweep.model_copy(update=changes).plan_rows(plan.nodes, plan.cpus_per_task, plan.gpus_per_node)
+        assert rows == {"trials": f"16, {at_once} at a time"}
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_a_sweep_has_one_task_a_node_with_all_that_is_there() -> None:
     [
         (CPU, ("cpus_per_trial=3",), "cpus_per_trial = 3, and a node of profile cpus has 2 cores"),
         (CPU, ("gpus_per_trial=1",), "gpus_per_trial = 1, and a node of profile cpus has 0 GPUs"),
-        (GPU, (), "would leave the 4 GPUs a node of profile gpus idle"),
+        (GPU, (), "would leave the 4 GPUs of a node of profile gpus idle"),
         (GPU, ("gpus_per_trial=2",), "a worker uses one GPU"),
         (GPU, ("gpus_per_trial=0.5", "workers_per_trial=2"), "two workers of a trial cannot share a GPU"),
         (CPU, ("workers_per_trial=8",), "workers_per_trial = 8 of 1 cores each, and 2 times a node .* room for 4"),
@@ -137,8 +137,8 @@ def script(shards: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr("sys.executable", "/opt/python")
 
     def script(profile: Profile, run_dir: str = "/shared/runs/cnn-1", nodes: int = 2) -> str:
-        work = make_work(job("cnn", "training.microbatches=8"), Path(run_dir), str(shards), "cpu")
-        return sbatch_script(work, profile, make_plan(work.job, profile, nodes))
+        prepared = prepare(job("cnn", "training.microbatches=8"), Path(run_dir), str(shards))
+        return sbatch_script(prepared, profile, make_plan(prepared.recipe, profile, nodes))
 
     return script
 

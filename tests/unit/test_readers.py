@@ -12,7 +12,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from cifarscale.config.cnn import ClassifierRecipe
 from cifarscale.config.recipe import DataConfig, TrainingConfig
 from cifarscale.data.batches import Batch, Reader
 from cifarscale.data.dataset import Dataset
@@ -26,6 +25,7 @@ from cifarscale.data.synthetic import synthetic_source
 from cifarscale.distributed.group import Group
 from cifarscale.distributed.ranks import Ranks
 from cifarscale.errors import ConfigError, DataError
+from cifarscale.tasks.classifier.recipe import ClassifierRecipe
 
 CPU = torch.device("cpu")
 BATCH = 96

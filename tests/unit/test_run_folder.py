@@ -4,8 +4,8 @@ from pathlib import Path
 
 from cifarscale.config.load import load_recipe, load_training_recipe
 from cifarscale.data.manifest import Manifest
-from cifarscale.prepare import resolve
 from cifarscale.runs.run_folder import RunFolder, folder_of
+from cifarscale.tasks.training import resolve
 
 
 def test_the_recipe_of_a_run_goes_on_in_its_folder(tmp_path: Path, shards: Path) -> None:

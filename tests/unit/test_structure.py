@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import cifarscale
+from cifarscale.config.registry import registered_task, task_names
 
 PACKAGE = Path(cifarscale.__file__).parent
 
@@ -18,21 +19,18 @@ FLOORS = (
     ("report",),
     ("checks",),
     ("explain",),
-    ("work",),
     ("sweep",),
     ("slurm",),
     ("launch",),
-    ("inference",),
-    ("run",),
-    ("measure",),
-    ("trained",),
+    ("tasks",),
     ("training",),
     ("evaluation",),
-    ("prepare",),
-    ("models", "data", "tracking"),
-    ("runs", "distributed"),
+    ("data",),
+    ("tracking",),
+    ("distributed",),
+    ("runs",),
     ("config",),
-    ("errors", "log", "files"),
+    ("errors", "log"),
     ("__init__",),
 )
 """The rooms from top to bottom. A module imports from its own room, and from those on the floors below."""
@@ -118,15 +116,43 @@ def test_imports_go_round_in_no_circle() -> None:
         graph = {name: targets for name, targets in graph.items() if name not in leaves}
 
 
-@pytest.mark.parametrize("module", [m for m in modules() if room(m) == "models"], ids=str)
-def test_models_import_torch_and_each_other_and_nothing_else(module: Path) -> None:
+@pytest.mark.parametrize("module", [m for m in modules() if "networks" in m.parts], ids=str)
+def test_networks_import_torch_and_layers_and_nothing_else(module: Path) -> None:
+    ours = (
+        f"cifarscale.{'.'.join(module.parent.parts)}.",
+        "cifarscale.training.norm_layers.",
+        "cifarscale.training.cost.",
+    )
     foreign = {
         name
         for name in imports(module)
-        if name.partition(".")[0] not in ({"torch"} | sys.stdlib_module_names)
-        and not name.startswith("cifarscale.models.")
+        if name.partition(".")[0] not in ({"torch"} | sys.stdlib_module_names) and not name.startswith(ours)
     }
     assert not foreign
+
+
+def recipe_classes() -> set[str]:
+    """The classes of recipes, each of which its own task alone may know."""
+    return {registered_task(name).recipe.__name__ for name in task_names()}
+
+
+@pytest.mark.parametrize("module", [m for m in modules() if room(m) not in ("tasks", "sweep")], ids=str)
+def test_the_house_knows_no_task_by_name(module: Path) -> None:
+    named = {
+        name for name in imports(module) if name.startswith("cifarscale.tasks.") and name.split(".")[2] in task_names()
+    }
+    assert not named, "ask the registry"
+    text = (PACKAGE / module).read_text(encoding="utf-8")
+    assert not [name for name in recipe_classes() if name in text]
+
+
+@pytest.mark.parametrize("task", sorted(set(task_names()) - {"sweep"}))
+def test_a_task_knows_the_recipe_of_no_other(task: str) -> None:
+    others = recipe_classes() - {registered_task(task).recipe.__name__}
+    for module in modules():
+        if module.parts[:2] == ("tasks", task):
+            text = (PACKAGE / module).read_text(encoding="utf-8")
+            assert not [name for name in others if name in text], module
 
 
 @pytest.mark.parametrize("module", modules(), ids=str)
@@ -177,14 +203,16 @@ def test_help_loads_nothing_heavy(statements: tuple[str, ...]) -> None:
 
 
 def test_training_needs_neither_ray_nor_matplotlib() -> None:
-    loaded = loaded_by("import cifarscale.run, cifarscale.launch.local, cifarscale.sweep.prepared")
+    loaded = loaded_by("import cifarscale.training.run, cifarscale.launch.local, cifarscale.sweep.running")
     assert not loaded & {"ray", "matplotlib"}
 
 
 def test_a_launcher_of_ranks_needs_no_torch() -> None:
     """It prepares a job, while the process that forks its ranks imports torch for all of them."""
     loaded = loaded_by(
-        "import cifarscale.cli.main, cifarscale.prepare, cifarscale.launch.call, cifarscale.launch.local"
+        "import cifarscale.cli.main, cifarscale.launch.local",
+        "from cifarscale.config.registry import registered_task, task_names",
+        "[registered_task(name) for name in task_names()]",
     )
     assert "torch" not in loaded
 

@@ -9,8 +9,8 @@ import pytest
 
 from cifarscale.config.load import load_recipe, load_training_recipe, recipe_toml, with_values
 from cifarscale.config.recipe import TrainingRecipe
-from cifarscale.config.sweep import Distribution, SweepRecipe
 from cifarscale.errors import ConfigError
+from cifarscale.sweep.recipe import Distribution, SweepRecipe
 from cifarscale.sweep.space import (
     base_of,
     best_recipe,

@@ -11,8 +11,8 @@ from click.testing import CliRunner
 from cifarscale.cli.main import main
 from cifarscale.config.load import load_recipe, load_training_recipe, recipe_hash
 from cifarscale.config.recipe import TrackingConfig
-from cifarscale.config.sweep import SweepRecipe
 from cifarscale.errors import ConfigError
+from cifarscale.sweep.recipe import SweepRecipe
 from cifarscale.sweep.space import base_of, sweep_hash
 from cifarscale.tracking import wandb_mode as modes
 from cifarscale.tracking.metrics import MetricsLog
@@ -103,7 +103,7 @@ def test_a_machine_without_a_network_is_told_apart(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_run_without_wandb_does_not_import_it() -> None:
-    program = "import sys, cifarscale.run; sys.exit('wandb' in sys.modules)"
+    program = "import sys, cifarscale.training.run; sys.exit('wandb' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 

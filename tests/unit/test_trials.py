@@ -7,10 +7,9 @@ import pytest
 
 from cifarscale.config.load import load_recipe
 from cifarscale.config.recipe import TrainingRecipe
-from cifarscale.config.sweep import SweepRecipe
 from cifarscale.data.manifest import Manifest
 from cifarscale.errors import RunError
-from cifarscale.prepare import resolve
+from cifarscale.sweep.recipe import SweepRecipe
 from cifarscale.sweep.space import base_of
 from cifarscale.sweep.trials import (
     COMPLETE,
@@ -24,6 +23,7 @@ from cifarscale.sweep.trials import (
     shown_overrides,
     value_of,
 )
+from cifarscale.tasks.training import resolve
 
 
 @pytest.fixture

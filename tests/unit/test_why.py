@@ -16,8 +16,8 @@ from cifarscale.explain.evidence import Evidence, gather
 from cifarscale.explain.explanation import Explanation, duration
 from cifarscale.explain.waiting import why_waiting
 from cifarscale.explain.why import explain
-from cifarscale.files import write_json_atomically
 from cifarscale.launch.failures import Failure
+from cifarscale.runs.files import write_json_atomically
 from cifarscale.runs.run_folder import RunFolder
 from cifarscale.slurm import client as slurm
 from cifarscale.slurm.client import Attempt, JobState

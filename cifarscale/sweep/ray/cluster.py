@@ -23,8 +23,8 @@ from typing import Any
 
 from cifarscale.distributed.ranks import ADDRESS_VARIABLE, FILE_VARIABLE, NODES_VARIABLE, Ranks
 from cifarscale.errors import ClusterError, Interrupted
-from cifarscale.files import is_listed, write_json_atomically
 from cifarscale.launch.failures import LOGS_VARIABLE
+from cifarscale.runs.files import is_listed, write_json_atomically
 from cifarscale.sweep.ray.keeper import MARK
 
 log = logging.getLogger(__name__)

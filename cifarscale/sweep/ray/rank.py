@@ -8,7 +8,6 @@ from typing import Any
 
 import ray
 
-from cifarscale.config.load import load_training_recipe
 from cifarscale.errors import CifarscaleError, Interrupted
 from cifarscale.runs.run_folder import RunFolder
 from cifarscale.sweep.trials import COMPLETE, FAILED, INTERRUPTED, WAITING, history, value_of
@@ -61,16 +60,15 @@ def run_rank(config: dict[str, Any], report: Report) -> dict[str, Any]:
         report: takes the figures of evaluations, on rank 0.
     Returns: what is to be reported last: how it ended, and its figure.
     """
-    from cifarscale.prepare import RunOptions
-    from cifarscale.run import run_job
+    from cifarscale.launch.run import run
+    from cifarscale.runs.options import RunOptions
 
     metric, run_dir = config["metric"], Path(config["run_dir"])
-    recipe = load_training_recipe(str(run_dir / "recipe.toml"))
-    max_steps = recipe.training.max_steps
+    max_steps = RunFolder(run_dir).load_training_recipe().training.max_steps
     try:
         with _stopping_with_the_sweep(config["until"]) as stop:
             options = RunOptions.from_plain(config["options"])
-            result = run_job(recipe, run_dir, options, Reporter(report, metric, max_steps), stop)
+            result = run(run_dir, options, Reporter(report, metric, max_steps), stop)
     except Interrupted:
         until = config["until"]
         values = dict(history(RunFolder(run_dir), metric))

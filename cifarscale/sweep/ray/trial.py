@@ -9,7 +9,7 @@ from cifarscale.sweep.ray.ranks import run_ranks
 
 
 def run_trial(config: dict[str, Any]) -> None:
-    """The same `run_job` as anywhere, in this process, or in the workers that the trial has of its own."""
+    """The same `run` as anywhere, in this process, or in the workers that the trial has of its own."""
     if config["workers"] > 1:
         tune.report(run_ranks(config, tune.report))
     else:

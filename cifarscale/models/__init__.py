@@ -1,1 +1,0 @@
-"""Networks and nothing else: they know neither data, nor training, nor recipes."""

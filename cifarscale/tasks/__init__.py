@@ -1,0 +1,1 @@
+"""What is computed: a folder a task. Importing one of them loads no torch."""

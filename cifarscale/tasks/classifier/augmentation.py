@@ -1,0 +1,108 @@
+"""Augmentation of whole batches on the device.
+
+What a sample gets is a function of (seed, step, position in the global batch), see `randomness`; what a batch shares,
+of (seed, step). So it is the same for any number of ranks, on any device.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch.nn import functional as F
+
+from cifarscale.data.batches import Batch
+from cifarscale.data.normalisation import Normalisation
+from cifarscale.distributed.randomness import batch_generator, uniforms
+from cifarscale.tasks.classifier.recipe import AugmentationConfig
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images (b, 3, H, W) float32, and their targets: `weight` of `labels` and 1 - weight of `others`, each (b,)."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    others: torch.Tensor
+    weight: float
+
+    def part(self, i: int, parts: int) -> Self:
+        """Every `parts`-th sample from number i on."""
+        if parts == 1:
+            return self
+        take = slice(i, None, parts)
+        return replace(self, images=self.images[take], labels=self.labels[take], others=self.others[take])
+
+
+class Augmentation:
+    """Crop, flip, cutout, mixup and cutmix, as far as the recipe wants them."""
+
+    def __init__(self, config: AugmentationConfig, normalise: Normalisation, seed: int) -> None:
+        self._config = config
+        self._normalise = normalise
+        self._seed = seed
+
+    def __call__(self, batch: Batch, step: int) -> LabelledImages:
+        """The samples of a rank's share of the batch of `step`, normalised and augmented."""
+        config = self._config
+        images = batch.images
+        if config.crop_padding or config.flip or config.cutout:
+            drawn = torch.from_numpy(uniforms(self._seed, "augmentation", step, batch.positions, 5))
+            top, left, mirrored, hole_y, hole_x = drawn.to(images.device, non_blocking=True).unbind(1)
+        if config.crop_padding:
+            images = random_crop(images, config.crop_padding, top, left)
+        if config.flip:
+            images = torch.where((mirrored < 0.5).view(-1, 1, 1, 1), images.flip(-1), images)
+        images = self._normalise(images)
+        if config.cutout:
+            images = cutout(images, config.cutout, hole_y, hole_x)
+        if config.mixes:
+            return self._mix(images, batch.labels, step)
+        return LabelledImages(images, batch.labels, batch.labels, 1.0)
+
+    def _mix(self, images: torch.Tensor, labels: torch.Tensor, step: int) -> LabelledImages:
+        """Combines each sample with the one half a batch further on, which is in the same microbatch."""
+        generator = batch_generator(self._seed, "mixing", step)
+        both = self._config.mixup > 0 and self._config.cutmix > 0
+        use_mixup = generator.random() < 0.5 if both else self._config.mixup > 0
+        alpha = self._config.mixup if use_mixup else self._config.cutmix
+        weight = float(generator.beta(alpha, alpha))
+        half = len(images) // 2
+        others, other_labels = images.roll(half, 0), labels.roll(half, 0)
+        if use_mixup:
+            return LabelledImages(torch.lerp(others, images, weight), labels, other_labels, weight)
+        height, width = images.shape[-2:]
+        side = (1 - weight) ** 0.5
+        rows = _interval(float(generator.random()), side * height, height)
+        columns = _interval(float(generator.random()), side * width, width)
+        images[..., rows, columns] = others[..., rows, columns]
+        pasted = (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)
+        return LabelledImages(images, labels, other_labels, 1 - pasted)
+
+
+def random_crop(images: torch.Tensor, padding: int, top: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
+    """Crops of the original size from images with a black border; top and left are uniform in [0, 1), shape (b,)."""
+    height, width = images.shape[-2:]
+    padded = F.pad(images.permute(0, 2, 3, 1), (0, 0, padding, padding, padding, padding))  # (b, H+2p, W+2p, 3)
+    windows = padded.unfold(1, height, 1).unfold(2, width, 1)  # (b, 2p+1, 2p+1, 3, H, W), a view
+    places = 2 * padding + 1
+    index = torch.arange(len(images), device=images.device)
+    cropped = windows.permute(0, 1, 2, 4, 5, 3)[index, (top * places).long(), (left * places).long()]
+    return cropped.permute(0, 3, 1, 2)
+
+
+def cutout(images: torch.Tensor, side: int, centre_y: torch.Tensor, centre_x: torch.Tensor) -> torch.Tensor:
+    """Sets a square around a random pixel to 0, the mean, clipped at the border (DeVries & Taylor 2017, 1708.04552)."""
+
+    def inside(centre: torch.Tensor, size: int) -> torch.Tensor:
+        first = (centre * size).floor() - side // 2
+        offset = torch.arange(size, device=images.device) - first.unsqueeze(1)
+        return (offset >= 0) & (offset < side)  # (b, size)
+
+    rows, columns = inside(centre_y, images.shape[-2]), inside(centre_x, images.shape[-1])
+    return images.masked_fill_((rows.unsqueeze(2) & columns.unsqueeze(1)).unsqueeze(1), 0.0)
+
+
+def _interval(centre: float, length: float, size: int) -> slice:
+    """Pixels of an interval around a random pixel, clipped at the border."""
+    middle = int(centre * size)
+    return slice(max(0, round(middle - length / 2)), min(size, round(middle + length / 2)))

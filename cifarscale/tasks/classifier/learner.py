@@ -1,0 +1,86 @@
+"""How a classifier is trained: cross-entropy on augmented images; evaluated by accuracy."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from cifarscale.data.batches import Batch
+from cifarscale.data.manifest import Manifest
+from cifarscale.data.normalisation import training_normalisation
+from cifarscale.evaluation.accuracy import Accuracy, evaluate_classifier
+from cifarscale.tasks.classifier.augmentation import Augmentation, LabelledImages
+from cifarscale.tasks.classifier.networks import classifier
+from cifarscale.tasks.classifier.recipe import ClassifierRecipe
+from cifarscale.training.learner import Learner, LearnerContext, Outputs
+
+
+def build_classifier(recipe: ClassifierRecipe, manifest: Manifest, device: torch.device) -> nn.Module:
+    """The recipe's classifier with freshly drawn weights, a function of the seed; channels last in memory."""
+    torch.manual_seed(recipe.seed)
+    network: nn.Module = classifier(num_classes=len(manifest.fine_names), **recipe.model.model_dump())
+    return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+class ClassifierLearner(Learner):
+    optimized_networks: ClassVar[tuple[str, ...]] = ("classifier",)
+
+    def __init__(self, recipe: ClassifierRecipe, context: LearnerContext) -> None:
+        self._recipe, self._data, self._device = recipe, context.data, context.device
+        self._group, self._cores = context.group, context.cores
+        manifest = context.data.manifest
+        self.networks = {"classifier": build_classifier(recipe, manifest, context.device)}
+        self._normalise = training_normalisation(manifest, context.device)
+        self._augment = Augmentation(recipe.augmentation, self._normalise, recipe.seed)
+        self._evaluated: dict[str, Accuracy] = {}
+
+    def prepare(self, batch: Batch, step: int) -> LabelledImages:
+        return self._augment(batch, step)
+
+    def loss(
+        self, update: str, networks: Mapping[str, nn.Module], part: LabelledImages, step: int
+    ) -> tuple[torch.Tensor, Outputs]:
+        logits = networks[update](part.images)
+        smoothing = self._recipe.label_smoothing
+        loss = F.cross_entropy(logits, part.labels, label_smoothing=smoothing)
+        if part.weight < 1:
+            others = F.cross_entropy(logits, part.others, label_smoothing=smoothing)
+            loss = part.weight * loss + (1 - part.weight) * others
+        return loss, (logits,)
+
+    def metrics(self, update: str, part: LabelledImages, outputs: Outputs) -> dict[str, torch.Tensor]:
+        return {"accuracy": (outputs[0].argmax(1) == part.labels).float().mean()}
+
+    def example_inputs(self, batch_size: int) -> dict[str, tuple[torch.Tensor, ...]]:
+        images = torch.zeros(batch_size, 3, 32, 32, device=self._device)
+        return {"classifier": (images.to(memory_format=torch.channels_last),)}
+
+    def evaluate(self, networks: Mapping[str, nn.Module], step: int) -> dict[str, float]:
+        split = "validation" if self._recipe.data.num_validation else "test"
+        return {f"{split}_{key}": value for key, value in self._accuracy(networks, split).items()}
+
+    def result(self, networks: Mapping[str, nn.Module]) -> dict[str, Any]:
+        splits = ["train", "validation", "test"] if self._recipe.data.num_validation else ["train", "test"]
+        return {split: self._accuracy(networks, split) for split in splits}
+
+    def tables(self) -> dict[str, Any]:
+        """How often each class of the test set was taken for which: rows are labels, columns predictions."""
+        manifest = self._data.manifest
+        matrix = self._evaluated["test"].confusion(len(manifest.fine_names))
+        confusion = {
+            "classes": manifest.fine_names,
+            "superclasses": manifest.coarse_names,
+            "superclass_of_class": manifest.coarse_of_fine,
+            "matrix": matrix.tolist(),
+        }
+        return {"confusion-test": confusion}
+
+    def _accuracy(self, networks: Mapping[str, nn.Module], split: str) -> dict[str, float]:
+        samples = self._data.split(split)
+        batch_size = self._recipe.evaluation.batch_size
+        self._evaluated[split] = evaluate_classifier(
+            networks["classifier"], samples, self._normalise, self._group, self._cores, batch_size
+        )
+        return self._evaluated[split].metrics

@@ -1,0 +1,52 @@
+"""The task `classifier`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cifarscale.config.registry import register_task
+from cifarscale.data.manifest import Manifest
+from cifarscale.tasks.classifier.recipe import ClassifierRecipe
+from cifarscale.tasks.classifier.view import ClassifierView
+from cifarscale.tasks.training import TrainingTask
+
+if TYPE_CHECKING:
+    import torch
+
+    from cifarscale.tasks.trained import TrainedClassifier
+    from cifarscale.training.cost import ModelSummary
+    from cifarscale.training.learner import Learner, LearnerContext
+
+
+@register_task("classifier")
+class ClassifierTask(TrainingTask):
+    """Trains an image classifier."""
+
+    recipe = ClassifierRecipe
+    view = ClassifierView()
+    progress_metrics = ("loss", "accuracy")
+
+    def learner(self, recipe: ClassifierRecipe, context: "LearnerContext") -> "Learner":
+        from cifarscale.tasks.classifier.learner import ClassifierLearner
+
+        return ClassifierLearner(recipe, context)
+
+    def load(
+        self, recipe: ClassifierRecipe, manifest: Manifest, state: dict[str, Any], device: "torch.device"
+    ) -> "TrainedClassifier":
+        from cifarscale.tasks.classifier.learner import build_classifier
+        from cifarscale.tasks.trained import TrainedClassifier
+
+        network = build_classifier(recipe, manifest, device)
+        network.load_state_dict((state["averages"] or state["networks"])["classifier"])
+        return TrainedClassifier(recipe, manifest, network.eval(), state["step"], device)
+
+    def wandb_tables(self, run_dir: Path) -> dict[str, Any]:
+        from cifarscale.tasks.classifier.wandb_tables import tables
+
+        return tables(run_dir)
+
+    def models(self) -> "Sequence[ModelSummary]":
+        from cifarscale.tasks.classifier.networks import summaries
+
+        return summaries()

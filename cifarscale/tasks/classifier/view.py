@@ -1,0 +1,71 @@
+"""How runs of classifiers are shown."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cifarscale.config.recipe import Recipe
+from cifarscale.errors import typed
+from cifarscale.runs.run_folder import RunFolder
+from cifarscale.tasks.classifier.recipe import ClassifierRecipe
+from cifarscale.tasks.view import View
+
+if TYPE_CHECKING:
+    from cifarscale.tracking.charts import Chart, Line
+    from cifarscale.tracking.parts import Fact, Section
+
+
+class ClassifierView(View):
+    def outcome(self, result: Mapping[str, Any]) -> str:
+        return f"test top-1 {result['test']['top1']:.2%}"
+
+    def print_result(self, result: Mapping[str, Any], run_dir: Path, in_full: bool = False) -> None:
+        import click
+        from rich.console import Console
+        from rich.table import Table
+
+        from cifarscale.tasks.text import cost, rate
+
+        table = Table(title=cost(result), caption=rate(result))
+        for column in ("split", "top-1", "top-5", "loss"):
+            table.add_column(column, justify="left" if column == "split" else "right")
+        for split in ("train", "validation", "test"):
+            if split in result:
+                metrics = result[split]
+                table.add_row(split, f"{metrics['top1']:.2%}", f"{metrics['top5']:.2%}", f"{metrics['loss']:.4f}")
+        Console().print(table)
+        super().print_result(result, run_dir)
+        click.echo(f"next    cifarscale evaluate {typed(run_dir)}")
+
+    def facts(
+        self, folder: RunFolder, recipe: Recipe, result: Mapping[str, Any] | None, lines: "Sequence[Line]"
+    ) -> "list[Fact]":
+        from cifarscale.tracking.parts import Fact, percent
+
+        facts = []
+        for split in ("test", "validation", "train"):
+            if result and split in result:
+                metrics = result[split]
+                note = f"top-5 {percent(metrics['top5'])}, loss {metrics['loss']:.3f}"
+                facts.append(Fact(f"{split} top-1", percent(metrics["top1"]), note))
+            elif not result and (line := next((line for line in reversed(lines) if f"{split}_top1" in line), None)):
+                facts.append(Fact(f"{split} top-1 so far", percent(line[f"{split}_top1"]), f"at step {line['step']:,}"))
+        return facts + super().facts(folder, recipe, result, lines)
+
+    def charts(self) -> "Sequence[Chart]":
+        from cifarscale.tracking.charts import Chart
+
+        losses = {"loss": "training", "validation_loss": "validation", "test_loss": "test"}
+        accuracies = {"accuracy": "training, augmented", "validation_top1": "validation", "test_top1": "test"}
+        return Chart("Loss", losses, "loss"), Chart("Accuracy", accuracies, "top-1", is_share=True)
+
+    def compared(self) -> "Sequence[Chart]":
+        from cifarscale.tracking.charts import Chart
+
+        accuracies = {"validation_top1": "validation", "test_top1": "test"}
+        return Chart("Training loss", {"loss": ""}, "loss"), Chart("Accuracy", accuracies, "top-1", is_share=True)
+
+    def sections(self, folder: RunFolder, recipe: ClassifierRecipe, data: str | None) -> "list[Section]":
+        from cifarscale.tasks.classifier.section import mistakes
+
+        return mistakes(folder.path, recipe, data)

@@ -1,0 +1,1 @@
+"""How close images are to real ones."""

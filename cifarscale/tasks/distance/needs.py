@@ -1,0 +1,34 @@
+"""What a comparison of images needs, as far as can be known before torch is imported."""
+
+from pathlib import Path
+
+from cifarscale.config.distance import DistanceConfig
+from cifarscale.errors import ConfigError
+from cifarscale.runs.run_folder import RunFolder
+
+
+def is_split(name: str) -> bool:
+    """Whether this is to be a split of a data set, rather than a folder or a file of statistics."""
+    return not name.endswith(".npz") and not Path(name).is_dir()
+
+
+def check_features(config: DistanceConfig) -> None:
+    """Raises: ConfigError or EvaluationError if that by whose features images are to be compared is not there."""
+    kind, _, run = config.features.partition(":")
+    if kind == "inception":
+        from cifarscale.evaluation.features import inception_weights
+
+        inception_weights(Path(config.weights) if config.weights else None)
+    elif kind == "cnn" and RunFolder(Path(run)).result() is None:
+        raise ConfigError(
+            f"distance.features = 'cnn:{run}': there is no complete run in {run}. "
+            "Run: cifarscale train resnet, and name its folder there"
+        )
+
+
+def absolute_paths(config: DistanceConfig) -> dict[str, str]:
+    """The paths that it names as absolute ones, by dotted key: it may be read in another folder."""
+    kind, _, run = config.features.partition(":")
+    paths = {"distance.against": config.against, "distance.weights": config.weights}
+    changes = {key: str(Path(path).absolute()) for key, path in paths.items() if path and not is_split(path)}
+    return changes | ({"distance.features": f"{kind}:{Path(run).absolute()}"} if run else {})

@@ -1,0 +1,1 @@
+"""How accurate a trained classifier is."""

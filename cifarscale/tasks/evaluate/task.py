@@ -1,0 +1,74 @@
+"""The task `evaluate`: exact accuracy of a run's classifier on a split."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cifarscale.config.load import with_values
+from cifarscale.config.registry import register_task
+from cifarscale.data.build import locate_shards
+from cifarscale.errors import ConfigError
+from cifarscale.runs.options import RunOptions
+from cifarscale.runs.run_folder import RunFolder, default_run_dir
+from cifarscale.tasks.base import PreparedRun
+from cifarscale.tasks.evaluate.recipe import EvaluateRecipe
+from cifarscale.tasks.evaluate.view import EvaluateView
+from cifarscale.tasks.measuring import MeasuringTask
+
+if TYPE_CHECKING:
+    import torch
+
+    from cifarscale.distributed.cores import Cores
+    from cifarscale.distributed.group import Group
+
+
+@register_task("evaluate")
+class EvaluateTask(MeasuringTask):
+    """Evaluates a trained classifier."""
+
+    recipe = EvaluateRecipe
+    view = EvaluateView()
+
+    def prepare(
+        self, recipe: EvaluateRecipe, run_dir: Path | None, data: str | None, options: RunOptions
+    ) -> PreparedRun:
+        if not recipe.run:
+            raise ConfigError("evaluate needs the run to evaluate. Add: --set run=RUN")
+        recipe = with_values(recipe, run=str(Path(recipe.run).absolute()))
+        dataset = RunFolder(Path(recipe.run)).load_training_recipe().data.dataset
+        folder = (run_dir or default_run_dir(recipe)).absolute()
+        return PreparedRun(recipe, folder, options.on(locate_shards(data or dataset).resolve()))
+
+    def measure(
+        self, recipe: EvaluateRecipe, options: RunOptions, group: "Group", cores: "Cores", device: "torch.device"
+    ) -> dict[str, Any]:
+        """Returns: step, split, samples, top1, top5, loss, and accuracy by class and superclass name."""
+        import torch
+
+        from cifarscale.data.dataset import Dataset
+        from cifarscale.data.normalisation import training_normalisation
+        from cifarscale.evaluation.accuracy import evaluate_classifier
+        from cifarscale.tasks.load import load_classifier
+
+        assert options.shards is not None
+        run_dir, split = Path(recipe.run), recipe.split
+        trained = load_classifier(run_dir, device)
+        config, manifest = trained.recipe, trained.manifest
+        samples = Dataset(options.shards, config.data, device).split(split)
+        normalise = training_normalisation(manifest, device)
+        accuracy = evaluate_classifier(trained.network, samples, normalise, group, cores, config.evaluation.batch_size)
+        fine = torch.arange(len(manifest.fine_names))
+        coarse = torch.tensor(manifest.coarse_of_fine)
+        return {
+            "run": run_dir.name,
+            "step": trained.step,
+            "split": split,
+            "samples": samples.num_samples,
+            **accuracy.metrics,
+            "superclasses": _by_name(manifest.coarse_names, accuracy.per_group(coarse, len(manifest.coarse_names))),
+            "classes": _by_name(manifest.fine_names, accuracy.per_group(fine, len(fine))),
+        }
+
+
+def _by_name(names: Sequence[str], values: Sequence[float | None]) -> dict[str, float | None]:
+    return dict(zip(names, values, strict=True))

@@ -1,0 +1,46 @@
+"""How evaluations of classifiers are shown."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cifarscale.config.recipe import Recipe
+from cifarscale.runs.run_folder import RunFolder
+from cifarscale.tasks.view import View
+
+if TYPE_CHECKING:
+    from cifarscale.tracking.charts import Line
+    from cifarscale.tracking.parts import Fact
+
+
+class EvaluateView(View):
+    def outcome(self, result: Mapping[str, Any]) -> str:
+        return f"{result['split']} top-1 {result['top1']:.2%}"
+
+    def facts(
+        self, folder: RunFolder, recipe: Recipe, result: Mapping[str, Any] | None, lines: "Sequence[Line]"
+    ) -> "list[Fact]":
+        from cifarscale.tracking.parts import Fact, percent
+
+        if result is None:
+            return []
+        note = f"top-5 {percent(result['top5'])}, loss {result['loss']:.3f}"
+        return [Fact(f"{result['split']} top-1", percent(result["top1"]), note)]
+
+    def print_result(self, result: Mapping[str, Any], run_dir: Path, in_full: bool = False) -> None:
+        from rich.console import Console
+        from rich.table import Table
+
+        groups = "classes" if in_full else "superclasses"
+        console = Console()
+        console.print(
+            f"{result['run']} after {result['step']:,} steps on {result['samples']:,} {result['split']} samples: "
+            f"top-1 {result['top1']:.2%}, top-5 {result['top5']:.2%}, loss {result['loss']:.4f}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        ranked = sorted(result[groups].items(), key=lambda item: -(item[1] if item[1] is not None else -1))
+        table = Table(groups, "top-1")
+        for name, value in ranked:
+            table.add_row(name, "–" if value is None else f"{value:7.2%}")
+        console.print(table)

@@ -1,0 +1,65 @@
+"""The images that a generator draws."""
+
+import torch
+
+from cifarscale.data.images import ImageSet
+from cifarscale.distributed.randomness import normals
+from cifarscale.tasks.gan.networks.dcgan import Generator
+from cifarscale.tasks.trained import CHUNK, TrainedGenerator
+from cifarscale.tracking.samples import to_uint8
+
+
+class GeneratedImages:
+    """The images that a generator draws for a seed, without end; image i is a function of both and of i alone.
+
+    Args:
+        label: the class of all images; without it a conditional generator's image i is of class i mod num_classes.
+    """
+
+    def __init__(self, generator: Generator, seed: int, device: torch.device, label: int | None = None) -> None:
+        self._generator, self._seed, self._device, self._label = generator, seed, device, label
+
+    def labels(self, rows: range) -> torch.Tensor | None:
+        """The classes (b,) int64 of the images `rows`; None without classes."""
+        if not self._generator.num_classes:
+            return None
+        numbers = torch.arange(rows.start, rows.stop)
+        return numbers.fill_(self._label) if self._label is not None else numbers % self._generator.num_classes
+
+    def __call__(self, rows: range) -> torch.Tensor:
+        """Images `rows`, (b, 3, 32, 32) uint8 on the device. The generator must be in evaluation mode."""
+        first = rows.start // CHUNK * CHUNK
+        # Whole chunks always: how many images are computed together decides over their last bits.
+        images = torch.cat([self._chunk(start) for start in range(first, rows.stop, CHUNK)])
+        return images[rows.start - first : rows.stop - first]
+
+    @torch.inference_mode()
+    def _chunk(self, start: int) -> torch.Tensor:
+        rows = range(start, start + CHUNK)
+        latents = normals(self._seed, "generate", 0, rows, self._generator.latent_size).to(self._device)
+        labels = self.labels(rows)
+        return to_uint8(self._generator(latents, None if labels is None else labels.to(self._device)))
+
+
+def generated_images(
+    generator: Generator, seed: int, count: int, device: torch.device, label: int | None = None
+) -> ImageSet:
+    """The first `count` of `GeneratedImages`."""
+    images = GeneratedImages(generator, seed, device, label)
+    return ImageSet("generated", count, images, images.labels(range(count)))
+
+
+class TrainedGan(TrainedGenerator):
+    """The generator of a run."""
+
+    @property
+    def is_conditional(self) -> bool:
+        return self._generator.num_classes > 0
+
+    @property
+    def _generator(self) -> Generator:
+        assert isinstance(self.network, Generator)
+        return self.network
+
+    def images(self, seed: int, count: int, label: int | None = None) -> ImageSet:
+        return generated_images(self._generator, seed, count, self.device, label)

@@ -1,0 +1,228 @@
+"""How a GAN is trained: in a step the discriminator is updated, then the generator (Goodfellow et al. 2014)."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, Self
+
+import torch
+from torch import nn
+
+from cifarscale.data.batches import Batch
+from cifarscale.data.images import ImageSet
+from cifarscale.data.manifest import Manifest
+from cifarscale.distributed.randomness import normals, uniforms
+from cifarscale.tasks.gan.differentiable_augmentation import NUM_DRAWS, augment, augments
+from cifarscale.tasks.gan.generated import generated_images
+from cifarscale.tasks.gan.networks.dcgan import Discriminator, Generator
+from cifarscale.tasks.gan.objectives import discriminator_loss, generator_loss, gradient_penalty, needs_real_images
+from cifarscale.tasks.gan.recipe import GanRecipe
+from cifarscale.tasks.trained import drawn
+from cifarscale.tracking.samples import save_grid
+from cifarscale.training.learner import Learner, LearnerContext, Outputs
+
+SAMPLES_SIDE = 8
+"""Images along each side of the grids that a run saves."""
+
+
+def build_networks(recipe: GanRecipe, manifest: Manifest, device: torch.device) -> tuple[Generator, Discriminator]:
+    """Both networks with freshly drawn weights, a function of the seed; channels last in memory."""
+    model = recipe.model
+    num_classes = len(manifest.fine_names) if model.conditional else 0
+    torch.manual_seed(recipe.seed)
+    generator = Generator(
+        model.latent_size,
+        model.generator_width,
+        model.generator_normalisation,
+        model.upsampling,
+        num_classes,
+        model.class_embedding,
+    )
+    discriminator = Discriminator(
+        model.discriminator_width,
+        model.discriminator_normalisation,
+        model.downsampling,
+        model.spectral,
+        model.minibatch,
+        num_classes,
+    )
+    for network in (generator, discriminator):
+        network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return generator, discriminator
+
+
+class Comparison(Protocol):
+    """Compares images with real ones; all ranks call it together, and get the same."""
+
+    @property
+    def key(self) -> str:
+        """What the distance is called in the log."""
+        ...
+
+    def frechet(self, images: ImageSet) -> float: ...
+
+    def metrics(self, images: ImageSet) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class GanBatch:
+    """Real images and what as many generated ones are made from.
+
+    Attributes:
+        images: (b, 3, 32, 32) in [-1, 1].
+        latents: (b, latent_size).
+        labels: (b,) int64, also of the generated images.
+        draws: (b, 4, NUM_DRAWS) for augmentation: the discriminator's real and generated images, the generator's.
+    """
+
+    images: torch.Tensor
+    latents: torch.Tensor
+    labels: torch.Tensor
+    draws: torch.Tensor
+
+    def part(self, i: int, parts: int) -> Self:
+        """Every `parts`-th sample from number i on."""
+        take = slice(i, None, parts)
+        return type(self)(self.images[take], self.latents[take], self.labels[take], self.draws[take])
+
+
+class GanLearner(Learner):
+    optimized_networks: ClassVar[tuple[str, ...]] = ("discriminator", "generator")
+
+    def __init__(self, recipe: GanRecipe, context: LearnerContext, comparison: Comparison | None = None) -> None:
+        """
+        Args:
+            comparison: how generated images are compared with real ones; not at all without it.
+        """
+        self._recipe, self._samples, self._comparison = recipe, context.folder.samples, comparison
+        self._group, self._cores, self._device = context.group, context.cores, context.device
+        self._augments = augments(recipe.augmentation)
+        generator, discriminator = build_networks(recipe, context.data.manifest, context.device)
+        self.networks = {"discriminator": discriminator, "generator": generator}
+
+    def prepare(self, batch: Batch, step: int) -> GanBatch:
+        seed, positions = self._recipe.seed, batch.positions
+        images = batch.images
+        if self._recipe.augmentation.flip:
+            mirrored = torch.from_numpy(uniforms(seed, "augmentation", step, positions, 1)) < 0.5
+            images = torch.where(mirrored.view(-1, 1, 1, 1).to(images.device), images.flip(-1), images)
+        floats = images.to(torch.float32, memory_format=torch.channels_last).sub_(127.5).div_(127.5)
+        latents = normals(seed, "latent", step, positions, self._recipe.model.latent_size)
+        draws = torch.empty(len(images), 4, 0)
+        if self._augments:
+            drawn = uniforms(seed, "differentiable augmentation", step, positions, 4 * NUM_DRAWS)
+            draws = torch.from_numpy(drawn).view(-1, 4, NUM_DRAWS)
+        device = images.device
+        return GanBatch(
+            floats, latents.to(device, non_blocking=True), batch.labels, draws.to(device, non_blocking=True)
+        )
+
+    def loss(
+        self, update: str, networks: Mapping[str, nn.Module], part: GanBatch, step: int
+    ) -> tuple[torch.Tensor, Outputs]:
+        """The objective of each network; the discriminator's with its gradient penalties."""
+        return (
+            self._discriminator_loss(networks, part)
+            if update == "discriminator"
+            else self._generator_loss(networks, part)
+        )
+
+    def _discriminator_loss(self, networks: Mapping[str, nn.Module], part: GanBatch) -> tuple[torch.Tensor, Outputs]:
+        objective = self._recipe.objective
+        with torch.no_grad():
+            images = networks["generator"](part.latents, self._labels(part))
+        real, r1 = self._judged(networks, part, part.images, 0, objective.r1 > 0)
+        fake, r2 = self._judged(networks, part, images, 1, objective.r2 > 0)
+        loss = discriminator_loss(objective.name, real, fake)
+        return loss + objective.r1 * r1 + objective.r2 * r2, (loss, real, fake, r1, r2)
+
+    def _generator_loss(self, networks: Mapping[str, nn.Module], part: GanBatch) -> tuple[torch.Tensor, Outputs]:
+        objective = self._recipe.objective
+        fake, _ = self._judged(networks, part, networks["generator"](part.latents, self._labels(part)), 2)
+        real = None
+        if needs_real_images(objective):
+            with torch.no_grad():
+                real, _ = self._judged(networks, part, part.images, 3)
+        loss = generator_loss(objective.name, real, fake)
+        return loss, (loss,)
+
+    def _judged(
+        self, networks: Mapping[str, nn.Module], part: GanBatch, images: torch.Tensor, use: int, penalised: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The logits (b,) of augmented images, and their gradient penalty if wanted; float32 whatever autocast says.
+
+        Losses are means over many logits, or differences of two: half precision is too coarse for either.
+        """
+        if self._augments:
+            images = augment(images, self._recipe.augmentation, part.draws[:, use])
+        if not penalised:
+            logits = networks["discriminator"](images, self._labels(part)).float()
+            return logits, logits.new_zeros(())
+        with torch.autocast(images.device.type, enabled=False):
+            images = images.detach().float().requires_grad_()
+            logits = networks["discriminator"](images, self._labels(part))
+            return logits, gradient_penalty(logits, images)
+
+    def _labels(self, part: GanBatch) -> torch.Tensor | None:
+        return part.labels if self._recipe.model.conditional else None
+
+    def metrics(self, update: str, part: GanBatch, outputs: Outputs) -> dict[str, torch.Tensor]:
+        """The losses; D(x) and D(G(z)), the mean probabilities that real and generated images are called real; and
+        the gradient penalties that are on, without their weights."""
+        metrics = {f"{update}_loss": outputs[0]}
+        if update == "discriminator":
+            real, fake, r1, r2 = outputs[1:]
+            metrics |= {"real_score": real.sigmoid().mean(), "fake_score": fake.sigmoid().mean()}
+            objective = self._recipe.objective
+            metrics |= {"r1": r1} if objective.r1 else {}
+            metrics |= {"r2": r2} if objective.r2 else {}
+        return metrics
+
+    def example_inputs(self, batch_size: int) -> dict[str, tuple[torch.Tensor, ...]]:
+        images = torch.zeros(batch_size, 3, 32, 32, device=self._device).to(memory_format=torch.channels_last)
+        latents = torch.zeros(batch_size, self._recipe.model.latent_size, device=self._device)
+        labels = torch.zeros(batch_size, dtype=torch.int64, device=self._device)
+        classes = (labels,) if self._recipe.model.conditional else ()
+        return {"discriminator": (images, *classes), "generator": (latents, *classes)}
+
+    def evaluate(self, networks: Mapping[str, nn.Module], step: int) -> dict[str, float]:
+        """Saves a grid of images from the run's fixed noise; and where it is time, measures the distance."""
+        with self._evaluating(networks) as generator:
+            self._save_samples(generator, step)
+            every = self._recipe.distance.every
+            if self._comparison is None or not every or step % every:
+                return {}
+            return {
+                self._comparison.key: self._comparison.frechet(
+                    self._images(generator, self._recipe.distance.num_samples)
+                )
+            }
+
+    def result(self, networks: Mapping[str, nn.Module]) -> dict[str, Any]:
+        with self._evaluating(networks) as generator:
+            result: dict[str, Any] = {"samples": self._save_samples(generator, self._recipe.training.max_steps)}
+            if self._comparison is not None:
+                result["distance"] = self._comparison.metrics(
+                    self._images(generator, self._recipe.distance.num_samples)
+                )
+            return result
+
+    @contextmanager
+    def _evaluating(self, networks: Mapping[str, nn.Module]) -> Iterator[Generator]:
+        """The generator, in evaluation mode for a while."""
+        generator = networks["generator"]
+        assert isinstance(generator, Generator)
+        training = generator.training
+        yield generator.eval()
+        generator.train(training)
+
+    def _images(self, generator: Generator, count: int) -> ImageSet:
+        return generated_images(generator, self._recipe.seed, count, self._device)
+
+    def _save_samples(self, generator: Generator, step: int) -> str:
+        """Saves a grid of the run's fixed samples. Returns: its path within the run folder."""
+        path = self._samples / f"step-{step:08d}.png"
+        if self._group.ranks.is_first:
+            images = drawn(self._images(generator, SAMPLES_SIDE**2), self._cores)
+            save_grid(images, SAMPLES_SIDE, path)
+        return f"{path.parent.name}/{path.name}"

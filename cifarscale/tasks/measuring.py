@@ -1,0 +1,48 @@
+"""What the tasks that train nothing have in common."""
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any
+
+from cifarscale.runs.files import write_json_atomically
+from cifarscale.runs.options import RunOptions
+from cifarscale.runs.run_folder import RunFolder
+from cifarscale.tasks.base import Task
+
+if TYPE_CHECKING:
+    import torch
+
+    from cifarscale.distributed.cores import Cores
+    from cifarscale.distributed.group import Group
+    from cifarscale.tracking.sink import Sink
+    from cifarscale.training.signals import StopRequest
+
+
+class MeasuringTask(Task):
+    """Computes a result on all ranks, from what has been trained or lies there."""
+
+    @abstractmethod
+    def measure(
+        self, recipe: Any, options: RunOptions, group: "Group", cores: "Cores", device: "torch.device"
+    ) -> dict[str, Any]:
+        """The result, the same on every rank."""
+
+    def run(
+        self,
+        recipe: Any,
+        folder: RunFolder,
+        options: RunOptions,
+        sink: "Sink | None" = None,
+        stop: "StopRequest | None" = None,
+    ) -> dict[str, Any]:
+        from cifarscale.distributed.cores import Cores
+        from cifarscale.distributed.group import pick_device, process_group
+        from cifarscale.distributed.ranks import ranks_from_environment
+
+        ranks = ranks_from_environment()
+        device = pick_device(options.device, ranks.local_rank)
+        with process_group(ranks, device) as group:
+            result = self.measure(recipe, options, group, Cores(apart=device.type == "cpu"), device)
+            if ranks.is_first:
+                write_json_atomically(folder.result_file, result)
+            group.wait()
+        return result

@@ -1,0 +1,14 @@
+"""Words that the results of several tasks share."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def cost(result: Mapping[str, Any]) -> str:
+    """What was trained, and for how long."""
+    return f"{result['name']}: {result['parameters']:,} parameters, {result['steps']:,} steps"
+
+
+def rate(result: Mapping[str, Any]) -> str:
+    """How fast, and on what."""
+    return f"{result['images_per_second']:,.0f} images/s on {result['world_size']} × {result['device']}"

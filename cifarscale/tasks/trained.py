@@ -1,0 +1,114 @@
+"""What has been trained, by what it can do."""
+
+import difflib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import nn
+
+from cifarscale.config.recipe import TrainingRecipe
+from cifarscale.data.images import ImageSet, read_image
+from cifarscale.data.manifest import Manifest
+from cifarscale.data.normalisation import training_normalisation
+from cifarscale.data.shards import IMAGE_SIZE
+from cifarscale.distributed.cores import Cores
+from cifarscale.errors import RunError
+
+TOP = 5
+CHUNK = 64
+"""Images generated at a time: fixed, so that an image does not depend on how many are wanted."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run has trained in `step` steps."""
+
+    recipe: TrainingRecipe
+    manifest: Manifest
+    network: nn.Module
+    """In evaluation mode: the moving average of the weights where the recipe keeps one."""
+    step: int
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class TrainedClassifier(Trained):
+    """Takes normalised images (b, 3, 32, 32) to logits (b, classes), and by `network.features` to features."""
+
+    def predict(self, images: Sequence[Path]) -> list[list[tuple[str, float]]]:
+        """For each image file the five most probable classes with their probabilities, most probable first.
+
+        Raises: DataError if a file is not an image that Pillow opens.
+        """
+        pixels = torch.from_numpy(np.stack([_thumbnail(path) for path in images])).permute(0, 3, 1, 2)
+        normalise = training_normalisation(self.manifest, self.device)
+        with torch.inference_mode():
+            probabilities = self.network(normalise(pixels.to(self.device))).softmax(1).cpu()
+        names = self.manifest.fine_names
+        top = probabilities.topk(min(TOP, len(names)), dim=1)
+        return [
+            [(names[label], value) for label, value in zip(labels, values, strict=True)]
+            for labels, values in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class TrainedGenerator(Trained, ABC):
+    """Draws images."""
+
+    @property
+    @abstractmethod
+    def is_conditional(self) -> bool:
+        """Whether it draws images of classes."""
+
+    @abstractmethod
+    def images(self, seed: int, count: int, label: int | None = None) -> ImageSet:
+        """The first `count` of the images that it draws for a seed, of a class or, if it knows classes, of all in turn.
+
+        Image i is a function of the run, the seed, the class and i alone.
+        """
+
+    def generate(self, seed: int, count: int, class_name: str | None = None) -> NDArray[np.uint8]:
+        """Images (count, 32, 32, 3) as `images` has them.
+
+        Raises: RunError for a class that it does not know.
+        """
+        images = self.images(seed, count, None if class_name is None else self.label(class_name))
+        return drawn(images, Cores(apart=self.device.type == "cpu"))
+
+    def label(self, class_name: str) -> int:
+        """The number of a class.
+
+        Raises: RunError if the generator is unconditional, or has no such class.
+        """
+        names = self.manifest.fine_names
+        if not self.is_conditional:
+            raise RunError(
+                f"class {class_name!r}: this generator is unconditional; train a conditional one with "
+                "--set model.conditional=true"
+            )
+        if class_name in names:
+            return names.index(class_name)
+        near = difflib.get_close_matches(class_name, names, n=1)
+        meant = f", did you mean {near[0]!r}?" if near else ""
+        raise RunError(f"unknown class {class_name!r}{meant}; there are: {', '.join(names)}")
+
+
+def drawn(images: ImageSet, cores: Cores) -> NDArray[np.uint8]:
+    """All images of a set, (count, H, W, 3)."""
+    count = images.num_images
+    chunks = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
+    pixels = torch.cat([chunk.cpu() for chunk in cores.stream(images.images, chunks)])
+    return pixels.permute(0, 2, 3, 1).numpy()
+
+
+def _thumbnail(path: Path) -> np.ndarray:
+    """The middle square of an image at the classifier's size, (32, 32, 3) uint8; an image of that size as it is."""
+    fitted = ImageOps.fit(read_image(path), (IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.LANCZOS)
+    return np.array(fitted)

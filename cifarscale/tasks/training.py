@@ -1,0 +1,74 @@
+"""What all tasks that train have in common."""
+
+from abc import abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from cifarscale.config.load import with_values
+from cifarscale.config.ranks import check_num_workers
+from cifarscale.config.recipe import TrainingRecipe
+from cifarscale.data.build import locate_shards
+from cifarscale.data.manifest import Manifest
+from cifarscale.runs.options import RunOptions
+from cifarscale.runs.run_folder import RunFolder, default_run_dir
+from cifarscale.tasks.base import PreparedRun, Task
+
+if TYPE_CHECKING:
+    import torch
+
+    from cifarscale.tasks.trained import Trained
+    from cifarscale.tracking.sink import Sink
+    from cifarscale.training.learner import Learner, LearnerContext
+    from cifarscale.training.signals import StopRequest
+
+
+class TrainingTask(Task):
+    """Trains networks."""
+
+    command = "train"
+    progress_metrics: ClassVar[tuple[str, ...]] = ("loss",)
+    """Logged values that the progress bar shows."""
+
+    @abstractmethod
+    def learner(self, recipe: Any, context: "LearnerContext") -> "Learner":
+        """What the engine trains: for a stage of a recipe, with freshly drawn weights."""
+
+    @abstractmethod
+    def load(self, recipe: Any, manifest: Manifest, state: dict[str, Any], device: "torch.device") -> "Trained":
+        """The trained networks in the state of a checkpoint."""
+
+    def check_needs(self, recipe: Any) -> None:
+        """Raises: ConfigError, DataError or EvaluationError for what a run of the recipe needs, and is not here."""
+
+    def wandb_tables(self, run_dir: Path) -> dict[str, Any]:
+        """What W&B gets at the end of a run, beside its metrics, result and samples."""
+        return {}
+
+    def prepare(self, recipe: Any, run_dir: Path | None, data: str | None, options: RunOptions) -> PreparedRun:
+        check_num_workers(recipe, options.num_workers)
+        shards = locate_shards(data or recipe.data.dataset).resolve()
+        resolved, manifest = resolve(recipe, shards), Manifest.load(shards)
+        folder = (run_dir or default_run_dir(resolved)).absolute()
+        if RunFolder(folder).result() is None:
+            self.check_needs(resolved)
+        return PreparedRun(resolved, folder, options.on(shards), manifest)
+
+    def run(
+        self,
+        recipe: Any,
+        folder: RunFolder,
+        options: RunOptions,
+        sink: "Sink | None" = None,
+        stop: "StopRequest | None" = None,
+    ) -> dict[str, Any]:
+        from cifarscale.training.run import Trainee, train
+
+        trainee = Trainee(self.learner, self.progress_metrics, self.wandb_tables)
+        return train(trainee, recipe, folder, options, sink, stop)
+
+
+def resolve(recipe: TrainingRecipe, shards: Path) -> TrainingRecipe:
+    """The recipe tied to the shards that it runs on: the identity of a run is that of its data, too."""
+    manifest = Manifest.load(shards)
+    manifest.require(recipe.data.fingerprint, shards)
+    return with_values(recipe, data__dataset=manifest.dataset, data__fingerprint=manifest.fingerprint)

@@ -1,0 +1,75 @@
+"""How the runs of a task are shown. What is here suits any task; a task says what it has to say beyond that."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from cifarscale.config.recipe import Recipe, TrainingRecipe
+from cifarscale.runs.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from cifarscale.tracking.charts import Chart, Line
+    from cifarscale.tracking.parts import Drawing, Fact, Section
+
+
+class View:
+    """On the terminal, and as a part of the report."""
+
+    chart_title: ClassVar[str] = "Curves"
+
+    def outcome(self, result: Mapping[str, Any]) -> str:
+        """The result of a complete run in a few words."""
+        return "done"
+
+    def print_result(self, result: Mapping[str, Any], run_dir: Path, in_full: bool = False) -> None:
+        """Prints the result of a complete run, and what one may do next.
+
+        Args:
+            run_dir: as one would type it here.
+            in_full: whether to show every class.
+        """
+        import click
+
+        click.echo(f"result  {run_dir / 'result.json'}")
+
+    def facts(
+        self, folder: RunFolder, recipe: Recipe, result: Mapping[str, Any] | None, lines: "Sequence[Line]"
+    ) -> "list[Fact]":
+        """What one looks for first.
+
+        Args:
+            result: None while the run is not complete.
+            lines: of metrics.jsonl.
+        """
+        from cifarscale.tracking.parts import Fact
+
+        if result is not None or not isinstance(recipe, TrainingRecipe):
+            return []
+        step = max((line["step"] for line in lines), default=0)
+        return [Fact("step", f"{step:,}", f"of {recipe.training.max_steps:,}")]
+
+    def charts(self) -> "Sequence[Chart]":
+        """What is drawn of a run's log."""
+        return ()
+
+    def compared(self) -> "Sequence[Chart]":
+        """What is drawn of the logs of several runs: a curve a run, of the first of a chart's metrics that it has."""
+        return ()
+
+    def drawings(self, folder: RunFolder, recipe: Any, lines: "Sequence[Line]", key: str) -> "list[Drawing]":
+        """The charts of a run. `key` names the run in ids of the page."""
+        from cifarscale.tracking.charts import run_drawings
+
+        return run_drawings(key, self.charts(), lines, folder.environment())
+
+    def sections(self, folder: RunFolder, recipe: Any, data: str | None) -> "list[Section]":
+        """What a report shows of a run beside its log, recipe and environment. Nothing is written.
+
+        Args:
+            data: a data set or a folder of shards; None for the recipe's own.
+        """
+        return []
+
+    def has_begun(self, folder: RunFolder) -> bool:
+        """Whether anything has been computed."""
+        return folder.metrics.is_file() or folder.checkpoints.is_dir()

@@ -1,0 +1,226 @@
+"""The one way in which anything is trained."""
+
+import json
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from cifarscale.config.load import recipe_hash
+from cifarscale.config.ranks import batch_size_per_rank
+from cifarscale.config.recipe import TrainingRecipe, stages_of
+from cifarscale.data.dataset import Dataset
+from cifarscale.distributed.cores import Cores
+from cifarscale.distributed.group import Group, device_name, pick_device, process_group
+from cifarscale.distributed.ranks import ranks_from_environment
+from cifarscale.errors import CifarscaleError, Interrupted, RunError
+from cifarscale.runs.checkpoint import checkpoint_step, has_checkpoints
+from cifarscale.runs.environment import describe_environment
+from cifarscale.runs.files import write_json_atomically, write_text_atomically
+from cifarscale.runs.lease import lease
+from cifarscale.runs.options import RunOptions
+from cifarscale.runs.run_folder import RunFolder
+from cifarscale.tracking.metrics import MetricsLog, read_metrics
+from cifarscale.tracking.progress import TrainingProgress
+from cifarscale.tracking.sink import Sink, Sinks
+from cifarscale.tracking.wandb_mode import wandb_mode
+from cifarscale.tracking.wandb_sink import Media, sinks_of
+from cifarscale.training.cost import count_parameters
+from cifarscale.training.engine import Engine, newest_on_first
+from cifarscale.training.learner import Learner, LearnerContext
+from cifarscale.training.signals import StopRequest, stop_on_signals
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """What is trained, as its task gives it.
+
+    Attributes:
+        build: makes the learner of a stage of the recipe.
+        progress_metrics: logged values that the progress bar shows.
+        media: see `Media`.
+    """
+
+    build: Callable[[TrainingRecipe, LearnerContext], Learner]
+    progress_metrics: tuple[str, ...]
+    media: Media
+
+
+def train(
+    trainee: Trainee,
+    recipe: TrainingRecipe,
+    folder: RunFolder,
+    options: RunOptions,
+    sink: Sink | None = None,
+    stop: StopRequest | None = None,
+) -> dict[str, Any]:
+    """Trains by a resolved recipe to its end on all ranks, from the newest checkpoint on if there is one.
+
+    Args:
+        sink: takes what rank 0 reports, beside metrics.jsonl; what it raises ends the run, whose checkpoints stand.
+        stop: how the caller asks the run to stop; None for signals.
+    Returns: the result, the same on every rank; that of a complete run without computing anything.
+    Raises: Interrupted if it was asked to stop; NonFiniteLossError if it diverged; other CifarscaleErrors for what
+        was found wrong before the first step.
+    """
+    ranks = ranks_from_environment()
+    for stage in stages_of(recipe):
+        batch_size_per_rank(stage.recipe, ranks.world_size)
+    device = pick_device(options.device, ranks.local_rank)
+    stopping = nullcontext(stop) if stop else stop_on_signals()
+    with process_group(ranks, device) as group, _naming_want_of_memory(device):
+        if not ranks.is_first:
+            return _run(trainee, recipe, folder, options, group, device, sink, stopping)
+        with lease(folder.lease, folder.refusal, options.patience_s):
+            return _run(trainee, recipe, folder, options, group, device, sink, stopping)
+
+
+@contextmanager
+def _naming_want_of_memory(device: torch.device) -> Iterator[None]:
+    """Raises: RunError in one line where torch, or Python, has no memory left."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        said = str(error).splitlines()[0] if str(error) else "MemoryError"
+        if not isinstance(error, MemoryError) and not re.search("out of memory|can't allocate memory", said):
+            raise
+        said = said[said.find(": ") + 1 :].strip()
+        raise RunError(
+            f"the memory of {device_name(device)} does not suffice ({said}). Take a smaller network or "
+            "training.global_batch_size, more ranks, or more training.microbatches, which are computed in turn"
+        ) from error
+
+
+def _run(
+    trainee: Trainee,
+    recipe: TrainingRecipe,
+    folder: RunFolder,
+    options: RunOptions,
+    group: Group,
+    device: torch.device,
+    sink: Sink | None,
+    stopping: AbstractContextManager[StopRequest],
+) -> dict[str, Any]:
+    result: dict[str, Any] | None = group.from_first(folder.result())
+    if result is not None:
+        return result
+    data, error, sinks = None, None, Sinks([MetricsLog(folder.metrics)])
+    try:
+        assert options.shards is not None
+        data = Dataset(options.shards, recipe.data, device)
+        if group.ranks.is_first:
+            mode = wandb_mode(recipe.tracking)
+            folder.error_file.unlink(missing_ok=True)
+            folder.describe(describe_environment(torch.__version__, device_name(device), group.ranks.world_size))
+            more = (sink,) if sink else ()
+            sinks = Sinks([MetricsLog(folder.metrics), *sinks_of(folder.path, recipe, mode, trainee.media), *more])
+    except Exception as caught:
+        error = caught
+    group.raise_together(error)
+    assert data is not None
+    try:
+        context = LearnerContext(folder, data, group, _cores(recipe, device), device)
+        result = _train(trainee, recipe, context, sinks, options.num_workers, stopping)
+    except BaseException as end:
+        if group.ranks.is_first and isinstance(end, Exception) and not isinstance(end, Interrupted):
+            with suppress(OSError, CifarscaleError):  # the disk may be full, which is what ended it then
+                write_json_atomically(folder.error_file, {"message": str(end) or type(end).__name__})
+        sinks.finish(None, end)
+        raise
+    sinks.finish(result, None)
+    return result
+
+
+def _cores(recipe: TrainingRecipe, device: torch.device) -> Cores:
+    return Cores(apart=device.type == "cpu" and recipe.training.microbatches > 0)
+
+
+def _train(
+    trainee: Trainee,
+    recipe: TrainingRecipe,
+    context: LearnerContext,
+    sinks: Sink,
+    num_workers: int,
+    stopping: AbstractContextManager[StopRequest],
+) -> dict[str, Any]:
+    """Trains to the end, and writes the result."""
+    folder, data, group = context.folder, context.data, context.group
+    cores, device = context.cores, context.device
+    if recipe.training.precision == "fp16" and device.type == "cpu" and group.ranks.is_first:
+        log.warning("precision = 'fp16' is 40 to 75 times slower than 'fp32' on a CPU; 'bf16' is not")
+    if recipe.training.microbatches:
+        torch.backends.cudnn.deterministic = True  # on a GPU a microbatch must give the same bits each time, too
+    newest = newest_on_first(folder.checkpoints, group)
+    if newest is None and group.ranks.is_first and has_checkpoints(folder.checkpoints):
+        log.warning("%s begins again at step 0: what it had trained is lost", folder.path)
+    trained = checkpoint_step(newest) if newest else 0
+    *others, final = stages_of(recipe)
+    stages = [*(stage for stage in others if stage.until > trained), final]
+    max_steps = recipe.training.max_steps
+    with TrainingProgress(recipe.name, max_steps, trainee.progress_metrics) as progress, stopping as stop:
+        observer = _Observer(sinks, progress, MetricsLog(folder.metrics))
+        for stage in stages:
+            learner = trainee.build(stage.recipe, context)
+            reader = data.reader(stage.recipe, group, num_workers)
+            engine = Engine(
+                stage, recipe_hash(recipe), learner, reader, group, cores, device, folder.checkpoints, observer, stop
+            )
+            engine.train(newest)
+            newest = newest_on_first(folder.checkpoints, group)
+    result = {
+        "name": recipe.name,
+        "task": recipe.task,
+        "parameters": sum(count_parameters(network) for network in learner.networks.values()),
+        "steps": max_steps,
+        "images_per_second": round(engine.timing.images_per_second or _last_rate(folder), 1),
+        "seconds": round(engine.timing.seconds, 1),
+        "world_size": group.ranks.world_size,
+        "device": device_name(device),
+        **learner.result(engine.networks),
+    }
+    if group.ranks.is_first:
+        for name, table in learner.tables().items():
+            write_text_atomically(folder.path / f"{name}.json", json.dumps(table) + "\n")
+        write_json_atomically(folder.result_file, result)
+    group.wait()
+    return result
+
+
+def _last_rate(folder: RunFolder) -> float:
+    """The throughput that an earlier start has logged, for one that only evaluates."""
+    rates = [line["images_per_second"] for line in read_metrics(folder.metrics) if line.get("images_per_second")]
+    return rates[-1] if rates else 0.0
+
+
+class _Observer:
+    """Passes what the engine reports to the sinks and to the progress display."""
+
+    def __init__(self, sinks: Sink, progress: TrainingProgress, metrics: MetricsLog) -> None:
+        self._sinks, self._progress, self._metrics = sinks, progress, metrics
+
+    def started(self, step: int) -> None:
+        self._sinks.started(step)
+        self._progress.start_at(step)
+
+    def trained(self, step: int, values: dict[str, float]) -> None:
+        self._sinks.log(step, self._dated(values))
+        self._progress.trained(step, values)
+
+    def evaluated(self, step: int, values: dict[str, float]) -> None:
+        self._sinks.log(step, self._dated(values))
+        self._progress.evaluated(step, values)
+
+    def saving(self) -> None:
+        self._metrics.flush()
+
+    @staticmethod
+    def _dated(values: dict[str, float]) -> dict[str, float]:
+        """With the seconds since 1970, by which one can tell which start of a job wrote a line."""
+        return {**values, "time": round(time.time(), 3)}
