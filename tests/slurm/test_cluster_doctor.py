@@ -107,7 +107,7 @@ def test_two_nodes_that_are_well(
     ("changes", "part"),
     [
         ({"interface": "no-such-net"}, "interface = 'no-such-net' has no IPv4 address"),
-        ({"python": "/no/such/python"}, "/no/such/python: No such file or directory"),
+        ({"python": "/no/such/python"}, "No such file or directory"),
         ({"setup": ("echo an error of the setup lines; exit 3",)}, "an error of the setup lines"),
     ],
 )
