@@ -1,0 +1,140 @@
+"""A task that comes with another package: all commands know it, and it keeps the promise like ours."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import PATIENCE_S, Run
+
+PLUGIN = Path(__file__).parents[1] / "example_task"
+RECIPE = """
+task = "autoencoder"
+[data]
+num_validation = 100
+[model]
+width = 6
+[training]
+max_steps = {steps}
+global_batch_size = 16
+log_every = 1
+checkpoint_every = 5
+[evaluation]
+every = 10
+"""
+SWEEP = """
+task = "sweep"
+base = "{base}"
+metric = "validation_error"
+mode = "min"
+num_trials = 3
+[space]
+"model.width" = {{ choice = [2, 4, 8] }}
+[searcher]
+name = "grid"
+"""
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def environment() -> dict[str, str]:
+    path = os.pathsep.join(filter(None, (str(PLUGIN), os.environ.get("PYTHONPATH"))))
+    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def call(environment: dict[str, str], tmp_path: Path) -> Command:
+    def call(*arguments: object) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "cifarscale", *map(str, arguments)],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done
+
+    return call
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Callable[[int], Path]:
+    def recipe(steps: int) -> Path:
+        (tmp_path / "mine.toml").write_text(RECIPE.format(steps=steps), encoding="utf-8")
+        return tmp_path / "mine.toml"
+
+    return recipe
+
+
+def test_it_trains_to_the_same_bits_on_two_ranks_and_is_shown(
+    call: Command, recipe: Callable[[int], Path], shards: Path, tmp_path: Path
+) -> None:
+    mine = recipe(20)
+    done = call("train", mine, "--data", shards, "--run-dir", "runs/one")
+    assert "brightness" in done.stderr
+    call("train", mine, "--data", shards, "--run-dir", "runs/two", "--nproc", 2)
+    Run(tmp_path / "runs/one").assert_same_as(Run(tmp_path / "runs/two"))
+    assert "error" in call("runs").stdout
+    call("report", "runs/one", "runs/two")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Reconstruction" in page
+    assert "Size of the code" in page
+    assert "model.width" in call("jobs", "keys", "autoencoder").stdout
+
+
+def test_it_goes_on_after_it_was_killed(
+    call: Command, environment: dict[str, str], recipe: Callable[[int], Path], shards: Path, tmp_path: Path
+) -> None:
+    mine, killed = recipe(400), Run(tmp_path / "killed")
+    where: list[Any] = ["train", mine, "--data", shards, "--set", "evaluation.every=0", "--run-dir"]
+    command = [sys.executable, "-m", "cifarscale", *map(str, where), str(killed.path)]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
+        killed.wait_for_step(20, process.poll)
+        process.send_signal(signal.SIGKILL)
+    assert not (killed.path / "result.json").exists()
+    call(*where, killed.path)
+    call(*where, tmp_path / "whole")
+    killed.assert_same_as(Run(tmp_path / "whole"))
+
+
+def test_it_is_swept(call: Command, recipe: Callable[[int], Path], shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "sweep.toml").write_text(SWEEP.format(base=recipe(10)), encoding="utf-8")
+    done = call("sweep", "sweep.toml", "--data", shards, "--run-dir", "swept")
+    assert "validation_error" in done.stdout
+    assert len(list((tmp_path / "swept/trials").glob("*/result.json"))) == 3
+    call("train", "swept/best.toml", "--data", shards, "--run-dir", "best")
+
+
+@pytest.mark.parametrize(
+    ("command", "what"),
+    [(("evaluate", "run"), "a classifier's"), (("generate", "run", "--out", "a.png"), "a generator's")],
+)
+def test_what_it_cannot_do_is_said_in_one_line(
+    command: tuple[str, ...],
+    what: str,
+    environment: dict[str, str],
+    call: Command,
+    recipe: Callable[[int], Path],
+    shards: Path,
+    tmp_path: Path,
+) -> None:
+    call("train", recipe(1), "--data", shards, "--run-dir", "run")
+    data = ["--data", str(shards)] if command[0] == "evaluate" else []
+    done = subprocess.run(
+        [sys.executable, "-m", "cifarscale", *command, *data],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.strip() == f"error: run is a run of task 'autoencoder', and this needs {what}"
