@@ -2,7 +2,10 @@
 
 import hashlib
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -51,6 +54,16 @@ def shards(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shards")
     write_shards(source, folder, NUM_SHARDS, lambda _: None)
     return folder
+
+
+@pytest.fixture(scope="session")
+def example_task(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What PYTHONPATH is where the task of examples/autoencoder is installed."""
+    folder = tmp_path_factory.mktemp("example")
+    source = shutil.copytree(Path(__file__).parents[1] / "examples/autoencoder", folder / "source")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*pip, "--target", str(folder / "installed"), str(source)], check=True)
+    return os.pathsep.join(filter(None, (str(folder / "installed"), os.environ.get("PYTHONPATH"))))
 
 
 @pytest.fixture(scope="session")

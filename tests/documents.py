@@ -27,6 +27,7 @@ NOT_RUN = {
     "make test": "install",
     "python3 -m venv .venv && . .venv/bin/activate": "pip",
     "pip install -c constraints.txt -e '.[dev]'": "pip",
+    "pip install examples/autoencoder": "pip",
     "pytest": "pip",
     "cifarscale fid runs/dcgan-*": "network",
     "cifarscale fid runs/dcgan-* --weights pt_inception-2015-12-05-6726825d.pth": "network",
@@ -108,10 +109,13 @@ class Page:
                 yield str(target)
 
 
-README = Page(ROOT / "README.md")
+README, EXAMPLE = Page(ROOT / "README.md"), Page(ROOT / "examples/autoencoder/README.md")
 PAGES = [
     README,
-    *(Page(ROOT / folder / "README.md") for folder in ("jobs", "shards", "slurm", "slurm/testcluster")),
+    *(
+        Page(ROOT / folder / "README.md")
+        for folder in ("jobs", "shards", "slurm", "slurm/testcluster", "examples/autoencoder")
+    ),
     *(Page(path) for path in sorted((ROOT / "docs").glob("*.md"))),
 ]
 

@@ -1,17 +1,19 @@
-"""A task that comes with another package: all commands know it, and it keeps the promise like ours."""
+"""The task of examples/autoencoder, a package of its own: all commands know it, and it keeps the promise like ours."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from glob import glob
 from pathlib import Path
 from typing import Any
 
 import pytest
+from documents import EXAMPLE, HERE
 from runs import PATIENCE_S, Run
 
-PLUGIN = Path(__file__).parents[1] / "example_task"
 RECIPE = """
 task = "autoencoder"
 [data]
@@ -41,9 +43,8 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
-def environment() -> dict[str, str]:
-    path = os.pathsep.join(filter(None, (str(PLUGIN), os.environ.get("PYTHONPATH"))))
-    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+def environment(example_task: str) -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": example_task, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture
@@ -138,3 +139,12 @@ def test_what_it_cannot_do_is_said_in_one_line(
     )
     assert done.returncode == 1
     assert done.stderr.strip() == f"error: run is a run of task 'autoencoder', and this needs {what}"
+
+
+def test_the_commands_of_its_page_run(call: Command, tmp_path: Path) -> None:
+    (tmp_path / "examples").symlink_to(EXAMPLE.path.parents[1])
+    install, *commands = (shlex.split(command) for command in EXAMPLE.commands(HERE))
+    assert install[0] == "pip"  # as the fixture does
+    for _, *arguments in commands:
+        call(*(path for argument in arguments for path in sorted(glob(argument, root_dir=tmp_path)) or [argument]))
+    assert len(list(tmp_path.glob("runs/autoencoder-*/report.html"))) == 1

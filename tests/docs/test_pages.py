@@ -4,12 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from documents import HERE, PAGES, README, Page, furnish, run_commands
+from documents import EXAMPLE, HERE, PAGES, README, Page, furnish, run_commands
 
 from cifarscale.data.source import Source
 
 LONG = ("docs/sweeps.md", "docs/generators.md")
-WITH_COMMANDS = [page for page in PAGES if page != README and page.commands(HERE)]
+WITH_COMMANDS = [page for page in PAGES if page not in (README, EXAMPLE) and page.commands(HERE)]
 
 
 @pytest.mark.parametrize(

@@ -311,11 +311,9 @@ def test_the_local_profile_runs_the_same_plan_here(
     run.assert_same_as(references(recipe(60)))
 
 
-def test_a_task_of_another_package_is_submitted(submit: Callable[..., Job], tmp_path: Path) -> None:
+def test_a_task_of_another_package_is_submitted(submit: Callable[..., Job], example_task: str, tmp_path: Path) -> None:
     recipe = tmp_path / "mine.toml"
     recipe.write_text('task = "autoencoder"\n[training]\nmax_steps = 20\nglobal_batch_size = 16\n', encoding="utf-8")
-    plugin = Path(__file__).parents[1] / "example_task"
-    path = os.pathsep.join(filter(None, (str(plugin), os.environ.get("PYTHONPATH"))))
-    job = submit(recipe, environment={"PYTHONPATH": path})
+    job = submit(recipe, environment={"PYTHONPATH": example_task})
     job.complete()
     assert job.run.result()["validation"]["error"] > 0
