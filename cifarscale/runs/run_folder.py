@@ -137,18 +137,17 @@ class RunFolder:
             manifest: of the shards that are trained on.
         Raises: RunError if it holds another run.
         """
+        text = recipe_toml(recipe)
         if self.recipe.exists():
             self.require(recipe)
-            if self.recipe.read_text(encoding="utf-8") != recipe_toml(recipe):  # what does not count: who is told of it
-                write_text_atomically(self.recipe, recipe_toml(recipe))
         elif self.path.is_dir() and any(
             path for path in self.path.iterdir() if not path.name.startswith((".", "logs"))
         ):
             raise RunError(f"{self.path} exists and is not a run folder; name another --run-dir")
-        else:
-            write_text_atomically(self.recipe, recipe_toml(recipe))
-            if manifest is not None:
-                manifest.save(self.path)
+        if not self.recipe.exists() or self.recipe.read_text(encoding="utf-8") != text:
+            write_text_atomically(self.recipe, text)  # also where it differs in what does not count, such as tracking
+        if manifest is not None and not self.manifest.exists():
+            manifest.save(self.path)
 
     def saved_step(self) -> int | None:
         """Step of the newest checkpoint, as its name says; it may be damaged."""
