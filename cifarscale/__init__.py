@@ -1,5 +1,31 @@
 """cifarscale: train and evaluate on CIFAR-100, the same on a laptop and on a cluster."""
 
+import importlib
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cifarscale.config.recipe import Section as Section
+    from cifarscale.config.registry import DataSpec as DataSpec
+    from cifarscale.config.registry import register_network as register_network
+    from cifarscale.config.registry import register_task as register_task
 
 __version__ = version("cifarscale")
+
+_PUBLIC = {
+    "DataSpec": "cifarscale.config.registry",
+    "Section": "cifarscale.config.recipe",
+    "register_network": "cifarscale.config.registry",
+    "register_task": "cifarscale.config.registry",
+}
+"""The module of each public name, which is imported when the name is asked for."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(_PUBLIC)

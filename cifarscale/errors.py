@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
+TRUST_VARIABLE = "CIFARSCALE_TRUST_CODE"
+"""Digests of code that whoever started this process trusts, apart by commas; `all` for any."""
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 75
 """The run was asked to stop, saved a checkpoint, and resumes when the same command runs again (EX_TEMPFAIL)."""

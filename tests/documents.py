@@ -122,7 +122,8 @@ PAGES = [
 
 def furnish(folder: Path, source: Source) -> None:
     """Makes a folder like a clone with shards, but that these are small, and the jobs short."""
-    (folder / "docs").symlink_to(ROOT / "docs")
+    for name in ("docs", "examples"):
+        (folder / name).symlink_to(ROOT / name)
     (folder / "slurm/profiles").mkdir(parents=True)
     (folder / "slurm/testcluster").symlink_to(ROOT / "slurm/testcluster")
     for dataset in DATASETS:

@@ -1,5 +1,6 @@
 """`cifarscale`: the entry point and what all commands share."""
 
+import os
 import sys
 from typing import Any, NoReturn
 
@@ -21,7 +22,7 @@ from cifarscale.cli.sync import sync
 from cifarscale.cli.train import train
 from cifarscale.cli.verify import verify
 from cifarscale.cli.why import why
-from cifarscale.errors import EXIT_INTERRUPTED, CifarscaleError
+from cifarscale.errors import EXIT_INTERRUPTED, TRUST_VARIABLE, CifarscaleError
 from cifarscale.training.signals import StopSignal
 
 
@@ -57,13 +58,16 @@ def _end_with(error: CifarscaleError) -> NoReturn:
 @click.group(cls=_Main, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="cifarscale")
 @click.option("--debug", is_flag=True, help="Show debug messages, and the traceback of an error.")
-def main(debug: bool) -> None:
+@click.option("--trust-code", is_flag=True, help="Run code that a run folder brings and you have not trained yourself.")
+def main(debug: bool, trust_code: bool) -> None:
     """Train and evaluate image models with the same numbers on a laptop and on a cluster.
 
     \b
     cifarscale train demo      two minutes, on built-in data
     cifarscale train cnn       on CIFAR-100
     """
+    if trust_code:
+        os.environ[TRUST_VARIABLE] = "all"
 
 
 _SECTIONS: dict[str, tuple[click.Command, ...]] = {

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
+from cifarscale.config.code import load_code
 from cifarscale.config.keys import set_key
 from cifarscale.config.lookup import bundled_folders, find_file, named_files, read_toml
 from cifarscale.config.recipe import Recipe, TrainingRecipe, resolved
@@ -51,7 +52,7 @@ def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
     for override in overrides:
         _apply_override(values, override)
     values["name"] = values.get("name") or _name_of(path)
-    return parse_recipe(values, str(path))
+    return parse_recipe(values, str(path), path.parent)
 
 
 def _name_of(path: Path) -> str:
@@ -75,9 +76,12 @@ def require_task(recipe: Recipe, task: str, where: str) -> None:
         raise ConfigError(f"{where} is a recipe of task {recipe.task!r}, and this needs task = {task!r}")
 
 
-def parse_recipe(values: dict[str, Any], where: str) -> Recipe:
-    """A recipe from plain values; `where` stands in front of an error.
+def parse_recipe(values: dict[str, Any], where: str, folder: Path | None = None) -> Recipe:
+    """A recipe from plain values.
 
+    Args:
+        where: stands in front of an error.
+        folder: in which the code lies that it names; None if that is imported already.
     Raises: ConfigError.
     """
     task = values.get("task")
@@ -88,7 +92,12 @@ def parse_recipe(values: dict[str, Any], where: str) -> Recipe:
     for key, value in _numbers(values):
         if abs(value) >= 2**63:
             raise ConfigError(f"{where}: {key} = {value}: whole numbers must be less than {2**63}")
-    schema = registered_task(task).recipe
+    registered = registered_task(task)  # before code that may want a name which it has
+    modules, code = values.get("modules"), str(values.get("code", ""))
+    if isinstance(modules, list) and modules:
+        code = load_code(list(map(str, modules)), folder, code, where)
+        values = {**values, "code": code}
+    schema = registered.schema(code)
     try:
         return schema.model_validate(_with_default_variants(values, schema))
     except ValidationError as error:
@@ -111,8 +120,9 @@ def recipe_toml(recipe: Recipe) -> str:
 def recipe_hash(recipe: Recipe) -> str:
     """Eight hexadecimal digits of what the recipe computes: all of it, resolved, but its name and who is told of it."""
     values = {key: value for key, value in resolved(recipe).items() if key not in _NOT_COMPUTED}
-    if values.get("later") == []:
-        del values["later"]  # as before there was this key: the hash names folders
+    for key in ("later", "modules", "code"):
+        if not values.get(key):
+            values.pop(key, None)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -255,6 +255,10 @@ class TrainingRecipe(Recipe):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
+    modules: list[str] = Field(default=[])
+    """Your own code: files, relative to the recipe's, or importable modules, that register what the recipe names."""
+    code: str = ""
+    """Digest of that code; filled in when the recipe is read. A run folder holds a copy."""
     later: list[Change] = Field(default=[])
     """Keys that change in the middle of the run, in the order of their steps; what population-based training finds."""
 

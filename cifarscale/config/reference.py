@@ -77,7 +77,10 @@ def _docstrings(model: type) -> dict[str, str]:
     """The text that stands below each field of a class, in one line."""
     if not (isinstance(model, type) and issubclass(model, BaseModel)) or model is BaseModel:
         return {}
-    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(model))).body
+    try:
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(model))).body
+    except OSError:  # made of another class, which has them
+        return {}
     assert isinstance(definition, ast.ClassDef)
     found = {}
     for field, below in zip(definition.body, definition.body[1:], strict=False):

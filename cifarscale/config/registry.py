@@ -1,17 +1,22 @@
-"""The tasks that recipes can name.
+"""The tasks and networks that recipes can name.
 
 A task is a folder whose `task.py` registers one: those in `tasks/`, `sweep/`, and the modules that installed packages
 name as entry points of the group `cifarscale.plugins`. It is imported when a recipe names it.
 """
 
 import importlib
+import inspect
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
-from typing import TypeVar
+from typing import Any, Literal, TypeVar, get_type_hints
 
-from cifarscale.config.recipe import Recipe
+from pydantic import create_model
+
+from cifarscale.config.recipe import Recipe, Section
 from cifarscale.errors import ConfigError
 
 PLUGINS = "cifarscale.plugins"
@@ -23,8 +28,17 @@ class RegisteredTask:
     name: str
     recipe: type[Recipe]
 
+    def schema(self, code: str = "") -> type[Recipe]:
+        """The class of recipes, with what a user's own code adds to it.
+
+        Args:
+            code: its digest; empty for none. Code that is not imported allows any name.
+        """
+        return self.recipe
+
 
 SomeTask = TypeVar("SomeTask", bound=RegisteredTask)
+SomeNetwork = TypeVar("SomeNetwork", bound=Callable[..., Any])
 _REGISTERED: dict[str, RegisteredTask] = {}
 
 
@@ -63,3 +77,112 @@ def registered_task(name: str) -> RegisteredTask:
     module = _modules()[name]
     importlib.import_module(module)
     return _REGISTERED[name]
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What a network is to know of the data.
+
+    Attributes:
+        image_shape: (channels, height, width).
+    """
+
+    num_classes: int
+    image_shape: tuple[int, int, int] = (3, 32, 32)
+
+
+@dataclass(frozen=True)
+class RegisteredNetwork:
+    """A network that recipes can name.
+
+    Attributes:
+        config: its section of a recipe, with `name`.
+        build: makes it, with freshly drawn weights.
+    """
+
+    name: str
+    config: type[Section]
+    build: Callable[[Any, DataSpec], Any]
+
+
+_NETWORKS: dict[str, dict[str, RegisteredNetwork]] = {"": {}}
+"""By the digest of the code that registers them and by name; those of the package and of plugins have no digest."""
+_registering = ""
+
+
+@contextmanager
+def registering(code: str) -> Iterator[None]:
+    """What is registered inside the block belongs to code of this digest."""
+    global _registering
+    before, _registering = _registering, code
+    _NETWORKS[code] = {}
+    try:
+        yield
+    except BaseException:
+        del _NETWORKS[code]
+        raise
+    finally:
+        _registering = before
+
+
+def register_network(name: str, config: type[Section] | None = None) -> Callable[[SomeNetwork], SomeNetwork]:
+    """Registers a classifier's network under what recipes call it: `model.name = NAME`.
+
+    What is registered is an `nn.Module` whose constructor takes its section of the recipe and a `DataSpec`, or keyword
+    arguments, of which `num_classes` and `image_shape` come from the data; or a function that makes such a network.
+
+    Args:
+        config: its section of a recipe; None for the class `Config` in it, or for its keyword arguments.
+    Raises: ConfigError if the name is taken, or a section cannot be made.
+    """
+
+    def register(network: SomeNetwork) -> SomeNetwork:
+        networks = _NETWORKS[_registering]
+        if name in networks or name in _NETWORKS[""]:
+            raise ConfigError(f"network {name!r} is registered already; choose another name")
+        section: Any = config or getattr(network, "Config", None)
+        if section is None:
+            networks[name] = RegisteredNetwork(name, *_of_keywords(name, network))
+        else:
+            if "name" not in section.model_fields:
+                field: Any = (Literal[name], name)
+                section = create_model(section.__name__, __base__=section, __module__=section.__module__, name=field)
+            networks[name] = RegisteredNetwork(name, section, network)
+        return network
+
+    return register
+
+
+def networks(code: str = "") -> dict[str, RegisteredNetwork]:
+    """The networks that a recipe can name, by name. `code`: the digest of its own code; empty for none."""
+    return _NETWORKS[""] | _NETWORKS.get(code, {})
+
+
+def is_imported(code: str) -> bool:
+    """Whether what a user's own code registers is known."""
+    return code in _NETWORKS
+
+
+def _of_keywords(name: str, network: Callable[..., Any]) -> tuple[type[Section], Callable[[Any, DataSpec], Any]]:
+    """The section that keyword arguments make, and what builds the network from one."""
+    hints = get_type_hints(network.__init__ if isinstance(network, type) else network)  # type: ignore[misc]
+    fields: dict[str, Any] = {"name": (Literal[name], name)}
+    of_data = []
+    for parameter in inspect.signature(network).parameters.values():
+        if parameter.name in ("num_classes", "image_shape"):
+            of_data.append(parameter.name)
+        elif parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        elif parameter.default is parameter.empty or parameter.name not in hints:
+            raise ConfigError(
+                f"network {name!r}: parameter {parameter.name!r} needs a type and a default, to be a key of a recipe"
+            )
+        else:
+            fields[parameter.name] = (hints[parameter.name], parameter.default)
+    section = create_model(f"{name}_config", __base__=Section, **fields)
+
+    def build(config: Section, data: DataSpec) -> Any:
+        options = {key: getattr(config, key) for key in fields if key != "name"}
+        return network(**options, **{key: getattr(data, key) for key in of_data})
+
+    return section, build

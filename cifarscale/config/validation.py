@@ -65,6 +65,7 @@ def variants_of(model: type[BaseModel]) -> dict[str, tuple[str, ...]]:
     for key, field in model.model_fields.items():
         sections = sections_of(field.annotation)
         if len(sections) > 1:
-            names = (get_args(section.model_fields["name"].annotation)[0] for section in sections)
+            named = (get_args(section.model_fields["name"].annotation) for section in sections)
+            names = (name[0] for name in named if name)
             variants[key] = (field.default.name, *names)
     return variants

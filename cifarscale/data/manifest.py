@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cifarscale.config.lookup import bundled_folders
+from cifarscale.config.registry import DataSpec
 from cifarscale.errors import DataError, typed
 from cifarscale.runs.files import write_json_atomically
 
@@ -47,6 +48,11 @@ class Manifest(_Entry):
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that change when any sample, label, name or the cut into shards does."""
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def spec(self) -> DataSpec:
+        """What a network is to know of the data."""
+        return DataSpec(len(self.fine_names))
 
     def split(self, name: str) -> SplitEntry:
         """A split by name. Raises: DataError if there is none."""

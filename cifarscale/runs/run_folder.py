@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from cifarscale.config.code import FOLDER, save_code
 from cifarscale.config.load import load_recipe, load_training_recipe, recipe_hash, recipe_toml
 from cifarscale.config.recipe import Recipe, TrainingRecipe
 from cifarscale.errors import RunError
@@ -141,9 +142,11 @@ class RunFolder:
         if self.recipe.exists():
             self.require(recipe)
         elif self.path.is_dir() and any(
-            path for path in self.path.iterdir() if not path.name.startswith((".", "logs"))
+            path for path in self.path.iterdir() if not path.name.startswith((".", "logs", FOLDER))
         ):
             raise RunError(f"{self.path} exists and is not a run folder; name another --run-dir")
+        if isinstance(recipe, TrainingRecipe) and recipe.code and not (self.path / FOLDER).exists():
+            save_code(recipe.code, self.path)
         if not self.recipe.exists() or self.recipe.read_text(encoding="utf-8") != text:
             write_text_atomically(self.recipe, text)  # also where it differs in what does not count, such as tracking
         if manifest is not None and not self.manifest.exists():

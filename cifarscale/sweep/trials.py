@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cifarscale.config.code import FOLDER, save_code
 from cifarscale.config.load import load_recipe, load_training_recipe, recipe_hash, recipe_toml
 from cifarscale.config.recipe import TrainingRecipe
 from cifarscale.data.manifest import Manifest
@@ -121,6 +122,8 @@ class SweepFolder:
     def prepare(self, sweep: SweepRecipe, base: TrainingRecipe) -> None:
         """Makes the folder, or checks that it is this sweep's. Raises: RunError if it is not."""
         self.require(sweep, base)
+        if base.code and not (self.path / FOLDER).exists():
+            save_code(base.code, self.path)
         write_text_atomically(self.base, recipe_toml(base))
         write_text_atomically(self.recipe, recipe_toml(sweep))
 
@@ -139,7 +142,7 @@ class SweepFolder:
                     "changed since; name another --run-dir"
                 )
         elif self.path.is_dir() and any(
-            path for path in self.path.iterdir() if not path.name.startswith((".", "logs"))
+            path for path in self.path.iterdir() if not path.name.startswith((".", "logs", FOLDER))
         ):
             raise RunError(f"{self.path} exists and is not a sweep's folder; name another --run-dir")
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from runs import Run
-from slurm_jobs import ENDED, Job
+from slurm_jobs import ENDED, Job, warn
 
 from cifarscale.cli.main import main
 from cifarscale.config.load import load_training_recipe
@@ -317,3 +317,29 @@ def test_a_task_of_another_package_is_submitted(submit: Callable[..., Job], exam
     job = submit(recipe, environment={"PYTHONPATH": example_task})
     job.complete()
     assert job.run.result()["validation"]["error"] > 0
+
+
+def test_ones_own_network_runs_on_two_nodes_as_it_was_submitted(
+    submit: Callable[..., Job], command: Callable[..., Any], data: Path, tmp_path: Path
+) -> None:
+    for file in ("mixer.py", "mixer.toml"):
+        shutil.copy(Path(__file__).parents[2] / "examples/mixer" / file, tmp_path)
+    recipe = tmp_path / "mixer.toml"
+    size = ("--set", "model.depth=1", "--set", "model.width=8", "--set", "training.global_batch_size=16")
+    size += (
+        "--set",
+        "training.max_steps=150",
+        "--set",
+        "training.checkpoint_every=20",
+        "--set",
+        "training.log_every=1",
+    )
+    size += ("--set", "evaluation.every=0")
+    alone = command("train", recipe, "--data", data, "--run-dir", tmp_path / "alone", *size)
+    assert alone.returncode == 0, alone.stderr
+    job = submit(recipe, *size)
+    (tmp_path / "mixer.py").write_text("edited", encoding="utf-8")
+    job.wait_for_step(30)
+    warn(job.cluster, job)
+    job.complete()
+    job.run.assert_same_as(Run(tmp_path / "alone"))

@@ -1,10 +1,12 @@
 """The recipe of a classifier's training."""
 
-from typing import Annotated, ClassVar, Literal, Self
+from functools import cache
+from typing import Annotated, Any, ClassVar, Literal, Self, Union
 
-from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveInt, create_model, model_validator
 
 from cifarscale.config.recipe import Fraction, Metric, NormalisationKind, Section, TrainingRecipe, check_sync_batch
+from cifarscale.config.registry import DataSpec, RegisteredNetwork, register_network
 
 
 class AugmentationConfig(Section):
@@ -55,6 +57,22 @@ class ResNetConfig(Section):
     """`batch` takes the statistics of each microbatch; `sync_batch` those of the global batch, and needs 0 of them."""
 
 
+class UnreadNetwork(Section):
+    """The section of a network whose code is not imported: it can be shown, and not be built."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+
+
+@register_network("small_filters_cnn", config=SmallFiltersCNNConfig)
+@register_network("resnet", config=ResNetConfig)
+def _built_in(config: SmallFiltersCNNConfig | ResNetConfig, data: DataSpec) -> Any:
+    from cifarscale.tasks.classifier.networks import classifier
+
+    return classifier(num_classes=data.num_classes, **config.model_dump())
+
+
 ClassifierConfig = Annotated[SmallFiltersCNNConfig | ResNetConfig, Field(discriminator="name")]
 
 
@@ -91,13 +109,34 @@ class ClassifierRecipe(TrainingRecipe):
 
     @model_validator(mode="after")
     def _sync_batch_spans_microbatches(self) -> Self:
-        check_sync_batch("model.normalisation", self.model.normalisation, self.training)
+        check_sync_batch("model.normalisation", getattr(self.model, "normalisation", "none"), self.training)
         return self
 
     @model_validator(mode="after")
     def _groups_divide_the_channels(self) -> Self:
-        if self.model.normalisation == "group" and self.model.width % 4:
-            raise ValueError(
-                f"model.normalisation = 'group' needs model.width = {self.model.width} to be a multiple of 4"
-            )
+        model = self.model
+        if (
+            isinstance(model, SmallFiltersCNNConfig | ResNetConfig)
+            and model.normalisation == "group"
+            and model.width % 4
+        ):
+            raise ValueError(f"model.normalisation = 'group' needs model.width = {model.width} to be a multiple of 4")
         return self
+
+
+@cache
+def classifier_recipe(networks: tuple[RegisteredNetwork, ...], is_open: bool) -> type[ClassifierRecipe]:
+    """The class of recipes that can name these networks.
+
+    Args:
+        is_open: whether there are others, of which nothing is known.
+    """
+    sections = tuple(network.config for network in networks)
+    if sections == (ResNetConfig, SmallFiltersCNNConfig) and not is_open:
+        return ClassifierRecipe
+    model: Any = Annotated[Union[sections], Field(discriminator="name")]  # noqa: UP007 (of a tuple)
+    if is_open:
+        model = Annotated[model | UnreadNetwork, Field(union_mode="left_to_right")]
+    schema = create_model("ClassifierRecipe", __base__=ClassifierRecipe, model=(model, SmallFiltersCNNConfig()))
+    schema.__doc__ = ClassifierRecipe.__doc__
+    return schema

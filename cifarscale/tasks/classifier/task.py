@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cifarscale.config.registry import register_task
+from cifarscale.config.registry import is_imported, networks, register_task
 from cifarscale.data.manifest import Manifest
-from cifarscale.tasks.classifier.recipe import ClassifierRecipe
+from cifarscale.tasks.classifier.recipe import ClassifierRecipe, classifier_recipe
 from cifarscale.tasks.classifier.view import ClassifierView
 from cifarscale.tasks.training import TrainingTask
 
@@ -25,6 +25,9 @@ class ClassifierTask(TrainingTask):
     recipe = ClassifierRecipe
     view = ClassifierView()
     progress_metrics = ("loss", "accuracy")
+
+    def schema(self, code: str = "") -> type[ClassifierRecipe]:
+        return classifier_recipe(tuple(networks(code).values()), bool(code) and not is_imported(code))
 
     def learner(self, recipe: ClassifierRecipe, context: "LearnerContext") -> "Learner":
         from cifarscale.tasks.classifier.learner import ClassifierLearner

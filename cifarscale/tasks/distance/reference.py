@@ -137,6 +137,10 @@ def _features(config: DistanceConfig, precision: Precision, group: Group, device
         raise EvaluationError(f"weights {config.weights} have no effect with features {config.features}; leave one out")
     run = Path(config.features.removeprefix("cnn:"))
     trained = load_classifier(run, device)
+    if not hasattr(trained.network, "features"):
+        raise EvaluationError(
+            f"the network of {run} has no method `features`, which images are compared by; name another classifier"
+        )
     normalise = training_normalisation(trained.manifest, device)
     return classifier_features(trained.network, normalise, f"cnn:{run.name}", device, precision)
 

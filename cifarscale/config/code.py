@@ -1,0 +1,236 @@
+"""A user's own code, which a recipe names by `modules`.
+
+It is part of what is computed: the digest of the modules, and of the files beside them that they import, stands in the
+recipe as `code`, and a run folder holds a copy, from which every rank imports. Edited files make another run, and
+change nothing of one that was made before.
+"""
+
+import ast
+import hashlib
+import importlib.util
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from cifarscale.config.registry import registering
+from cifarscale.errors import TRUST_VARIABLE, ConfigError, writing_to
+
+FOLDER = "code"
+"""Where a run folder holds the copy."""
+
+
+@dataclass(frozen=True)
+class Code:
+    """Modules with all that they import from beside them.
+
+    Attributes:
+        modules: files, relative to `root`.
+        files: what is in each file, by its path relative to `root`; the modules among them.
+    """
+
+    root: Path
+    modules: tuple[str, ...]
+    files: dict[str, bytes]
+
+    @property
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits that change when any file does."""
+        lines = (f"{path} {hashlib.sha256(content).hexdigest()}" for path, content in sorted(self.files.items()))
+        return hashlib.sha256("\n".join([*self.modules, *lines]).encode()).hexdigest()[:16]
+
+
+_IMPORTED: dict[str, Code] = {}
+
+
+def load_code(modules: Sequence[str], folder: Path | None, digest: str, where: str) -> str:
+    """Imports the modules that a recipe names.
+
+    What lies in a run folder is not imported unless it is trusted: then the recipe can be read, and not run.
+
+    Args:
+        modules: paths of files, relative to `folder`, or names of importable modules.
+        folder: where the recipe lies; None if that is not known, which suffices for code that is imported already.
+        digest: what the recipe says of the code; empty if nothing.
+        where: stands in front of an error.
+    Returns: the digest of the code.
+    Raises: ConfigError for modules that are missing, have changed, or cannot be imported.
+    """
+    if digest and (digest in _IMPORTED or folder is None):
+        return digest
+    if folder is None:
+        raise ConfigError(f"{where}: modules = {list(modules)} stand in no file. Put the recipe into one")
+    is_copy = (folder / FOLDER).is_dir()
+    code = _read(modules, folder / FOLDER if is_copy else folder, where)
+    if digest and digest != code.digest:
+        raise ConfigError(
+            f"{where}: the files of modules = {list(modules)} have changed since this run was made (they are "
+            f"{code.digest} now, and were {digest}). Restore them, or train the recipe that names them: another run"
+        )
+    if not is_copy or is_trusted(code.digest):
+        with registering(code.digest):
+            _import(code, where)
+        _IMPORTED[code.digest] = code
+    return code.digest
+
+
+def save_code(digest: str, run_dir: Path) -> None:
+    """Copies imported code into a run folder."""
+    for name, content in _IMPORTED[digest].files.items():
+        path = run_dir / FOLDER / name
+        with writing_to(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+
+
+def trust(digest: str) -> None:
+    """Notes that code is this user's own: a run folder that holds it may be run without asking."""
+    if digest and not is_trusted(digest):
+        os.environ[TRUST_VARIABLE] = ",".join(filter(None, (os.environ.get(TRUST_VARIABLE), digest)))  # for the ranks
+        with suppress(OSError):  # a home that cannot be written, where only processes that we start know of it
+            path = _trusted_list()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a", encoding="utf-8") as file:
+                file.write(f"{digest}\n")
+
+
+def is_trusted(digest: str) -> bool:
+    """Whether code may be run: this user has trained or submitted it, or says so."""
+    named = os.environ.get(TRUST_VARIABLE, "").split(",")
+    if "all" in named or digest in named:
+        return True
+    try:
+        return digest in _trusted_list().read_text(encoding="utf-8").split()
+    except OSError:
+        return False
+
+
+def _trusted_list() -> Path:
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
+    return Path(state) / "cifarscale/trusted-code"
+
+
+def _read(modules: Sequence[str], root: Path, where: str) -> Code:
+    files: dict[str, bytes] = {}
+    names = []
+    for module in modules:
+        path, base = _locate(module, root, where)
+        names.append(path.relative_to(base).as_posix())
+        for file in _closure(path, base):
+            files[file.relative_to(base).as_posix()] = file.read_bytes()
+    return Code(root, tuple(names), files)
+
+
+def _locate(module: str, root: Path, where: str) -> tuple[Path, Path]:
+    """The file of a module, and the folder that its path in the code is relative to."""
+    as_path = module if module.endswith(".py") else f"{module.replace('.', '/')}.py"
+    for path in (root / as_path, root / as_path.removesuffix(".py") / "__init__.py"):
+        if path.is_file():
+            return path.resolve(), root.resolve()
+    if not module.endswith(".py"):
+        try:
+            spec = importlib.util.find_spec(module)
+        except (ImportError, ValueError):
+            spec = None
+        if spec is not None and spec.origin and spec.origin.endswith(".py"):
+            path = Path(spec.origin).resolve()
+            depth = len(module.split(".")) - (0 if path.name == "__init__.py" else 1)
+            return path, path.parents[depth]
+    raise ConfigError(
+        f"{where}: modules: there is no file {root / as_path}"
+        f"{'' if module.endswith('.py') else f', and no module {module} to import'}. The built-in names work without it"
+    )
+
+
+def _closure(path: Path, root: Path) -> set[Path]:
+    """A file with all that it imports from beside it, directly or not, and the packages that these lie in."""
+    found: set[Path] = set()
+    waiting = [path]
+    while waiting:
+        file = waiting.pop()
+        if file in found:
+            continue
+        found.add(file)
+        packages = [folder / "__init__.py" for folder in file.parents if folder != root and root in folder.parents]
+        waiting += [package for package in packages if package.is_file()]
+        for name in _imported_names(file):
+            for base in {root, file.parent}:
+                for candidate in (base / name, *(base / name).parents):
+                    if base not in candidate.parents:
+                        break
+                    files = (candidate.with_suffix(".py"), candidate / "__init__.py")
+                    waiting += [each.resolve() for each in files if candidate.name and each.is_file()]
+    return found
+
+
+def _imported_names(file: Path) -> Iterator[Path]:
+    """What a file imports, as paths without a suffix relative to the folder of the import."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except SyntaxError:
+        return  # which importing it tells better
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (Path(*alias.name.split(".")) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = Path(*[".."] * (node.level - 1), *(node.module.split(".") if node.module else ()))
+            yield base
+            yield from (base / alias.name for alias in node.names)
+
+
+def _import(code: Code, where: str) -> None:
+    """Imports each module from the code's folder, whatever modules of the same names were imported before."""
+    for path in code.files:
+        name, file = _dotted(path), code.root.resolve() / path
+        if name in sys.modules and getattr(sys.modules[name], "__file__", None) != str(file):
+            del sys.modules[name]
+    with _first_on_the_path(code.root.resolve(), *{(code.root.resolve() / path).parent for path in code.modules}):
+        for path in code.modules:
+            file, name = code.root.resolve() / path, _dotted(path)
+            spec = importlib.util.spec_from_file_location(name, file)
+            assert spec is not None
+            assert spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[name] = module
+            try:
+                spec.loader.exec_module(module)
+            except ConfigError:
+                raise
+            except Exception as error:
+                del sys.modules[name]
+                raise ConfigError(
+                    f"{where}: modules: {_place(error, code)}: {type(error).__name__}: {error}. "
+                    "The built-in names work without it"
+                ) from error
+
+
+def _dotted(path: str) -> str:
+    """The name that a file is imported by."""
+    parts = path.removesuffix(".py").removesuffix("/__init__").split("/")
+    return ".".join(re.sub(r"\W", "_", part) for part in parts)
+
+
+@contextmanager
+def _first_on_the_path(*folders: Path) -> Iterator[None]:
+    """While modules are imported; later, for what they import inside of functions, the folders come last."""
+    names = [str(folder) for folder in folders]
+    sys.path[:0] = names
+    try:
+        yield
+    finally:
+        for name in names:
+            sys.path.remove(name)
+        sys.path.extend(name for name in names if name not in sys.path)
+
+
+def _place(error: Exception, code: Code) -> str:
+    """The file of the user's in which an error arose, and its line."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}, line {error.lineno}"
+    root = code.root.resolve()
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if root in Path(frame.filename).parents]
+    return f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else ", ".join(code.modules)
