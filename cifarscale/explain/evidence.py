@@ -89,12 +89,12 @@ def gather(run_dir: Path, name: str, job: Submitted | None) -> Evidence:
     state, attempts, trouble = _asked(job.key) if job else (None, (), "")
     lines = read_metrics(folder.metrics)
     logs = run_dir / "logs"
-    found: list[Failure] = []
+    causes: list[Failure] = []
     log: list[str] = []
     if job is not None:
         logs = _newest_logs(job, state)
         log = newest_start(last_lines(job.log(0)))
-    found = failures(logs) if logs.is_dir() else []
+    causes = failures(logs) if logs.is_dir() else []
 
     def tail(rank: int) -> Sequence[str]:
         return last_lines(job.log(rank) if job else logs / f"rank-{rank}.log")
@@ -108,7 +108,7 @@ def gather(run_dir: Path, name: str, job: Submitted | None) -> Evidence:
         state=state,
         trouble=trouble,
         attempts=attempts,
-        failures=tuple(found),
+        failures=tuple(causes),
         log=tuple(log),
         tail=tail,
         is_complete=folder.result() is not None,

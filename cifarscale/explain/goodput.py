@@ -170,17 +170,17 @@ def usage(attempts: Sequence[Attempt]) -> Usage | None:
 
 
 def better_request(
-    found: Goodput, used: Usage | None, step: int, max_steps: int, pace: float | None, is_complete: bool
+    times: Goodput, used: Usage | None, step: int, max_steps: int, pace: float | None, is_complete: bool
 ) -> list[tuple[str, str]]:
     """What to ask for instead, by what: rows to show. None of what too little is known of.
 
     Args:
         pace: steps a second, of training alone.
     """
-    if found.computing + found.waiting_for_data < ENOUGH_S or used is None:
+    if times.computing + times.waiting_for_data < ENOUGH_S or used is None:
         return [("better request", f"not known before it has trained for {duration(ENOUGH_S)} in one start")]
     rows = []
-    if text := _better_time(found, used, step, max_steps, pace, is_complete):
+    if text := _better_time(times, used, step, max_steps, pace, is_complete):
         rows.append(("better time", text))
     if used.memory_gb is not None:
         wanted = math.ceil(MARGIN * used.memory_gb)
@@ -198,47 +198,47 @@ def better_request(
         text = f"keeps {used.busy_cores:.1f} of {used.cores:g} cores a task busy"
         text += f"; cpus_per_task = {wanted} would do" if wanted < WASTEFUL * used.cores else ", which is right"
         rows.append(("better cores", text))
-    trained = found.computing + found.waiting_for_data
-    if found.waiting_for_data > MUCH_WAITING * trained:
+    trained = times.computing + times.waiting_for_data
+    if times.waiting_for_data > MUCH_WAITING * trained:
         rows.append(("better reading", "more --num-workers, or --set data.reader=in_memory (another run)"))
-    rows.append(("rests on", f"{duration(trained)} of training, {step:,} steps, {_count(found.starts, 'start')}"))
+    rows.append(("rests on", f"{duration(trained)} of training, {step:,} steps, {_count(times.starts, 'start')}"))
     return rows
 
 
 def _better_time(
-    found: Goodput, used: Usage, step: int, max_steps: int, pace: float | None, is_complete: bool
+    times: Goodput, used: Usage, step: int, max_steps: int, pace: float | None, is_complete: bool
 ) -> str | None:
     if not pace or not step:
         return None
-    trained = found.computing + found.waiting_for_data
-    beside = (found.starting or 0) / max(1, found.starts) + (found.between_steps or 0) * max_steps / step
+    trained = times.computing + times.waiting_for_data
+    beside = (times.starting or 0) / max(1, times.starts) + (times.between_steps or 0) * max_steps / step
     whole = (max_steps if is_complete else max_steps - step) / min(pace, step / trained) + beside
     wanted_min = 5 * math.ceil(MARGIN * whole / 300)
     what = "in one go it takes" if is_complete else "the rest takes"
     text = f"{what} about {duration(whole)}"
     limit = used.time_limit_s
-    if limit is None or 60 * wanted_min < WASTEFUL * limit or (whole > limit and found.starts > 1):
+    if limit is None or 60 * wanted_min < WASTEFUL * limit or (whole > limit and times.starts > 1):
         return f"{text}; --time {wanted_min // 60:02d}:{wanted_min % 60:02d}:00 would do"
     return f"{text}; the limit of {duration(limit)} is right" if whole <= limit else f"{text}, in several starts"
 
 
-def rows(found: Goodput) -> list[tuple[str, str]]:
+def rows(times: Goodput) -> list[tuple[str, str]]:
     """What to show of it."""
     parts: list[tuple[str, float | None]] = [
-        ("queued", found.queued),
-        ("computing", found.computing),
-        ("waiting for data", found.waiting_for_data),
-        ("starting", found.starting),
-        ("evaluating, saving", found.between_steps),
-        ("lost to restarts", found.lost),
-        ("since its last line", found.silent or None),
+        ("queued", times.queued),
+        ("computing", times.computing),
+        ("waiting for data", times.waiting_for_data),
+        ("starting", times.starting),
+        ("evaluating, saving", times.between_steps),
+        ("lost to restarts", times.lost),
+        ("since its last line", times.silent or None),
     ]
-    if found.lost is None:
-        rest = max(0.0, found.allocated - found.computing - found.waiting_for_data)
+    if times.lost is None:
+        rest = max(0.0, times.allocated - times.computing - times.waiting_for_data)
         parts = [*parts[:3], ("starting, evaluating, lost", rest)]
-    total = found.total or 1.0
+    total = times.total or 1.0
     shown = [(name, f"{duration(value)}, {value / total:.1%}") for name, value in parts if value is not None]
-    return [*shown, ("total", f"{duration(found.total)}, in {_count(found.starts, 'start')}")]
+    return [*shown, ("total", f"{duration(times.total)}, in {_count(times.starts, 'start')}")]
 
 
 def slow_rank(lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -269,12 +269,12 @@ def goodput_rows(run_dir: Path) -> list[tuple[str, str]]:
     attempts = [attempt for job in jobs for attempt in slurm.attempts(job.key)]
     lines = read_metrics(folder.metrics)
     complete = folder.result() is not None
-    found = goodput(attempts, lines, time.time(), complete)
+    times = goodput(attempts, lines, time.time(), complete)
     rates = [line["images_per_second"] for line in lines if line.get("images_per_second")]
     pace = median(rates[-20:]) / recipe.training.global_batch_size if rates else None
     step = max((line["step"] for line in lines), default=0)
-    shown = rows(found) + slow_rank(lines)
-    return shown + better_request(found, usage(attempts), step, recipe.training.max_steps, pace, complete)
+    shown = rows(times) + slow_rank(lines)
+    return shown + better_request(times, usage(attempts), step, recipe.training.max_steps, pace, complete)
 
 
 def _stamp(moment: Any) -> float | None:
