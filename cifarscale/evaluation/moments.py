@@ -76,8 +76,8 @@ class Statistics:
         try:
             with np.load(path) as file:  # a plain .npy has no `files`, hence the AttributeError
                 if missing := [key for key in ("mu", "sigma") if key not in file.files]:
-                    found = ", ".join(file.files) or "nothing"
-                    raise EvaluationError(f"{path} holds {found}, and lacks {' and '.join(missing)}. {remedy}")
+                    names = ", ".join(file.files) or "nothing"
+                    raise EvaluationError(f"{path} holds {names}, and lacks {' and '.join(missing)}. {remedy}")
                 mean, covariance = (torch.from_numpy(file[key].astype(np.float64)) for key in ("mu", "sigma"))
                 num_samples = int(file["num_samples"]) if "num_samples" in file.files else None
         except OSError as error:

@@ -76,8 +76,8 @@ def _squared_radii(points: torch.Tensor, num_neighbours: int, group: Group, core
         return rows, distances.kthvalue(num_neighbours, dim=1).values.cpu()
 
     table = torch.zeros(len(points), dtype=torch.float64)
-    for rows, found in cores.stream(radii, _blocks(len(points), len(points), group)):
-        table[rows] = found
+    for rows, block_radii in cores.stream(radii, _blocks(len(points), len(points), group)):
+        table[rows] = block_radii
     return group.sum_(table)  # one rank's number and zeros: exact
 
 

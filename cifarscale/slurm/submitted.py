@@ -59,13 +59,13 @@ def newest_attempt_folder(job: Submitted) -> Path:
 def submissions(run_dir: Path) -> list[Submitted]:
     """All jobs that were queued for a run, the newest last; damaged lines are left out with a warning."""
     path = RunFolder(run_dir).slurm / "jobs.jsonl"
-    found = []
+    jobs = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
         try:
-            found.append(Submitted(**json.loads(line)))
+            jobs.append(Submitted(**json.loads(line)))
         except (ValueError, TypeError):
             log.warning("%s: a line is damaged, and left out", path)
-    return found
+    return jobs
 
 
 def find_run(job_or_run: str) -> tuple[Path, Submitted | None]:
@@ -84,17 +84,17 @@ def find_run(job_or_run: str) -> tuple[Path, Submitted | None]:
         )
     for root in _places(job_or_run):
         jobs = [(run_dir, job) for run_dir in run_folders(root) for job in submissions(run_dir)]
-        found = [(run_dir, job) for run_dir, job in jobs if job.job_id == job_or_run] or [
+        matches = [(run_dir, job) for run_dir, job in jobs if job.job_id == job_or_run] or [
             (run_dir, job) for run_dir, job in jobs if slurm.array_job(job.job_id) == job_or_run
         ]
-        if found:  # of several jobs that have had this number the newest
-            _, newest = max(found, key=lambda of_run: of_run[1].submitted)
-            found = [(run_dir, job) for run_dir, job in found if job.script == newest.script]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            names = ", ".join(sorted((job.job_id for _, job in found), key=lambda name: int(name.partition("_")[2])))
-            raise RunError(f"job {job_or_run} is an array of {len(found)} runs; name one of them: {names}")
+        if matches:  # of several jobs that have had this number the newest
+            _, newest = max(matches, key=lambda of_run: of_run[1].submitted)
+            matches = [(run_dir, job) for run_dir, job in matches if job.script == newest.script]
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            names = ", ".join(sorted((job.job_id for _, job in matches), key=lambda name: int(name.partition("_")[2])))
+            raise RunError(f"job {job_or_run} is an array of {len(matches)} runs; name one of them: {names}")
     raise RunError(
         f"job {job_or_run} is not of a run below {RUNS_ROOT}/ or this folder. Name its run folder instead, or work "
         "where it was submitted"

@@ -59,7 +59,7 @@ def sweep_parallel(folder: SweepFolder, sweep: SweepRecipe) -> Plot | None:
 def _evaluations(folder: SweepFolder, trial: Trial, metric: str) -> Sequence[tuple[int, float]]:
     """Of the metric as it stands in the log: `validation.top1` of the result is `validation_top1` there."""
     names = [metric, metric.replace(".", "_"), *(["fid", "frechet_distance"] if metric.startswith("distance") else [])]
-    return next((found for name in names if (found := history(folder.run(trial), name))), [])
+    return next((points for name in names if (points := history(folder.run(trial), name))), [])
 
 
 def _weight(trial: Trial, order: Sequence[Trial]) -> Weight:

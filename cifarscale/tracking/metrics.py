@@ -77,12 +77,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def _whole_lines(content: bytes) -> list[dict[str, Any]]:
     """The lines that hold an object with a step: a machine that loses its power may leave zeros or blanks in others."""
-    found = []
+    lines = []
     for line in content.split(b"\n"):
         try:
             values = json.loads(line)
         except ValueError:
             continue
         if isinstance(values, dict) and isinstance(values.get("step"), int):
-            found.append(values)
-    return found
+            lines.append(values)
+    return lines

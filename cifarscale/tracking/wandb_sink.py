@@ -168,7 +168,7 @@ def _init(folder: WandbFolder, recipe: TrainingRecipe, mode: str) -> "wandb.Run"
         disable_code=True,
         x_save_requirements=False,
     )
-    about = folder.environment()
+    environment = folder.environment()
     return wandb.init(
         mode="online" if mode == "online" else "offline",
         resume="allow" if mode == "online" else None,
@@ -179,7 +179,7 @@ def _init(folder: WandbFolder, recipe: TrainingRecipe, mode: str) -> "wandb.Run"
         job_type=recipe.task,
         tags=folder.tags(recipe.tracking),
         notes=recipe.description or None,
-        config={**resolved(recipe), "environment": about},
+        config={**resolved(recipe), "environment": environment},
         reinit="create_new",
         settings=settings,
     )

@@ -185,14 +185,14 @@ class Engine:
         factor = learning_rate_factor(self._recipe.schedule, self._step - 1, training.max_steps)
         timing = self.timing.figures()
         if self._group.ranks.is_first:
-            about = {
+            progress = {
                 "images": self._step * training.global_batch_size,
                 "learning_rate": training.learning_rate * factor,
                 **timing,
             }
             if self._device.type == "cuda":
-                about["gpu_memory_gb"] = round(torch.cuda.max_memory_allocated(self._device) / 1e9, 3)
-            self._observer.trained(self._step, values | self._gradient_norms() | about)
+                progress["gpu_memory_gb"] = round(torch.cuda.max_memory_allocated(self._device) / 1e9, 3)
+            self._observer.trained(self._step, values | self._gradient_norms() | progress)
 
     def _gradient_norms(self) -> dict[str, float]:
         """The norm of each network's gradient in the last step, before clipping; none that overflowed."""

@@ -88,12 +88,12 @@ def _naming_want_of_memory(device: torch.device) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        said = str(error).splitlines()[0] if str(error) else "MemoryError"
-        if not isinstance(error, MemoryError) and not re.search("out of memory|can't allocate memory", said):
+        message = str(error).splitlines()[0] if str(error) else "MemoryError"
+        if not isinstance(error, MemoryError) and not re.search("out of memory|can't allocate memory", message):
             raise
-        said = said[said.find(": ") + 1 :].strip()
+        message = message[message.find(": ") + 1 :].strip()
         raise RunError(
-            f"the memory of {device_name(device)} does not suffice ({said}). Take a smaller network or "
+            f"the memory of {device_name(device)} does not suffice ({message}). Take a smaller network or "
             "training.global_batch_size, more ranks, or more training.microbatches, which are computed in turn"
         ) from error
 

@@ -110,16 +110,16 @@ def _examples(
     normalise = training_normalisation(manifest, _CPU)
     images = torch.stack([pixels[row] for row in rows])
     shares, predictions = trained.network(normalise(images)).softmax(1).max(1)
-    found = {}
+    pictures = {}
     for row, share, prediction in zip(rows, shares.tolist(), predictions.tolist(), strict=True):
         true, taken = _words(manifest.fine_names[int(labels[row])]), _words(manifest.fine_names[prediction])
-        found[row] = picture(
+        pictures[row] = picture(
             pixels[row].permute(1, 2, 0).numpy(),
             f"An image of {true}, taken for {taken}",
             f"{taken} {share:.0%}",
             good=prediction == int(labels[row]),
         )
-    return found
+    return pictures
 
 
 def _written(path: Path) -> Matrix | None:

@@ -58,9 +58,9 @@ class Reference:
         Args:
             save: where to save the statistics of the images, for another call to compare with.
         """
-        found = self.measure.collect(images, len(self.class_names))
+        collected = self.measure.collect(images, len(self.class_names))
         if save is not None:
-            self.measure.save(save, found)
+            self.measure.save(save, collected)
         return {
             "metric": self.metric,
             "features": self.measure.features.name,
@@ -68,7 +68,7 @@ class Reference:
             "against": self.name,
             "num_real": self.real.statistics.num_samples,
             "num_samples": images.num_images,
-            **self.measure.metrics(self.real, found, self.class_names),
+            **self.measure.metrics(self.real, collected, self.class_names),
         }
 
 
