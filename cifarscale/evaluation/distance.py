@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cifarscale.config.distance import DistanceConfig
 from cifarscale.data.images import ImageSet
-from cifarscale.distributed.cores import Cores
+from cifarscale.distributed.cpu_pool import CpuPool
 from cifarscale.distributed.group import Group
 from cifarscale.distributed.randomness import permutation
 from cifarscale.errors import CifarscaleError, EvaluationError
@@ -64,7 +64,7 @@ class Measure:
         config: DistanceConfig,
         features: FeatureNetwork,
         group: Group,
-        cores: Cores,
+        pool: CpuPool,
         device: torch.device,
         shows_progress: bool = False,
         exact: FeatureNetwork | None = None,
@@ -75,7 +75,7 @@ class Measure:
         """
         self.features, self._exact = features, exact
         self._shows_progress = shows_progress and group.ranks.is_first
-        self._config, self._group, self._cores, self._device = config, group, cores, device
+        self._config, self._group, self._pool, self._device = config, group, pool, device
         self._keeps = config.kernel or config.neighbours > 0
 
     def collect(self, images: ImageSet, num_classes: int = 0) -> Collected:
@@ -97,7 +97,7 @@ class Measure:
         share = sum(len(rows) for _, rows in self._batches(total))
         progress = counting(f"{self.features.name} of {images.name}", share, self._shows_progress)
         with self._together(), progress as advance:
-            computed = self._cores.stream(lambda each: self._compute(images, *each), self._batches(total))
+            computed = self._pool.stream(lambda each: self._compute(images, *each), self._batches(total))
             for batch, rows, features in computed:
                 advance(len(rows))
                 moments.add(features, batch)
@@ -171,11 +171,11 @@ class Measure:
             figures["on_sample"] = {"num_samples": generated.sample.shape[1], **distances}
         if real.kept is not None and generated.kept is not None:
             if self._config.kernel:
-                kernel = kernel_distance(real.kept, generated.kept, self._group, self._cores)
+                kernel = kernel_distance(real.kept, generated.kept, self._group, self._pool)
                 figures["kernel_distance"] = kernel.distance
                 figures["kernel_distance_standard_error"] = kernel.standard_error
             if self._config.neighbours:
-                near = precision_recall(real.kept, generated.kept, self._group, self._cores, self._config.neighbours)
+                near = precision_recall(real.kept, generated.kept, self._group, self._pool, self._config.neighbours)
                 figures |= {"precision": near.precision, "recall": near.recall}
         if class_names:
             pairs = zip(class_names, real.by_class, generated.by_class, strict=True)
@@ -193,7 +193,7 @@ class Measure:
         table = torch.zeros(2, count, self.features.dim)
         mine = range(self._group.ranks.rank, count, self._group.ranks.world_size)
         with self._together():
-            for i, features in zip(mine, self._cores.stream(lambda i: self._both(images, rows[i]), mine), strict=True):
+            for i, features in zip(mine, self._pool.stream(lambda i: self._both(images, rows[i]), mine), strict=True):
                 table[:, i] = features.cpu()
         return self._group.sum_(table)
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from cifarscale.config.recipe import Stage
 from cifarscale.data.batches import Batch, Reader
-from cifarscale.distributed.cores import Cores
+from cifarscale.distributed.cpu_pool import CpuPool
 from cifarscale.distributed.group import Group
 from cifarscale.errors import CheckpointError, Interrupted, NonFiniteLossError
 from cifarscale.runs.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
@@ -54,7 +54,7 @@ class Engine:
         learner: Learner,
         reader: Reader,
         group: Group,
-        cores: Cores,
+        pool: CpuPool,
         device: torch.device,
         checkpoints: Path,
         observer: Observer,
@@ -70,7 +70,7 @@ class Engine:
         self._recipe, self._learner, self._reader, self._group, self._device = recipe, learner, reader, group, device
         self._checkpoints, self._observer, self._stop = checkpoints, observer, stop
         training = recipe.training
-        self._microbatches = Microbatches(learner.networks, training.microbatches, group, cores)
+        self._microbatches = Microbatches(learner.networks, training.microbatches, group, pool)
         self._batch_size = training.global_batch_size // self._microbatches.total
         self._optimizers = {
             name: build_optimizer(learner.networks[name], recipe.optimizer, training.learning_rate)

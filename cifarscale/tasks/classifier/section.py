@@ -10,7 +10,7 @@ from cifarscale.data.batches import EvaluationSplit
 from cifarscale.data.build import shards_that_are_here
 from cifarscale.data.dataset import Dataset
 from cifarscale.data.normalisation import training_normalisation
-from cifarscale.distributed.cores import Cores
+from cifarscale.distributed.cpu_pool import CpuPool
 from cifarscale.distributed.group import Group
 from cifarscale.distributed.ranks import Ranks
 from cifarscale.errors import CifarscaleError
@@ -40,7 +40,9 @@ def _computed(run_dir: Path, recipe: ClassifierRecipe, split: str, shards: Path)
     samples = Dataset(shards, recipe.data, _CPU).split(split)
     normalise = training_normalisation(trained.manifest, _CPU)
     size = recipe.evaluation.batch_size
-    accuracy = evaluate_classifier(trained.network, samples, normalise, Group(Ranks()), Cores(apart=True), size)
+    accuracy = evaluate_classifier(
+        trained.network, samples, normalise, Group(Ranks()), CpuPool(one_core_each=True), size
+    )
     manifest = trained.manifest
     number = len(manifest.fine_names)
     pairs = torch.bincount(accuracy.labels * number + accuracy.predictions, minlength=number**2).view(number, number)

@@ -11,7 +11,7 @@ from cifarscale.config.distance import DistanceConfig
 from cifarscale.data.images import ImageSet, images_of_folder, images_of_split
 from cifarscale.data.manifest import Manifest
 from cifarscale.data.normalisation import training_normalisation
-from cifarscale.distributed.cores import Cores
+from cifarscale.distributed.cpu_pool import CpuPool
 from cifarscale.distributed.group import Group
 from cifarscale.errors import EvaluationError
 from cifarscale.evaluation.distance import Collected, Measure
@@ -78,7 +78,7 @@ def open_reference(
     num_images: int,
     conditional: bool,
     group: Group,
-    cores: Cores,
+    pool: CpuPool,
     device: torch.device,
     shows_progress: bool = False,
 ) -> Reference:
@@ -98,7 +98,7 @@ def open_reference(
 
     require(num_images, "measured images")
     exact = _features(config, "exact", group, device) if config.precision == "fast" else None
-    measure = Measure(config, features, group, cores, device, shows_progress, exact)
+    measure = Measure(config, features, group, pool, device, shows_progress, exact)
     metric = f"Fréchet distance ({features.name})"
     if config.features == "inception":
         official = features.identity.startswith(OFFICIAL_WEIGHTS)
