@@ -57,7 +57,7 @@ class Comparison:
     """
 
     what: str
-    figure: str
+    metric: str
     deviation: float
     allowed: float
 
@@ -117,7 +117,7 @@ def verify(
 
 
 def compare(one: Path, other: Path, what: str, allowed: float) -> list[Comparison]:
-    """How far the losses, the weights and the final figures of two complete runs lie apart."""
+    """How far the losses, the weights and the final metrics of two complete runs lie apart."""
     losses = [_losses(run) for run in (one, other)]
     if losses[0].keys() != losses[1].keys():
         raise ClusterError(f"{one} and {other} have not logged the same steps; remove both and run this again")

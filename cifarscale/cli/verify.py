@@ -55,7 +55,7 @@ def _show(comparisons: "list[Comparison]") -> None:
 
     from cifarscale.checks.verify import NOT_PROMISED
 
-    table = Table("run", "figure", "compared with the uninterrupted run")
+    table = Table("run", "metric", "compared with the uninterrupted run")
     for each in comparisons:
         agrees = "bit-identical" if each.deviation == 0 else f"differs by {each.deviation:.1e}"
         if each.allowed == NOT_PROMISED and each.deviation:
@@ -64,5 +64,5 @@ def _show(comparisons: "list[Comparison]") -> None:
             allowed = ""
         else:
             allowed = ", and must not" if each.allowed == 0 else f", more than {each.allowed:.0e}"
-        table.add_row(each.what, each.figure, agrees + allowed)
+        table.add_row(each.what, each.metric, agrees + allowed)
     Console().print(table)

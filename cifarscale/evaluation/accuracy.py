@@ -104,5 +104,5 @@ def check_ledger(counts: torch.Tensor) -> None:
     if wrong:
         raise DistributedError(
             f"{len(wrong)} of {len(counts)} samples were not counted exactly once; the first is row {wrong[0]}, "
-            f"counted {int(counts[wrong[0]])} times. The figures are void: do all ranks see the same shards?"
+            f"counted {int(counts[wrong[0]])} times. The metrics are void: do all ranks see the same shards?"
         )

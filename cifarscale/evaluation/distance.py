@@ -159,30 +159,30 @@ class Measure:
         return self._on_first(lambda: frechet_distance(real.statistics, generated.statistics))
 
     def metrics(self, real: Collected, generated: Collected, class_names: tuple[str, ...] = ()) -> dict[str, Any]:
-        """Every figure that the recipe wants, as plain values for JSON; the same on every rank.
+        """Every metric that the recipe wants, as plain values for JSON; the same on every rank.
 
         Args:
             class_names: for the distance of each class; without them it is left out.
         """
-        figures: dict[str, Any] = {"distance": self.frechet(real, generated)}
+        metrics: dict[str, Any] = {"distance": self.frechet(real, generated)}
         if real.sample is not None and generated.sample is not None:
             pairs = zip(("fast", "exact"), real.sample, generated.sample, strict=True)
             distances = self._on_first(lambda: {name: _distance(one, other) for name, one, other in pairs})
-            figures["on_sample"] = {"num_samples": generated.sample.shape[1], **distances}
+            metrics["on_sample"] = {"num_samples": generated.sample.shape[1], **distances}
         if real.kept is not None and generated.kept is not None:
             if self._config.kernel:
                 kernel = kernel_distance(real.kept, generated.kept, self._group, self._pool)
-                figures["kernel_distance"] = kernel.distance
-                figures["kernel_distance_standard_error"] = kernel.standard_error
+                metrics["kernel_distance"] = kernel.distance
+                metrics["kernel_distance_standard_error"] = kernel.standard_error
             if self._config.neighbours:
                 near = precision_recall(real.kept, generated.kept, self._group, self._pool, self._config.neighbours)
-                figures |= {"precision": near.precision, "recall": near.recall}
+                metrics |= {"precision": near.precision, "recall": near.recall}
         if class_names:
             pairs = zip(class_names, real.by_class, generated.by_class, strict=True)
-            figures["classes"] = self._on_first(
+            metrics["classes"] = self._on_first(
                 lambda: {name: None if a is None or b is None else frechet_distance(a, b) for name, a, b in pairs}
             )
-        return figures
+        return metrics
 
     def _sample(self, images: ImageSet) -> torch.Tensor | None:
         """The features of some of the images, evenly spread, as they are computed and in float32."""

@@ -159,7 +159,7 @@ class Moments:
         return count, total, outer
 
 
-def require_features(real: torch.Tensor, generated: torch.Tensor, num_needed: int, figure: str) -> None:
+def require_features(real: torch.Tensor, generated: torch.Tensor, num_needed: int, metric: str) -> None:
     """Checks two sets of features that are to be compared, (n, d) and (m, d).
 
     Raises: EvaluationError if a set has fewer than `num_needed` samples, a value that is not finite, or another d.
@@ -167,7 +167,7 @@ def require_features(real: torch.Tensor, generated: torch.Tensor, num_needed: in
     for name, features in (("real", real), ("generated", generated)):
         if len(features) < num_needed:
             raise EvaluationError(
-                f"{figure} needs at least {num_needed} samples of each set, and there are {len(features)} {name} ones. "
+                f"{metric} needs at least {num_needed} samples of each set, and there are {len(features)} {name} ones. "
                 "Give more"
             )
         if wrong := int((~features.isfinite().all(1)).sum()):

@@ -35,7 +35,7 @@ def precision_recall(
 ) -> PrecisionRecall:
     """Improved precision and recall of generated samples.
 
-    Both depend on the sizes of the sets; compare only figures with equal sizes (50,000 of each in the paper). All
+    Both depend on the sizes of the sets; compare only values with equal sizes (50,000 of each in the paper). All
     ranks pass the same sets and share the rows; no bit depends on the number of ranks if each stays on one core.
 
     Args:

@@ -131,7 +131,7 @@ def _timeout(evidence: Evidence) -> Explanation:
         f"The warning came too late: raise warning_seconds{in_profile(evidence)} above what a step and a "
         "checkpoint take"
         if warned
-        else "It was not warned, or not at a moment when it listened: during its start, an evaluation or a final figure"
+        else "It was not warned, or not at a moment when it listened: during its start, an evaluation or a final metric"
     )
     advice = (
         f"If that happens again, take a longer --time, or raise warning_seconds{in_profile(evidence)}",

@@ -40,7 +40,7 @@ class Goodput:
         computing: in training steps that count, but for waiting for data.
         waiting_for_data: in training steps that count.
         starting: from a start to the first step.
-        between_steps: evaluations, checkpoints and, of a complete run, the final figures.
+        between_steps: evaluations, checkpoints and, of a complete run, the final metrics.
         lost: in steps that were computed again, or in starts of which nothing remains.
         starts: how often SLURM has started it.
         silent: since the newest line of a run that is not complete: steps since then, an evaluation, or a hang.

@@ -95,7 +95,7 @@ def _complete(evidence: Evidence) -> Explanation:
         if evidence.state.state != "COMPLETED":
             details.append("That came after the result was written; nothing is missing")
     return Explanation(
-        f"{evidence.run} is complete", tuple(details), None, (f"Its figures: {evidence.run}/result.json",)
+        f"{evidence.run} is complete", tuple(details), None, (f"Its metrics: {evidence.run}/result.json",)
     )
 
 

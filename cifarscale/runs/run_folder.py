@@ -93,7 +93,7 @@ class RunFolder:
         return RunError(f"{self.path} is being written by {holder}; one that is gone is forgotten after a minute")
 
     def result(self) -> dict[str, Any] | None:
-        """The final figures, None while the run is not complete, or where the file is damaged: they are found again."""
+        """The final metrics, None while the run is not complete, or where the file is damaged: they are found again."""
         try:
             result = json.loads(self.result_file.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):

@@ -10,7 +10,7 @@ from cifarscale.tracking.plots import Curve, Plot, Point, Scale, Weight, curves,
 
 
 def plot_sweep(folder: SweepFolder, sweep: SweepRecipe) -> list[Path]:
-    """Writes plots/curves.png and plots/parallel.png. Returns: those for which there were figures."""
+    """Writes plots/curves.png and plots/parallel.png. Returns: those for which there were values."""
     drawn = {"curves": sweep_curves(folder, sweep), "parallel": sweep_parallel(folder, sweep)}
     written = []
     for name, plot in drawn.items():
@@ -35,7 +35,7 @@ def sweep_curves(folder: SweepFolder, sweep: SweepRecipe) -> Plot | None:
 
 
 def sweep_parallel(folder: SweepFolder, sweep: SweepRecipe) -> Plot | None:
-    """What each trial tried, and what came of it; None if no trial has a figure."""
+    """What each trial tried, and what came of it; None if no trial has a value."""
     order = ranked(folder.trials, sweep.mode)
     if not order:
         return None

@@ -209,14 +209,14 @@ def default_sweep_dir(sweep: SweepRecipe) -> Path:
     return RUNS_ROOT / f"{sweep.name}-{sweep_hash(sweep)}"
 
 
-def value_of(figures: dict[str, Any], metric: str) -> float | None:
+def value_of(values: dict[str, Any], metric: str) -> float | None:
     """A metric in what a job reports: `validation_top1` also as `validation.top1`, its name in result.json."""
     key, dot, rest = metric.partition("." if "." in metric else "_")
-    value = figures.get(metric)
-    if value is None and isinstance(figures.get(key), dict) and dot:
-        value = figures[key].get(rest)
-    if value is None and isinstance(figures.get("distance"), dict) and metric in ("fid", "frechet_distance"):
-        value = figures["distance"].get("distance")
+    value = values.get(metric)
+    if value is None and isinstance(values.get(key), dict) and dot:
+        value = values[key].get(rest)
+    if value is None and isinstance(values.get("distance"), dict) and metric in ("fid", "frechet_distance"):
+        value = values["distance"].get("distance")
     return float(value) if isinstance(value, int | float) else None
 
 

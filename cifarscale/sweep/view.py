@@ -66,7 +66,7 @@ class SweepView(View):
         best = f"Trial {order[0].number} is the best with {metric_text(recipe, order[0].value)}." if order else ""
         metric, drawings = metric_name(recipe.metric), []
         if curves is not None:
-            spoken = f"The {metric} of {len(order)} trials over steps. {best} The table of trials has the figures."
+            spoken = f"The {metric} of {len(order)} trials over steps. {best} The table of trials has the values."
             drawings.append(drawing(curves, f"{key}-curves", "All trials", spoken))
         if parallel is not None:
             spoken = f"What each of {len(order)} trials tried, and its {metric}. {best} The table has all values."

@@ -114,7 +114,7 @@ def _ranks(lines: Sequence[Line]) -> dict[str, str]:
 
 
 def _curve(lines: Sequence[Line], key: str, label: str, starts: Sequence[int] = ()) -> Curve:
-    """A figure over steps; of a long log means of as many lines each."""
+    """A metric over steps; of a long log means of as many lines each."""
     points = [(line["step"], line[key]) for line in lines if key in line]
     size = -(-len(points) // _POINTS)
     bounds = [*range(0, len(points), size), len(points)]

@@ -14,7 +14,7 @@ RATE_OF_RANK = "images_per_second_rank_"
 
 
 def differs(key: str) -> bool:
-    """Whether this figure differs between two runs that compute the same: a time, a rate, what a GPU held."""
+    """Whether this metric differs between two runs that compute the same: a time, a rate, what a GPU held."""
     return key in _TIMES or key.startswith(RATE_OF_RANK)
 
 

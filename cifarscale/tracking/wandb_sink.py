@@ -208,7 +208,7 @@ def _values(row: Row, image: Any) -> dict[str, Any]:
 
 
 def close_run(run: "wandb.Run", folder: WandbFolder, recipe: TrainingRecipe, end: End, media: Media) -> None:
-    """Adds the final figures and tables, and finishes the W&B run."""
+    """Adds the final metrics and tables, and finishes the W&B run."""
     if end.result is not None:
         run.summary.update({key: value for key, value in flat(end.result).items() if key not in ("name", "task")})
         try:

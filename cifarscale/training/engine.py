@@ -35,7 +35,7 @@ class Observer(Protocol):
         """A line of the training log."""
 
     def evaluated(self, step: int, values: dict[str, float]) -> None:
-        """Figures of an evaluation during training."""
+        """Metrics of an evaluation during training."""
 
     def started(self, step: int) -> None:
         """Training goes on after `step` (0 at first); whatever was reported of later steps is void."""
@@ -153,8 +153,8 @@ class Engine:
             with self.timing.own():
                 gradients, outputs = self._microbatches.gradients(name, self._loss, parts, self._step)
             self._microbatches.exchange(name, gradients)
-            for figures, part, (loss, *others) in zip(logged, parts, outputs, strict=True):
-                figures.update(self._learner.metrics(name, part, tuple(others)), loss=figures.get("loss", 0) + loss)
+            for metrics, part, (loss, *others) in zip(logged, parts, outputs, strict=True):
+                metrics.update(self._learner.metrics(name, part, tuple(others)), loss=metrics.get("loss", 0) + loss)
             for parameters in optimizer.param_groups:
                 parameters["lr"] = training.learning_rate * factor
             if training.gradient_clip_norm or (self._step + 1) % training.log_every == 0:
@@ -183,7 +183,7 @@ class Engine:
         self._buffer.clear()
         training = self._recipe.training
         factor = learning_rate_factor(self._recipe.schedule, self._step - 1, training.max_steps)
-        timing = self.timing.figures()
+        timing = self.timing.metrics()
         if self._group.ranks.is_first:
             progress = {
                 "images": self._step * training.global_batch_size,

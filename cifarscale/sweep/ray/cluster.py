@@ -35,7 +35,7 @@ RESTARTS = 3
 """How often a node's Ray is started again that has ended by itself."""
 _POLL_S = 0.1
 _OBJECT_STORE_BYTES = 80 * 2**20
-"""Near Ray's least: trials pass each other settings and figures, no data sets."""
+"""Near Ray's least: trials pass each other settings and metrics, no data sets."""
 _SETTINGS = {
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
