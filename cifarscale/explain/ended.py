@@ -26,14 +26,14 @@ def memory_to_ask_for(used_gb: float | None, requested_gb: float | None) -> int:
     return max(1, math.ceil(max(1.5 * (requested_gb or 0), 1.25 * (used_gb or 0))))
 
 
-def memory_per_node(start: Attempt, steps: Sequence[Attempt]) -> tuple[float | None, float | None]:
+def memory_per_node(attempt: Attempt, steps: Sequence[Attempt]) -> tuple[float | None, float | None]:
     """GiB that were used at most on a node, if all of its tasks were as large as the largest, and that were asked for.
 
     Args:
-        steps: of this start.
+        steps: of this attempt.
     """
     used = [step.max_memory_gb * math.ceil(max(step.tasks, 1) / step.num_nodes) for step in steps if step.max_memory_gb]
-    requested = start.requested_memory_gb / start.num_nodes if start.requested_memory_gb else None
+    requested = attempt.requested_memory_gb / attempt.num_nodes if attempt.requested_memory_gb else None
     return max(used, default=None), requested
 
 
@@ -119,7 +119,7 @@ def _out_of_memory(evidence: Evidence, headline: str = "") -> Explanation:
 
 
 def _timeout(evidence: Evidence) -> Explanation:
-    last = evidence.starts[-1] if evidence.starts else None
+    last = evidence.started_attempts[-1] if evidence.started_attempts else None
     limit = f" of {duration(60 * last.time_limit_min)}" if last and last.time_limit_min else ""
     headline = (
         f"{_job_ended(evidence)}: its time limit{limit} came before it had saved its state and queued itself again"
@@ -143,7 +143,9 @@ def _timeout(evidence: Evidence) -> Explanation:
 def _node_failed(evidence: Evidence) -> Explanation:
     text = "\n".join(evidence.log)
     failed = re.findall(r"[Nn]ode failure on (\S+)", text)
-    nodes = ", ".join(dict.fromkeys(failed)) or (f"one of {evidence.starts[-1].nodes}" if evidence.starts else "a node")
+    nodes = ", ".join(dict.fromkeys(failed)) or (
+        f"one of {evidence.started_attempts[-1].nodes}" if evidence.started_attempts else "a node"
+    )
     advice = (
         f'To keep away from it: sbatch = {{ exclude = "{failed[0] if failed else "NODE"}" }}{in_profile(evidence)}',
         *again(evidence),
@@ -161,7 +163,7 @@ def _preempted(evidence: Evidence) -> Explanation:
 
 def _cancelled(evidence: Evidence) -> Explanation:
     by = next((attempt.cancelled_by for attempt in reversed(evidence.attempts) if attempt.cancelled_by), "")
-    when = "" if evidence.starts else " before it started"
+    when = "" if evidence.started_attempts else " before it started"
     headline = f"{_job_ended(evidence)}{f' by {by}' if by else ''}{when}"
     stopped = next((failure for failure in evidence.failures if failure.exit_code == EXIT_INTERRUPTED), None)
     details = (f"It stopped {_saved(stopped)}",) if stopped else ()
@@ -181,7 +183,11 @@ def _never_ran(what: str, *advice: str) -> Callable[[Evidence], Explanation]:
 
 
 def _memory(evidence: Evidence) -> tuple[float | None, float | None]:
-    return memory_per_node(evidence.starts[-1], evidence.newest_steps) if evidence.starts else (None, None)
+    return (
+        memory_per_node(evidence.started_attempts[-1], evidence.newest_steps)
+        if evidence.started_attempts
+        else (None, None)
+    )
 
 
 def _memory_details(used: float | None, requested: float | None) -> tuple[str, ...]:

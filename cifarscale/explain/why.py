@@ -46,10 +46,11 @@ def _pending(evidence: Evidence) -> Explanation:
         details.append(f"SLURM expects it to start at {state.start}{when}")
     else:
         details.append("SLURM does not tell yet when it will start")
-    if state.restarts and evidence.starts:
-        last = evidence.starts[-1]
+    if state.restarts and evidence.started_attempts:
+        last = evidence.started_attempts[-1]
         details.append(
-            f"Start {len(evidence.starts)} ended as {last.state} after {duration(last.elapsed_s)}{_reached(evidence)}"
+            f"Start {len(evidence.started_attempts)} ended as {last.state} after "
+            f"{duration(last.elapsed_s)}{_reached(evidence)}"
         )
     cause = f" ({code})" if code else ""
     headline = f"job {job} is pending{cause}: {reason.meaning}"

@@ -268,12 +268,12 @@ def _known_attempts(*jobs: JobKey) -> list[Attempt]:
 
 
 def _from_accounting(job: JobKey, known: Sequence[Attempt]) -> JobState | None:
-    starts = [attempt for attempt in known if attempt.job_id == job.job_id and not attempt.step]
-    if not starts:
+    own_attempts = [attempt for attempt in known if attempt.job_id == job.job_id and not attempt.step]
+    if not own_attempts:
         return None
-    last = starts[-1]
+    last = own_attempts[-1]
     return JobState(
-        job.job_id, last.state, _of_waiting(last.state, last.reason), len(starts) - 1, last.nodes, last.start
+        job.job_id, last.state, _of_waiting(last.state, last.reason), len(own_attempts) - 1, last.nodes, last.start
     )
 
 
@@ -283,7 +283,7 @@ def _of_waiting(state: str, reason: str) -> str:
 
 
 def attempts(*jobs: JobKey) -> list[Attempt]:
-    """All starts of some jobs in their order, each followed by its steps.
+    """All attempts of some jobs in their order, each followed by its steps.
 
     Raises: ClusterError if the accounting does not answer.
     """

@@ -28,7 +28,7 @@ class Death:
         return not self.how.startswith("Exited")
 
 
-def newest_start(lines: Sequence[str]) -> list[str]:
+def newest_attempt(lines: Sequence[str]) -> list[str]:
     """The lines of the last time that the job was started: all of them if its tasks never came to run."""
     begin = max((i for i, line in enumerate(lines) if _STARTED in line), default=0)
     return list(lines[begin:])

@@ -58,7 +58,7 @@ class Plan:
         checkpoint_seconds: between two checkpoints.
         checkpoints: that are expected before the time limit.
         hours: that the rest of the run is expected to take.
-        starts: jobs after each other, each up to the time limit, that this takes.
+        attempts: of the job after each other, each up to the time limit, that this takes.
     """
 
     nodes: int
@@ -72,7 +72,7 @@ class Plan:
     checkpoint_seconds: float | None = None
     checkpoints: int | None = None
     hours: float | None = None
-    starts: int | None = None
+    attempts: int | None = None
 
     @property
     def world_size(self) -> int:
@@ -181,5 +181,5 @@ def _forecast(
         "checkpoint_seconds": interval,
         "checkpoints": math.ceil(min(usable, rest) / interval),
         "hours": rest / 3600,
-        "starts": math.ceil(rest / usable),
+        "attempts": math.ceil(rest / usable),
     }

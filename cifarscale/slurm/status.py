@@ -112,12 +112,12 @@ def folder_state(folder: RunFolder, has_lines: bool) -> str:
 
 
 def newest_failures(job: Submitted) -> list[Failure]:
-    """What ended the ranks in the newest start of a job, the cause first."""
+    """What ended the ranks in the newest attempt of a job, the cause first."""
     return failures(newest_attempt_folder(job))
 
 
 def rank_log(run_dir: Path, rank: int) -> Path | None:
-    """The file that a rank of the run's newest start prints to; None if it has printed nothing yet."""
+    """The file that a rank of the run's newest attempt prints to; None if it has printed nothing yet."""
     submitted = submissions(run_dir)
     path = submitted[-1].log(rank) if submitted else run_dir / "logs" / f"rank-{rank}.log"
     return path if path.exists() else None

@@ -40,19 +40,19 @@ class Submitted:
         return slurm.JobKey(self.job_id, self.script)
 
     def log(self, rank: int) -> Path:
-        """What a rank prints, over all starts of the job."""
+        """What a rank prints, over all attempts of the job."""
         return Path(self.folder) / f"{self.job_id}_{rank}_log.out"
 
 
-def attempt_folder(folder: Path, job_id: str, restart: int) -> Path:
-    """Where the ranks of one start of a job meet, and leave what ended them."""
-    return folder / f"{job_id}-{restart}"
+def attempt_folder(folder: Path, job_id: str, attempt: int) -> Path:
+    """Where the ranks of one attempt of a job meet, and leave what ended them."""
+    return folder / f"{job_id}-{attempt}"
 
 
 def newest_attempt_folder(job: Submitted) -> Path:
-    """That of the newest start that came to run."""
-    starts = (path.name.rpartition("-")[2] for path in Path(job.folder).glob(f"{job.job_id}-*"))
-    newest = max((int(number) for number in starts if number.isdigit()), default=0)
+    """That of the newest attempt that came to run."""
+    attempts = (path.name.rpartition("-")[2] for path in Path(job.folder).glob(f"{job.job_id}-*"))
+    newest = max((int(number) for number in attempts if number.isdigit()), default=0)
     return attempt_folder(Path(job.folder), job.job_id, newest)
 
 
