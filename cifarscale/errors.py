@@ -67,7 +67,7 @@ class NonFiniteLossError(CifarscaleError):
 
 
 class EvaluationError(CifarscaleError):
-    """A figure cannot be computed from what was given."""
+    """A metric cannot be computed from what was given."""
 
 
 class Interrupted(CifarscaleError):

@@ -58,7 +58,7 @@ def configure_logging(rank: int = 0, world_size: int = 1, debug: bool = False) -
     """Sends `cifarscale`'s log to standard error: info from rank 0, warnings from all ranks."""
     _outlive_readers()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error is: no figure is lost for a character
+        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error is: no value is lost for a character
     logger = logging.getLogger("cifarscale")
     prefix = f"[rank {rank}] " if world_size > 1 else ""
     handler: logging.Handler = _ConsoleHandler() if sys.stderr.isatty() else logging.StreamHandler(sys.stderr)

@@ -12,7 +12,7 @@ import torch
 from cifarscale.config.recipe import Recipe
 from cifarscale.data.dataset import Dataset
 from cifarscale.data.manifest import Manifest
-from cifarscale.distributed.cores import Cores
+from cifarscale.distributed.cpu_pool import CpuPool
 from cifarscale.distributed.group import Group
 from cifarscale.distributed.ranks import Ranks
 from cifarscale.launch.run import run
@@ -121,8 +121,8 @@ def generate(run_dir: Path, count: int, seed: int, device: torch.device, class_n
 def learner_context(manifest: Manifest, run_dir: Path) -> LearnerContext:
     """What a learner is built in, on one core; it has no data."""
     data = cast(Dataset, SimpleNamespace(manifest=manifest))
-    cores = Cores(apart=True, num_cores=1)
-    return LearnerContext(RunFolder(run_dir), data, Group(Ranks()), cores, torch.device("cpu"))
+    pool = CpuPool(one_core_each=True, num_cores=1)
+    return LearnerContext(RunFolder(run_dir), data, Group(Ranks()), pool, torch.device("cpu"))
 
 
 def planted(folder: Path, program: str) -> dict[str, str]:

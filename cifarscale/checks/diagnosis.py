@@ -37,11 +37,11 @@ class Expected:
 
 def diagnose(reports: Sequence[Report], expected: Expected) -> list[Finding]:
     """One line for each thing that was looked at, in the order in which one would mend them."""
-    found = [_ranks(reports, expected)]
+    findings = [_ranks(reports, expected)]
     if reports:
         checks = (_folder, _shards, _space, _names, _meeting, _sum, _software, _gpus, _clocks, _weights, _wandb)
-        found += [check(reports, expected) for check in checks]
-    return found
+        findings += [check(reports, expected) for check in checks]
+    return findings
 
 
 def _ranks(reports: Sequence[Report], expected: Expected) -> Finding:

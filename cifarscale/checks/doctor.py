@@ -166,17 +166,20 @@ def _run_in_queue(call: Call, profile: Profile, plan: Plan, limit_s: int, folder
 
 
 def _follow(
-    job: slurm.JobKey, goes_on: Callable[[slurm.JobState], bool], limit_s: float, told: slurm.JobState | None = None
+    job: slurm.JobKey,
+    goes_on: Callable[[slurm.JobState], bool],
+    limit_s: float,
+    last_shown: slurm.JobState | None = None,
 ) -> slurm.JobState | None:
-    """Waits while a job is in some states, and tells of each but the one that is told already.
+    """Waits while a job is in some states, and tells of each but the one that was shown last.
 
     Returns: the last state; None if SLURM forgot the job.
     """
     deadline = time.monotonic() + limit_s
     while (state := slurm.job_state(job)) is not None:
-        if told is None or (state.state, state.reason) != (told.state, told.reason):
+        if last_shown is None or (state.state, state.reason) != (last_shown.state, last_shown.reason):
             log.info("job %s: %s", job, f"{state.state} {state.reason}".strip())
-            told = state
+            last_shown = state
         if not goes_on(state) or time.monotonic() > deadline:
             break
         time.sleep(_POLL_S)
@@ -198,8 +201,8 @@ def _ended(state: slurm.JobState | None, job_id: str, folder: Path) -> Finding:
     if state is not None and state.state == "COMPLETED":
         return ok("job", f"{job_id} ran on {state.nodes}")
     restarts = state.restarts if state else 0
-    told = failures(attempt_folder(folder, job_id, restarts))
-    why = told[0].message if told else _first_error(sorted(folder.glob(f"{job_id}_*_log.out")))
+    causes = failures(attempt_folder(folder, job_id, restarts))
+    why = causes[0].message if causes else _first_error(sorted(folder.glob(f"{job_id}_*_log.out")))
     return failure("job", f"{job_id} is {state.state if state else 'unknown'}: {why}", f"see the logs in {folder}")
 
 

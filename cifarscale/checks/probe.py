@@ -88,8 +88,8 @@ class Report:
 def load_reports(folder: Path) -> list[Report]:
     """The reports in a folder, by rank."""
     adapter = TypeAdapter(Report)
-    found = [adapter.validate_json(path.read_bytes()) for path in folder.glob("rank-*.probe.json")]
-    return sorted(found, key=lambda report: report.rank)
+    reports = [adapter.validate_json(path.read_bytes()) for path in folder.glob("rank-*.probe.json")]
+    return sorted(reports, key=lambda report: report.rank)
 
 
 def probing(folder: Path, shards: Path | None, device: str, meeting_s: float) -> Call:

@@ -70,15 +70,15 @@ def fits(plan: Plan, profile: Profile, partition: Partition) -> Iterator[Finding
     """Whether a node of the partition has what the profile asks for."""
     limit = "no limit" if partition.max_time_min is None else f"at most {partition.max_time_min} minutes"
     gpus = f"{plan.gpus_per_node} of {partition.gpus} a node" if plan.gpus_per_node else "none asked for"
-    found = unmet_resources(plan, profile, partition)
+    errors = unmet_resources(plan, profile, partition)
     texts = {
         "time": f"{profile.time}; {limit} in {partition.name}",
         "cores": f"{plan.tasks_per_node} tasks x {plan.cpus_per_task} of {partition.cpus} a node",
         "GPUs": gpus,
     }
     for subject, text in texts.items():
-        if subject in found:
-            what, _, remedy = found[subject].partition(". ")
+        if subject in errors:
+            what, _, remedy = errors[subject].partition(". ")
             yield failure(subject, what, remedy or "change cpus_per_task or tasks_per_node in the profile")
         else:
             yield ok(subject, text)

@@ -57,7 +57,7 @@ class Comparison:
     """
 
     what: str
-    figure: str
+    metric: str
     deviation: float
     allowed: float
 
@@ -117,22 +117,22 @@ def verify(
 
 
 def compare(one: Path, other: Path, what: str, allowed: float) -> list[Comparison]:
-    """How far the losses, the weights and the final figures of two complete runs lie apart."""
+    """How far the losses, the weights and the final metrics of two complete runs lie apart."""
     losses = [_losses(run) for run in (one, other)]
     if losses[0].keys() != losses[1].keys():
         raise ClusterError(f"{one} and {other} have not logged the same steps; remove both and run this again")
     apart = {key: _apart(losses[0][key], losses[1][key]) for key in losses[0]}
     weights = _weights_apart(_networks(one), _networks(other))
     later = 0.0 if allowed == 0 else NOT_PROMISED
-    found = [
+    comparisons = [
         Comparison(what, "losses of all steps", max(apart.values(), default=0.0), later),
         Comparison(what, "final weights", weights, later),
     ]
     if allowed == 0:
-        return found
+        return comparisons
     first = min(step for step, _ in apart)
     loss = max(value for (step, name), value in apart.items() if step == first and name.endswith("loss"))
-    return [Comparison(what, "loss of the first step", loss, allowed), *found]
+    return [Comparison(what, "loss of the first step", loss, allowed), *comparisons]
 
 
 def _other_ranks(profile: Profile, plan: Plan) -> tuple[Profile, int]:
@@ -226,8 +226,8 @@ class _Here:
     def end(self) -> str | None:
         if self._process.poll() is None:
             return None
-        said = self._process.communicate()[1].strip().splitlines()
-        return f"code {self._process.returncode}{f', {said[-1]}' if said else ''}"
+        lines = self._process.communicate()[1].strip().splitlines()
+        return f"code {self._process.returncode}{f', {lines[-1]}' if lines else ''}"
 
     def kill(self) -> None:
         self._process.kill()  # its ranks end with it

@@ -34,9 +34,9 @@ def generate(run: Path, num: int, class_name: str | None, seed: int, out: Path, 
 
     if out.suffix.lower() in OTHER_FORMATS:
         raise ConfigError(f"--out {out}: images are written as .png. Name a .png for one grid, or a folder")
-    if out.suffix != ".png" and out.is_dir() and (found := sorted(path.name for path in out.iterdir())):
+    if out.suffix != ".png" and out.is_dir() and (names := sorted(path.name for path in out.iterdir())):
         raise ConfigError(
-            f"--out {out} holds {len(found)} files already ({found[0]} …), which would be measured together with the "
+            f"--out {out} holds {len(names)} files already ({names[0]} …), which would be measured together with the "
             "new ones. Name another folder, or remove it first"
         )
     images = load_generator(run, pick_device(device)).generate(seed, num, class_name)

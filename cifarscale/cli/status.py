@@ -58,13 +58,13 @@ def runs(folder: Path) -> None:
         return
     table = Table(Column("run", overflow="fold"), "state", Column("step", justify="right"), "result")
     statuses = run_statuses(folders)
-    for found in statuses:
-        table.add_row(found.run_dir.name, found.state, _steps(found), _outcome(found.run_dir))
+    for status in statuses:
+        table.add_row(status.run_dir.name, status.state, _steps(status), _outcome(status.run_dir))
     console = Console()
     console.print(table)
-    for found in statuses:
-        if found.state in ("damaged", "failed"):
-            console.print(f"{found.run_dir.name}: {found.reason}", markup=False, highlight=False, soft_wrap=True)
+    for status in statuses:
+        if status.state in ("damaged", "failed"):
+            console.print(f"{status.run_dir.name}: {status.reason}", markup=False, highlight=False, soft_wrap=True)
 
 
 @click.command(short_help="Print the log of a rank of a job.")
@@ -143,14 +143,14 @@ def _growing(path: Path, goes_on: Callable[[], bool]) -> Iterator[str]:
             time.sleep(1)
 
 
-def _show_jobs(found: "list[RunStatus]") -> None:
+def _show_jobs(statuses: "list[RunStatus]") -> None:
     from rich.console import Console
     from rich.table import Column
 
     columns = [Column("run", overflow="fold"), *(Column(name, no_wrap=True) for name in ("job", "SLURM", "folder"))]
     numbers = [Column(name, justify="right", no_wrap=True) for name in ("step", "loss", "images/s", "starts")]
     table = plain_table(*columns, *numbers)
-    for each in found:
+    for each in statuses:
         table.add_row(
             each.run_dir.name,
             each.job_id or "–",
@@ -163,7 +163,7 @@ def _show_jobs(found: "list[RunStatus]") -> None:
         )
     console = Console()
     console.print(table)
-    for each in found:
+    for each in statuses:
         if each.reason:
             console.print(f"{each.run_dir.name}: {each.reason}", markup=False, highlight=False, soft_wrap=True)
 
@@ -189,7 +189,7 @@ def _outcome(run_dir: Path) -> str:
     return "–" if result is None else task_of(folder.load_recipe()).view.outcome(result)
 
 
-def _steps(found: "RunStatus") -> str:
-    if found.max_steps is None:
+def _steps(status: "RunStatus") -> str:
+    if status.max_steps is None:
         return "–"
-    return f"{found.step or 0:,}/{found.max_steps:,}"
+    return f"{status.step or 0:,}/{status.max_steps:,}"

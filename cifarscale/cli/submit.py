@@ -163,7 +163,7 @@ def _show_plan(runs: "list[PreparedRun]", profile: "Profile", plan: "Plan") -> N
         rows |= {
             "a checkpoint every": f"{plan.checkpoint_seconds:,.0f} s",
             "checkpoints in the time": plan.checkpoints,
-            "whole run": f"about {plan.hours:.1f} h, {plan.starts} starts",
+            "whole run": f"about {plan.hours:.1f} h, {plan.attempts} starts",
         }
     elif plan.batch_size_per_rank is not None:
         rows["checkpoints in the time"] = "not known before a first run has shown its pace"

@@ -21,8 +21,8 @@ def sync(runs: tuple[Path, ...]) -> None:
     from cifarscale.runs.run_folder import run_folders
     from cifarscale.tracking.wandb_sync import require_server, runs_to_upload
 
-    found = runs_to_upload(runs or run_folders(), untracked_too=bool(runs))
-    if not found:
+    run_dirs = runs_to_upload(runs or run_folders(), untracked_too=bool(runs))
+    if not run_dirs:
         where = ", ".join(map(str, runs)) or "runs/"
         raise RunError(
             f"nothing to upload: W&B was on for no run in {where}. To upload one nevertheless, run: cifarscale sync RUN"
@@ -30,7 +30,7 @@ def sync(runs: tuple[Path, ...]) -> None:
     require_server()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the upload under way ends, too
     failed = 0
-    for run in found:
+    for run in run_dirs:
         try:
             click.echo(f"{short_path(run)}  {'uploaded' if _sync(run) else 'is uploaded already'}")
         except CifarscaleError as error:

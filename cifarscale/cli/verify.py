@@ -41,22 +41,22 @@ def verify(
     short = shortened(load_training_recipe(recipe, overrides), steps)
     chosen = load_profile(profile)
     folder = folder or RUNS_ROOT / ".verify" / f"{short.name}-{recipe_hash(short)}-{chosen.name}-{nodes}"
-    found = verify_runs(short, chosen, nodes, data, folder, lambda text: click.echo(text, err=True))
-    _show(found)
-    if not all(comparison.holds for comparison in found):
+    comparisons = verify_runs(short, chosen, nodes, data, folder, lambda text: click.echo(text, err=True))
+    _show(comparisons)
+    if not all(comparison.holds for comparison in comparisons):
         click.echo(f"error: the promise does not hold here. What was run is in {folder}", err=True)
         sys.exit(1)
     click.echo(f"The promise holds here: {short.name}, {steps} steps, profile {chosen.name}, {nodes} nodes.")
 
 
-def _show(found: "list[Comparison]") -> None:
+def _show(comparisons: "list[Comparison]") -> None:
     from rich.console import Console
     from rich.table import Table
 
     from cifarscale.checks.verify import NOT_PROMISED
 
-    table = Table("run", "figure", "compared with the uninterrupted run")
-    for each in found:
+    table = Table("run", "metric", "compared with the uninterrupted run")
+    for each in comparisons:
         agrees = "bit-identical" if each.deviation == 0 else f"differs by {each.deviation:.1e}"
         if each.allowed == NOT_PROMISED and each.deviation:
             allowed = ", not promised"
@@ -64,5 +64,5 @@ def _show(found: "list[Comparison]") -> None:
             allowed = ""
         else:
             allowed = ", and must not" if each.allowed == 0 else f", more than {each.allowed:.0e}"
-        table.add_row(each.what, each.figure, agrees + allowed)
+        table.add_row(each.what, each.metric, agrees + allowed)
     Console().print(table)

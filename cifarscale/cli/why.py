@@ -16,22 +16,22 @@ def why(job_or_run: str) -> None:
     from cifarscale.slurm.submitted import find_run
 
     run_dir, job = find_run(job_or_run)
-    found = explain(gather(run_dir, short_path(run_dir), job))
+    explanation = explain(gather(run_dir, short_path(run_dir), job))
 
     def show(text: str, first: str, other: str) -> None:
         wrapped = textwrap.wrap(text, 78, initial_indent=first, subsequent_indent=other, break_on_hyphens=False)
         click.echo("\n".join(wrapped))
 
-    show(found.headline, "", "")
-    for detail in found.details:
+    show(explanation.headline, "", "")
+    for detail in explanation.details:
         show(detail, "  ", "    ")
-    if found.quote is not None:
-        click.echo(f"\n{found.quote.title}:")
-        for line in found.quote.lines:
+    if explanation.quote is not None:
+        click.echo(f"\n{explanation.quote.title}:")
+        for line in explanation.quote.lines:
             click.echo(f"  | {line}")
-    if found.advice:
+    if explanation.advice:
         click.echo("\nwhat to do:")
-    for advice in found.advice:
+    for advice in explanation.advice:
         text, *commands = advice.splitlines()
         show(text, "  - ", "    ")
         for command in commands:

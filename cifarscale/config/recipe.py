@@ -140,7 +140,7 @@ class TrainingConfig(Section):
     def _compiled_is_not_exact(self) -> Self:
         if self.compile and self.microbatches:
             raise ValueError(
-                "training.compile = true gives other figures on every kind of machine, and "
+                "training.compile = true gives other numbers on every kind of machine, and "
                 f"training.microbatches = {self.microbatches} promises the same ones: "
                 "set training.microbatches=0 too, or leave it out"
             )
@@ -163,7 +163,7 @@ class EvaluationConfig(Section):
     """Steps between two evaluations during training; 0 is off. A classifier's accuracy on `validation` where there is
     one, else on `test`; a DCGAN's grid of samples from the same noise each time."""
     batch_size: PositiveInt = 500
-    """Samples evaluated at a time. Fixed here so that the figures do not depend on the number of ranks."""
+    """Samples evaluated at a time. Fixed here so that the metrics do not depend on the number of ranks."""
 
 
 class TrackingConfig(Section):

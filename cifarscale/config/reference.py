@@ -82,9 +82,9 @@ def _docstrings(model: type) -> dict[str, str]:
     except OSError:  # made of another class, which has them
         return {}
     assert isinstance(definition, ast.ClassDef)
-    found = {}
+    texts = {}
     for field, below in zip(definition.body, definition.body[1:], strict=False):
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(below, ast.Expr):
             assert isinstance(below.value, ast.Constant)
-            found[field.target.id] = " ".join(str(below.value.value).split()).replace("|", "\\|")
-    return found
+            texts[field.target.id] = " ".join(str(below.value.value).split()).replace("|", "\\|")
+    return texts

@@ -120,10 +120,10 @@ def _existing(dataset: str, folder: Path, num_shards: int) -> Manifest:
             f"{folder} exists and is not a folder of shards; name another with --out, or replace it: --force"
         )
     manifest = Manifest.load(folder)
-    found = len(next(iter(manifest.splits.values())).shards)
-    if (manifest.dataset, found) != (dataset, num_shards):
+    num_existing = len(next(iter(manifest.splits.values())).shards)
+    if (manifest.dataset, num_existing) != (dataset, num_shards):
         raise DataError(
-            f"{folder} holds {manifest.dataset} in {found} training shards, not {dataset} in {num_shards}; "
+            f"{folder} holds {manifest.dataset} in {num_existing} training shards, not {dataset} in {num_shards}; "
             "name another folder with --out, or replace it: --force"
         )
     if damage := find_damage(folder, manifest):

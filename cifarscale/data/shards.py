@@ -178,7 +178,7 @@ def _shard_bytes(source: Source, split: Split, start: int, stop: int) -> bytes:
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for i in range(start, stop):
             fine, coarse = int(split.fine[i]), int(split.coarse[i])
-            about = {
+            description = {
                 "fine": fine,
                 "fine_name": source.fine_names[fine],
                 "coarse": coarse,
@@ -188,7 +188,7 @@ def _shard_bytes(source: Source, split: Split, start: int, stop: int) -> bytes:
             members = {
                 "ppm": _PPM_HEADER + split.images[i].tobytes(),
                 "cls": str(fine).encode(),
-                "json": json.dumps(about).encode(),
+                "json": json.dumps(description).encode(),
             }
             for extension, content in members.items():
                 member = tarfile.TarInfo(f"{sample_key(split.name, i)}.{extension}")

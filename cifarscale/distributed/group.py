@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
-from cifarscale.distributed.cores import available_cores
+from cifarscale.distributed.cpu_pool import available_cores
 from cifarscale.distributed.ranks import Ranks
 from cifarscale.distributed.rendezvous import meet
 from cifarscale.errors import ConfigError, note_time

@@ -79,8 +79,8 @@ def _published(ranks: Ranks, file: Path, deadline: float) -> tuple[str, int]:
                 "not share that folder. Run: cifarscale doctor"
             )
         time.sleep(_POLL_S)
-    about = json.loads(file.read_text(encoding="utf-8"))
-    return about["address"], about["port"]
+    endpoint = json.loads(file.read_text(encoding="utf-8"))
+    return endpoint["address"], endpoint["port"]
 
 
 def interface_address(name: str) -> str:
@@ -90,13 +90,13 @@ def interface_address(name: str) -> str:
     """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         try:
-            found = fcntl.ioctl(any_socket.fileno(), _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+            reply = fcntl.ioctl(any_socket.fileno(), _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
         except OSError:
             names = ", ".join(name for _, name in socket.if_nameindex())
             raise ConfigError(
                 f"interface = {name!r} has no IPv4 address on {socket.gethostname()}; it has: {names}"
             ) from None
-    return socket.inet_ntoa(found[20:24])
+    return socket.inet_ntoa(reply[20:24])
 
 
 def _until(deadline: float) -> timedelta:

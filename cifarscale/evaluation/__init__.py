@@ -1,1 +1,1 @@
-"""Exact figures, the same for any number of ranks."""
+"""Exact metrics, the same for any number of ranks."""

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cifarscale.data.batches import Chunk, EvaluationSplit
-from cifarscale.distributed.cores import Cores
+from cifarscale.distributed.cpu_pool import CpuPool
 from cifarscale.distributed.group import Group
 from cifarscale.errors import DistributedError, NonFiniteLossError
 
@@ -56,7 +56,7 @@ def evaluate_classifier(
     split: EvaluationSplit,
     normalise: Callable[[torch.Tensor], torch.Tensor],
     group: Group,
-    cores: Cores,
+    pool: CpuPool,
     batch_size: int,
 ) -> Accuracy:
     """Runs the network over the split, each rank on its share, and gathers every sample's outcome.
@@ -71,7 +71,7 @@ def evaluate_classifier(
     training = network.training
     network.eval()
     outcome = partial(_outcome, network, normalise)
-    for rows, outcomes in cores.map(outcome, split.chunks(group.ranks, batch_size)):
+    for rows, outcomes in pool.map(outcome, split.chunks(group.ranks, batch_size)):
         table[rows] += outcomes
     network.train(training)
     group.sum_(table)
@@ -104,5 +104,5 @@ def check_ledger(counts: torch.Tensor) -> None:
     if wrong:
         raise DistributedError(
             f"{len(wrong)} of {len(counts)} samples were not counted exactly once; the first is row {wrong[0]}, "
-            f"counted {int(counts[wrong[0]])} times. The figures are void: do all ranks see the same shards?"
+            f"counted {int(counts[wrong[0]])} times. The metrics are void: do all ranks see the same shards?"
         )

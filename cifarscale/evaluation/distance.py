@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cifarscale.config.distance import DistanceConfig
 from cifarscale.data.images import ImageSet
-from cifarscale.distributed.cores import Cores
+from cifarscale.distributed.cpu_pool import CpuPool
 from cifarscale.distributed.group import Group
 from cifarscale.distributed.randomness import permutation
 from cifarscale.errors import CifarscaleError, EvaluationError
@@ -64,7 +64,7 @@ class Measure:
         config: DistanceConfig,
         features: FeatureNetwork,
         group: Group,
-        cores: Cores,
+        pool: CpuPool,
         device: torch.device,
         shows_progress: bool = False,
         exact: FeatureNetwork | None = None,
@@ -75,7 +75,7 @@ class Measure:
         """
         self.features, self._exact = features, exact
         self._shows_progress = shows_progress and group.ranks.is_first
-        self._config, self._group, self._cores, self._device = config, group, cores, device
+        self._config, self._group, self._pool, self._device = config, group, pool, device
         self._keeps = config.kernel or config.neighbours > 0
 
     def collect(self, images: ImageSet, num_classes: int = 0) -> Collected:
@@ -97,7 +97,7 @@ class Measure:
         share = sum(len(rows) for _, rows in self._batches(total))
         progress = counting(f"{self.features.name} of {images.name}", share, self._shows_progress)
         with self._together(), progress as advance:
-            computed = self._cores.stream(lambda each: self._compute(images, *each), self._batches(total))
+            computed = self._pool.stream(lambda each: self._compute(images, *each), self._batches(total))
             for batch, rows, features in computed:
                 advance(len(rows))
                 moments.add(features, batch)
@@ -145,44 +145,44 @@ class Measure:
         dim = len(collected.statistics.mean)
         if dim != self.features.dim:
             raise EvaluationError(f"{path} is of {dim} features, and {self.features.name} has {self.features.dim}")
-        about = json.loads(key) if key else {}
-        if key and any(about[part] != value for part, value in json.loads(self._key()).items()):
+        description = json.loads(key) if key else {}
+        if key and any(description[part] != value for part, value in json.loads(self._key()).items()):
             raise EvaluationError(
-                f"{path} was computed with other weights, preprocessing or precision ({about['features']}: "
-                f"{about['preprocessing']}) than {self.features.name} ({self.features.identity}: "
+                f"{path} was computed with other weights, preprocessing or precision ({description['features']}: "
+                f"{description['preprocessing']}) than {self.features.name} ({self.features.identity}: "
                 f"{self.features.preprocessing}). Compute it again, with --save-statistics"
             )
         return collected
 
-    def frechet(self, real: Collected, found: Collected) -> float:
+    def frechet(self, real: Collected, generated: Collected) -> float:
         """The Fréchet distance alone, the same on every rank."""
-        return self._on_first(lambda: frechet_distance(real.statistics, found.statistics))
+        return self._on_first(lambda: frechet_distance(real.statistics, generated.statistics))
 
-    def metrics(self, real: Collected, found: Collected, class_names: tuple[str, ...] = ()) -> dict[str, Any]:
-        """Every figure that the recipe wants, as plain values for JSON; the same on every rank.
+    def metrics(self, real: Collected, generated: Collected, class_names: tuple[str, ...] = ()) -> dict[str, Any]:
+        """Every metric that the recipe wants, as plain values for JSON; the same on every rank.
 
         Args:
             class_names: for the distance of each class; without them it is left out.
         """
-        figures: dict[str, Any] = {"distance": self.frechet(real, found)}
-        if real.sample is not None and found.sample is not None:
-            pairs = zip(("fast", "exact"), real.sample, found.sample, strict=True)
+        metrics: dict[str, Any] = {"distance": self.frechet(real, generated)}
+        if real.sample is not None and generated.sample is not None:
+            pairs = zip(("fast", "exact"), real.sample, generated.sample, strict=True)
             distances = self._on_first(lambda: {name: _distance(one, other) for name, one, other in pairs})
-            figures["on_sample"] = {"num_samples": found.sample.shape[1], **distances}
-        if real.kept is not None and found.kept is not None:
+            metrics["on_sample"] = {"num_samples": generated.sample.shape[1], **distances}
+        if real.kept is not None and generated.kept is not None:
             if self._config.kernel:
-                kernel = kernel_distance(real.kept, found.kept, self._group, self._cores)
-                figures["kernel_distance"] = kernel.distance
-                figures["kernel_distance_standard_error"] = kernel.standard_error
+                kernel = kernel_distance(real.kept, generated.kept, self._group, self._pool)
+                metrics["kernel_distance"] = kernel.distance
+                metrics["kernel_distance_standard_error"] = kernel.standard_error
             if self._config.neighbours:
-                near = precision_recall(real.kept, found.kept, self._group, self._cores, self._config.neighbours)
-                figures |= {"precision": near.precision, "recall": near.recall}
+                near = precision_recall(real.kept, generated.kept, self._group, self._pool, self._config.neighbours)
+                metrics |= {"precision": near.precision, "recall": near.recall}
         if class_names:
-            pairs = zip(class_names, real.by_class, found.by_class, strict=True)
-            figures["classes"] = self._on_first(
+            pairs = zip(class_names, real.by_class, generated.by_class, strict=True)
+            metrics["classes"] = self._on_first(
                 lambda: {name: None if a is None or b is None else frechet_distance(a, b) for name, a, b in pairs}
             )
-        return figures
+        return metrics
 
     def _sample(self, images: ImageSet) -> torch.Tensor | None:
         """The features of some of the images, evenly spread, as they are computed and in float32."""
@@ -193,7 +193,7 @@ class Measure:
         table = torch.zeros(2, count, self.features.dim)
         mine = range(self._group.ranks.rank, count, self._group.ranks.world_size)
         with self._together():
-            for i, features in zip(mine, self._cores.stream(lambda i: self._both(images, rows[i]), mine), strict=True):
+            for i, features in zip(mine, self._pool.stream(lambda i: self._both(images, rows[i]), mine), strict=True):
                 table[:, i] = features.cpu()
         return self._group.sum_(table)
 
@@ -209,8 +209,8 @@ class Measure:
 
     def _key(self, **more: Any) -> str:
         """Says what statistics are of: the features, and whatever else."""
-        about = {"features": self.features.identity, "preprocessing": self.features.preprocessing, **more}
-        return json.dumps(about, sort_keys=True)
+        description = {"features": self.features.identity, "preprocessing": self.features.preprocessing, **more}
+        return json.dumps(description, sort_keys=True)
 
     def _batches(self, total: int) -> Iterator[tuple[int, range]]:
         """The number and the rows of each batch that this rank computes: whole lanes of `Moments`."""
@@ -284,11 +284,11 @@ def _cached(path: Path, key: str) -> Collected | None:
     if not path.exists():
         return None
     try:
-        collected, found = _load(path)
+        collected, saved_key = _load(path)
     except (EvaluationError, OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
         log.warning("%s is damaged, and is computed again: %s", path, str(error).splitlines()[0])
         return None
-    if found != key:
+    if saved_key != key:
         return None
     with suppress(OSError):
         path.touch()  # it was used

@@ -170,9 +170,9 @@ def official_weights() -> tuple[str, Path]:
 def _fetched_weights() -> bytes:
     """pytorch-fid's file from torch's cache; fetched if it is not there."""
     url, path = official_weights()
-    found = re.search(r"-([0-9a-f]{8,})\.", path.name)
-    assert found is not None, f"no checksum in the name of {url}"
-    prefix = found[1]
+    match = re.search(r"-([0-9a-f]{8,})\.", path.name)
+    assert match is not None, f"no checksum in the name of {url}"
+    prefix = match[1]
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

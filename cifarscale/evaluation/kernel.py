@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cifarscale.distributed.cores import Cores
+from cifarscale.distributed.cpu_pool import CpuPool
 from cifarscale.distributed.group import Group
 from cifarscale.evaluation.moments import require_features
 
@@ -21,7 +21,7 @@ class KernelDistance:
     num_blocks: int
 
 
-def kernel_distance(real: torch.Tensor, generated: torch.Tensor, group: Group, cores: Cores) -> KernelDistance:
+def kernel_distance(real: torch.Tensor, generated: torch.Tensor, group: Group, pool: CpuPool) -> KernelDistance:
     """Squared maximum mean discrepancy of two sets, unbiased, with the kernel (x·y/d + 1)³.
 
     The mean over disjoint blocks of up to 1000 samples of each set, and at least 10 blocks, rather than over random
@@ -29,7 +29,7 @@ def kernel_distance(real: torch.Tensor, generated: torch.Tensor, group: Group, c
     are taken in order, so the order must not depend on the content: sets that are sorted by class must be shuffled
     first. Samples beyond the shorter set or the last whole block are left out.
 
-    All ranks pass the same sets and share the blocks; no bit depends on the number of ranks if the cores work apart.
+    All ranks pass the same sets and share the blocks; no bit depends on the number of ranks if each stays on one core.
 
     Args:
         real, generated: (n, d) and (m, d), of any float dtype; the estimates are computed in float64.
@@ -48,7 +48,7 @@ def kernel_distance(real: torch.Tensor, generated: torch.Tensor, group: Group, c
 
     mine = range(group.ranks.rank, num_blocks, group.ranks.world_size)
     table = torch.zeros(num_blocks, dtype=torch.float64)
-    for block, estimated in zip(mine, cores.stream(estimate, mine), strict=True):
+    for block, estimated in zip(mine, pool.stream(estimate, mine), strict=True):
         table[block] = estimated
     group.sum_(table)  # one rank's number and zeros: exact
     return KernelDistance(float(table.mean()), float(table.std()) / num_blocks**0.5, num_blocks)

@@ -76,8 +76,8 @@ class Statistics:
         try:
             with np.load(path) as file:  # a plain .npy has no `files`, hence the AttributeError
                 if missing := [key for key in ("mu", "sigma") if key not in file.files]:
-                    found = ", ".join(file.files) or "nothing"
-                    raise EvaluationError(f"{path} holds {found}, and lacks {' and '.join(missing)}. {remedy}")
+                    names = ", ".join(file.files) or "nothing"
+                    raise EvaluationError(f"{path} holds {names}, and lacks {' and '.join(missing)}. {remedy}")
                 mean, covariance = (torch.from_numpy(file[key].astype(np.float64)) for key in ("mu", "sigma"))
                 num_samples = int(file["num_samples"]) if "num_samples" in file.files else None
         except OSError as error:
@@ -159,7 +159,7 @@ class Moments:
         return count, total, outer
 
 
-def require_features(real: torch.Tensor, generated: torch.Tensor, num_needed: int, figure: str) -> None:
+def require_features(real: torch.Tensor, generated: torch.Tensor, num_needed: int, metric: str) -> None:
     """Checks two sets of features that are to be compared, (n, d) and (m, d).
 
     Raises: EvaluationError if a set has fewer than `num_needed` samples, a value that is not finite, or another d.
@@ -167,7 +167,7 @@ def require_features(real: torch.Tensor, generated: torch.Tensor, num_needed: in
     for name, features in (("real", real), ("generated", generated)):
         if len(features) < num_needed:
             raise EvaluationError(
-                f"{figure} needs at least {num_needed} samples of each set, and there are {len(features)} {name} ones. "
+                f"{metric} needs at least {num_needed} samples of each set, and there are {len(features)} {name} ones. "
                 "Give more"
             )
         if wrong := int((~features.isfinite().all(1)).sum()):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cifarscale.distributed.cores import Cores
+from cifarscale.distributed.cpu_pool import CpuPool
 from cifarscale.distributed.group import Group
 from cifarscale.evaluation.moments import require_features
 
@@ -31,12 +31,12 @@ class PrecisionRecall:
 
 
 def precision_recall(
-    real: torch.Tensor, generated: torch.Tensor, group: Group, cores: Cores, num_neighbours: int = 3
+    real: torch.Tensor, generated: torch.Tensor, group: Group, pool: CpuPool, num_neighbours: int = 3
 ) -> PrecisionRecall:
     """Improved precision and recall of generated samples.
 
-    Both depend on the sizes of the sets; compare only figures with equal sizes (50,000 of each in the paper). All
-    ranks pass the same sets and share the rows; no bit depends on the number of ranks if the cores work apart.
+    Both depend on the sizes of the sets; compare only values with equal sizes (50,000 of each in the paper). All
+    ranks pass the same sets and share the rows; no bit depends on the number of ranks if each stays on one core.
 
     Args:
         real, generated: (n, d) and (m, d), of any float dtype. Distances are computed in float64, of copies of both.
@@ -45,8 +45,8 @@ def precision_recall(
     """
     require_features(real, generated, num_neighbours + 1, f"precision and recall with {num_neighbours} neighbours")
     real, generated = _centred(real, generated)
-    real_radii = _squared_radii(real, num_neighbours, group, cores)
-    generated_radii = _squared_radii(generated, num_neighbours, group, cores)
+    real_radii = _squared_radii(real, num_neighbours, group, pool)
+    generated_radii = _squared_radii(generated, num_neighbours, group, pool)
 
     @torch.inference_mode()
     def hits(rows: slice) -> tuple[slice, torch.Tensor, torch.Tensor]:
@@ -58,7 +58,7 @@ def precision_recall(
 
     table = torch.zeros(len(generated) + len(real), dtype=torch.int64)
     generated_hits, real_hits = table[: len(generated)], table[len(generated) :]
-    for rows, in_real, in_generated in cores.stream(hits, _blocks(len(generated), len(real), group)):
+    for rows, in_real, in_generated in pool.stream(hits, _blocks(len(generated), len(real), group)):
         generated_hits[rows] = in_real
         real_hits += in_generated
     group.sum_(table)
@@ -66,7 +66,7 @@ def precision_recall(
     return PrecisionRecall(precision, recall, num_neighbours)
 
 
-def _squared_radii(points: torch.Tensor, num_neighbours: int, group: Group, cores: Cores) -> torch.Tensor:
+def _squared_radii(points: torch.Tensor, num_neighbours: int, group: Group, pool: CpuPool) -> torch.Tensor:
     """Squared distance of each of (n, d) points to its k-th nearest other point, (n,) float64 on the CPU."""
 
     @torch.inference_mode()
@@ -76,8 +76,8 @@ def _squared_radii(points: torch.Tensor, num_neighbours: int, group: Group, core
         return rows, distances.kthvalue(num_neighbours, dim=1).values.cpu()
 
     table = torch.zeros(len(points), dtype=torch.float64)
-    for rows, found in cores.stream(radii, _blocks(len(points), len(points), group)):
-        table[rows] = found
+    for rows, block_radii in pool.stream(radii, _blocks(len(points), len(points), group)):
+        table[rows] = block_radii
     return group.sum_(table)  # one rank's number and zeros: exact
 
 

@@ -15,7 +15,7 @@ from cifarscale.launch.failures import Failure, failures
 from cifarscale.runs.lease import living_holder
 from cifarscale.runs.run_folder import RunFolder
 from cifarscale.slurm import client as slurm
-from cifarscale.slurm.job_log import newest_start
+from cifarscale.slurm.job_log import newest_attempt
 from cifarscale.slurm.submitted import Submitted, attempt_folder, newest_attempt_folder
 from cifarscale.tracking.metrics import read_metrics
 
@@ -36,12 +36,12 @@ class Evidence:
         job: None for a run that was never submitted.
         state: None if SLURM does not know the job, or could not be asked.
         trouble: why SLURM could not be asked.
-        attempts: all starts of the job and their steps, from the accounting.
-        failures: of the newest start, the cause first.
-        log: lines of rank 0 in the newest start, with what srun said.
+        attempts: all attempts of the job and their steps, from the accounting.
+        failures: of the newest attempt, the cause first.
+        log: lines of rank 0 in the newest attempt, with what srun said.
         tail: the last lines of a rank's log.
         holder: who writes the run folder now.
-        silent_s: since the newest line of metrics, or since the start if there is none of this start.
+        silent_s: since the newest line of metrics, or since the start if there is none of this attempt.
         between_s: that usually lie between two lines of metrics.
     """
 
@@ -67,13 +67,13 @@ class Evidence:
         return shlex.quote(self.run)
 
     @property
-    def starts(self) -> list[slurm.Attempt]:
-        """The starts of the job, oldest first."""
+    def started_attempts(self) -> list[slurm.Attempt]:
+        """Those attempts of the job that have begun, oldest first."""
         return [attempt for attempt in self.attempts if not attempt.step and attempt.start is not None]
 
     @property
     def newest_steps(self) -> list[slurm.Attempt]:
-        """The steps of the newest start."""
+        """The steps of the newest attempt."""
         begins = [i for i, attempt in enumerate(self.attempts) if not attempt.step]
         return list(self.attempts[begins[-1] + 1 :]) if begins else []
 
@@ -89,12 +89,12 @@ def gather(run_dir: Path, name: str, job: Submitted | None) -> Evidence:
     state, attempts, trouble = _asked(job.key) if job else (None, (), "")
     lines = read_metrics(folder.metrics)
     logs = run_dir / "logs"
-    found: list[Failure] = []
+    causes: list[Failure] = []
     log: list[str] = []
     if job is not None:
         logs = _newest_logs(job, state)
-        log = newest_start(last_lines(job.log(0)))
-    found = failures(logs) if logs.is_dir() else []
+        log = newest_attempt(last_lines(job.log(0)))
+    causes = failures(logs) if logs.is_dir() else []
 
     def tail(rank: int) -> Sequence[str]:
         return last_lines(job.log(rank) if job else logs / f"rank-{rank}.log")
@@ -108,7 +108,7 @@ def gather(run_dir: Path, name: str, job: Submitted | None) -> Evidence:
         state=state,
         trouble=trouble,
         attempts=attempts,
-        failures=tuple(found),
+        failures=tuple(causes),
         log=tuple(log),
         tail=tail,
         is_complete=folder.result() is not None,
@@ -141,8 +141,8 @@ def _asked(job: slurm.JobKey) -> tuple[slurm.JobState | None, tuple[slurm.Attemp
 
 
 def _newest_logs(job: Submitted, state: slurm.JobState | None) -> Path:
-    """Where the ranks of the newest start that came to run left their failures."""
+    """Where the ranks of the newest attempt that came to run left their failures."""
     if state is None:
         return newest_attempt_folder(job)
-    restart = state.restarts - (state.is_waiting and state.restarts > 0)
-    return attempt_folder(Path(job.folder), job.job_id, restart)
+    attempt = state.restarts - (state.is_waiting and state.restarts > 0)
+    return attempt_folder(Path(job.folder), job.job_id, attempt)

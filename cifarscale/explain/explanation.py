@@ -44,24 +44,24 @@ def duration(seconds: float) -> str:
     return f"{whole} s"
 
 
-def how_far(seen: Evidence) -> tuple[str, ...]:
+def how_far(evidence: Evidence) -> tuple[str, ...]:
     """The step that the run has come to."""
-    if seen.max_steps is None:
+    if evidence.max_steps is None:
         return ()
-    return (f"It has come to step {seen.step or 0:,} of {seen.max_steps:,}",)
+    return (f"It has come to step {evidence.step or 0:,} of {evidence.max_steps:,}",)
 
 
-def again(seen: Evidence) -> tuple[str, ...]:
+def again(evidence: Evidence) -> tuple[str, ...]:
     """The command that was typed."""
-    if seen.job is None:
-        return (f"The same command goes on, or:\ncifarscale train {shlex.quote(f'{seen.run}/recipe.toml')}",)
-    goes_on = "it goes on from its newest checkpoint" if seen.step else "it begins again"
-    return (f"Submit it again, and {goes_on}:\n{shlex.join(['cifarscale', *seen.job.command[1:]])}",)
+    if evidence.job is None:
+        return (f"The same command goes on, or:\ncifarscale train {shlex.quote(f'{evidence.run}/recipe.toml')}",)
+    goes_on = "it goes on from its newest checkpoint" if evidence.step else "it begins again"
+    return (f"Submit it again, and {goes_on}:\n{shlex.join(['cifarscale', *evidence.job.command[1:]])}",)
 
 
-def in_profile(seen: Evidence) -> str:
+def in_profile(evidence: Evidence) -> str:
     """Where a setting of the job stands."""
-    return f" in profile {seen.job.profile}" if seen.job and seen.job.profile else " in the profile"
+    return f" in profile {evidence.job.profile}" if evidence.job and evidence.job.profile else " in the profile"
 
 
 def end_of(failure: Failure) -> Quote | None:
@@ -72,7 +72,7 @@ def end_of(failure: Failure) -> Quote | None:
     return Quote(f"last lines of rank {failure.rank}", lines)
 
 
-def last_lines_of(seen: Evidence, rank: int) -> Quote | None:
+def last_lines_of(evidence: Evidence, rank: int) -> Quote | None:
     """What a rank printed last; None if it printed nothing."""
-    lines = tuple(by_the_program(seen.log if rank == 0 and seen.log else seen.tail(rank)))[-NUM_QUOTED:]
+    lines = tuple(by_the_program(evidence.log if rank == 0 and evidence.log else evidence.tail(rank)))[-NUM_QUOTED:]
     return Quote(f"last lines of rank {rank}", lines) if lines else None

@@ -32,7 +32,7 @@ WASTEFUL = 0.6
 
 @dataclass(frozen=True)
 class Goodput:
-    """Where the time of a run went, over all starts of all its jobs, in seconds. What is not known is None.
+    """Where the time of a run went, over all attempts of all its jobs, in seconds. What is not known is None.
 
     Attributes:
         queued: from being ready to run, or being queued again, to the start.
@@ -40,9 +40,9 @@ class Goodput:
         computing: in training steps that count, but for waiting for data.
         waiting_for_data: in training steps that count.
         starting: from a start to the first step.
-        between_steps: evaluations, checkpoints and, of a complete run, the final figures.
-        lost: in steps that were computed again, or in starts of which nothing remains.
-        starts: how often SLURM has started it.
+        between_steps: evaluations, checkpoints and, of a complete run, the final metrics.
+        lost: in steps that were computed again, or in attempts of which nothing remains.
+        num_attempts: how often SLURM has started it.
         silent: since the newest line of a run that is not complete: steps since then, an evaluation, or a hang.
     """
 
@@ -53,7 +53,7 @@ class Goodput:
     starting: float | None
     between_steps: float | None
     lost: float | None
-    starts: int
+    num_attempts: int
     silent: float | None = 0.0
 
     @property
@@ -63,7 +63,7 @@ class Goodput:
 
 @dataclass(frozen=True)
 class Usage:
-    """What the newest start that was long enough used, and what it was given. What SLURM does not tell is None.
+    """What the newest attempt that was long enough used, and what it was given. What SLURM does not tell is None.
 
     Attributes:
         memory_gb: of a node, at most.
@@ -79,7 +79,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class _Span:
-    """A start of a job with the lines of the log that remain of it."""
+    """An attempt of a job with the lines of the log that remain of it."""
 
     begin: float
     end: float
@@ -94,7 +94,7 @@ def goodput(
 
     Args:
         attempts: of all its jobs, from the accounting; steps are passed over.
-        lines: of metrics.jsonl. Lines that were written again are in it once, as the last start wrote them.
+        lines: of metrics.jsonl. Lines that were written again are in it once, as the last attempt wrote them.
         now: seconds since 1970, for a job that runs.
     """
     trained = [line for line in lines if "seconds" in line]
@@ -103,8 +103,8 @@ def goodput(
     spans: list[_Span] = []
     before: dict[str, float] = {}
     queued = 0.0
-    starts = (attempt for attempt in attempts if not attempt.step)
-    for attempt in sorted(starts, key=lambda start: _stamp(start.start) or math.inf):
+    without_steps = (attempt for attempt in attempts if not attempt.step)
+    for attempt in sorted(without_steps, key=lambda attempt: _stamp(attempt.start) or math.inf):
         begin = _stamp(attempt.start)
         ready = before.get(attempt.job_id) or _stamp(attempt.eligible) or _stamp(attempt.submit)
         stop = begin or _stamp(attempt.end) or now  # it still waits, or was cancelled before it began
@@ -145,42 +145,42 @@ def _overhead(spans: Sequence[_Span]) -> tuple[float, float, float, float]:
 
 
 def usage(attempts: Sequence[Attempt]) -> Usage | None:
-    """Of the newest start that ran for ENOUGH_S; None if there is none.
+    """Of the newest attempt that ran for ENOUGH_S; None if there is none.
 
     Args:
-        attempts: each start followed by its steps.
+        attempts: each followed by its steps.
     """
     begins = [i for i, attempt in enumerate(attempts) if not attempt.step]
     for i in reversed(begins):
-        start = attempts[i]
-        if start.start is None or start.elapsed_s < ENOUGH_S:
+        attempt = attempts[i]
+        if attempt.start is None or attempt.elapsed_s < ENOUGH_S:
             continue
         end = next((j for j in begins if j > i), len(attempts))
         steps = attempts[i + 1 : end]
-        used, requested = memory_per_node(start, steps)
+        used, requested = memory_per_node(attempt, steps)
         ranks = next((step for step in steps if step.step.isdigit() and step.tasks), None)
         busy = cores = None
         if ranks is not None:
-            cores = start.cpus / ranks.tasks
+            cores = attempt.cpus / ranks.tasks
             if ranks.end is not None and ranks.cpu_s and ranks.elapsed_s:
                 busy = ranks.cpu_s / ranks.elapsed_s / ranks.tasks
-        limit = None if start.time_limit_min is None else 60.0 * start.time_limit_min
+        limit = None if attempt.time_limit_min is None else 60.0 * attempt.time_limit_min
         return Usage(used, requested, busy, cores, limit)
     return None
 
 
 def better_request(
-    found: Goodput, used: Usage | None, step: int, max_steps: int, pace: float | None, is_complete: bool
+    times: Goodput, used: Usage | None, step: int, max_steps: int, pace: float | None, is_complete: bool
 ) -> list[tuple[str, str]]:
     """What to ask for instead, by what: rows to show. None of what too little is known of.
 
     Args:
         pace: steps a second, of training alone.
     """
-    if found.computing + found.waiting_for_data < ENOUGH_S or used is None:
+    if times.computing + times.waiting_for_data < ENOUGH_S or used is None:
         return [("better request", f"not known before it has trained for {duration(ENOUGH_S)} in one start")]
     rows = []
-    if text := _better_time(found, used, step, max_steps, pace, is_complete):
+    if text := _better_time(times, used, step, max_steps, pace, is_complete):
         rows.append(("better time", text))
     if used.memory_gb is not None:
         wanted = math.ceil(MARGIN * used.memory_gb)
@@ -198,47 +198,47 @@ def better_request(
         text = f"keeps {used.busy_cores:.1f} of {used.cores:g} cores a task busy"
         text += f"; cpus_per_task = {wanted} would do" if wanted < WASTEFUL * used.cores else ", which is right"
         rows.append(("better cores", text))
-    trained = found.computing + found.waiting_for_data
-    if found.waiting_for_data > MUCH_WAITING * trained:
+    trained = times.computing + times.waiting_for_data
+    if times.waiting_for_data > MUCH_WAITING * trained:
         rows.append(("better reading", "more --num-workers, or --set data.reader=in_memory (another run)"))
-    rows.append(("rests on", f"{duration(trained)} of training, {step:,} steps, {_count(found.starts, 'start')}"))
+    rows.append(("rests on", f"{duration(trained)} of training, {step:,} steps, {_count(times.num_attempts, 'start')}"))
     return rows
 
 
 def _better_time(
-    found: Goodput, used: Usage, step: int, max_steps: int, pace: float | None, is_complete: bool
+    times: Goodput, used: Usage, step: int, max_steps: int, pace: float | None, is_complete: bool
 ) -> str | None:
     if not pace or not step:
         return None
-    trained = found.computing + found.waiting_for_data
-    beside = (found.starting or 0) / max(1, found.starts) + (found.between_steps or 0) * max_steps / step
+    trained = times.computing + times.waiting_for_data
+    beside = (times.starting or 0) / max(1, times.num_attempts) + (times.between_steps or 0) * max_steps / step
     whole = (max_steps if is_complete else max_steps - step) / min(pace, step / trained) + beside
     wanted_min = 5 * math.ceil(MARGIN * whole / 300)
     what = "in one go it takes" if is_complete else "the rest takes"
     text = f"{what} about {duration(whole)}"
     limit = used.time_limit_s
-    if limit is None or 60 * wanted_min < WASTEFUL * limit or (whole > limit and found.starts > 1):
+    if limit is None or 60 * wanted_min < WASTEFUL * limit or (whole > limit and times.num_attempts > 1):
         return f"{text}; --time {wanted_min // 60:02d}:{wanted_min % 60:02d}:00 would do"
     return f"{text}; the limit of {duration(limit)} is right" if whole <= limit else f"{text}, in several starts"
 
 
-def rows(found: Goodput) -> list[tuple[str, str]]:
+def rows(times: Goodput) -> list[tuple[str, str]]:
     """What to show of it."""
     parts: list[tuple[str, float | None]] = [
-        ("queued", found.queued),
-        ("computing", found.computing),
-        ("waiting for data", found.waiting_for_data),
-        ("starting", found.starting),
-        ("evaluating, saving", found.between_steps),
-        ("lost to restarts", found.lost),
-        ("since its last line", found.silent or None),
+        ("queued", times.queued),
+        ("computing", times.computing),
+        ("waiting for data", times.waiting_for_data),
+        ("starting", times.starting),
+        ("evaluating, saving", times.between_steps),
+        ("lost to restarts", times.lost),
+        ("since its last line", times.silent or None),
     ]
-    if found.lost is None:
-        rest = max(0.0, found.allocated - found.computing - found.waiting_for_data)
+    if times.lost is None:
+        rest = max(0.0, times.allocated - times.computing - times.waiting_for_data)
         parts = [*parts[:3], ("starting, evaluating, lost", rest)]
-    total = found.total or 1.0
+    total = times.total or 1.0
     shown = [(name, f"{duration(value)}, {value / total:.1%}") for name, value in parts if value is not None]
-    return [*shown, ("total", f"{duration(found.total)}, in {_count(found.starts, 'start')}")]
+    return [*shown, ("total", f"{duration(times.total)}, in {_count(times.num_attempts, 'start')}")]
 
 
 def slow_rank(lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -269,12 +269,12 @@ def goodput_rows(run_dir: Path) -> list[tuple[str, str]]:
     attempts = [attempt for job in jobs for attempt in slurm.attempts(job.key)]
     lines = read_metrics(folder.metrics)
     complete = folder.result() is not None
-    found = goodput(attempts, lines, time.time(), complete)
+    times = goodput(attempts, lines, time.time(), complete)
     rates = [line["images_per_second"] for line in lines if line.get("images_per_second")]
     pace = median(rates[-20:]) / recipe.training.global_batch_size if rates else None
     step = max((line["step"] for line in lines), default=0)
-    shown = rows(found) + slow_rank(lines)
-    return shown + better_request(found, usage(attempts), step, recipe.training.max_steps, pace, complete)
+    shown = rows(times) + slow_rank(lines)
+    return shown + better_request(times, usage(attempts), step, recipe.training.max_steps, pace, complete)
 
 
 def _stamp(moment: Any) -> float | None:

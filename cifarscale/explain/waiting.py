@@ -108,5 +108,5 @@ def why_waiting(reason: str, restarts: int = 0) -> Reason:
     for pattern, (meaning, *advice) in _REASONS.items():
         if re.fullmatch(pattern, code):
             return Reason(meaning, tuple(advice))
-    about = "What that means:\nhttps://slurm.schedmd.com/job_reason_codes.html"
-    return Reason("for a reason of SLURM's own", (about, "All about it:\nscontrol show job {job}"))
+    link = "What that means:\nhttps://slurm.schedmd.com/job_reason_codes.html"
+    return Reason("for a reason of SLURM's own", (link, "All about it:\nscontrol show job {job}"))

@@ -56,9 +56,9 @@ def failures(logs: Path) -> list[Failure]:
     That is one of our own errors, which say what is wrong; else the earliest one that is not of a lost connection, as
     the other ranks have when one ends.
     """
-    found = [Failure(**json.loads(path.read_text(encoding="utf-8"))) for path in logs.glob("rank-*.error.json")]
+    reports = [Failure(**json.loads(path.read_text(encoding="utf-8"))) for path in logs.glob("rank-*.error.json")]
     return sorted(
-        found, key=lambda failure: (not failure.expected, bool(_LOST_RANK.search(failure.message)), failure.time)
+        reports, key=lambda failure: (not failure.expected, bool(_LOST_RANK.search(failure.message)), failure.time)
     )
 
 

@@ -82,13 +82,13 @@ def run_locally(call: Call, nproc: int, logs: Path) -> None:
     try:
         with _launcher(environment, write_end) as launcher:
             os.close(write_end)
-            told = _read(report)
+            ending = _read(report)
             code = launcher.wait()
     finally:
         os.close(report)
         meeting.unlink(missing_ok=True)
-    if told:
-        raise _failure(Ended(*json.loads(told)), logs)
+    if ending:
+        raise _failure(Ended(*json.loads(ending)), logs)
     if code:
         raise _failure(Ended(0, code), logs)
 
@@ -140,15 +140,15 @@ def _read(pipe: int) -> bytes:
 
 def _failure(ended: Ended, logs: Path) -> CifarscaleError:
     """The error to show: a rank that was killed, or what is told in our own words, before what others made of that."""
-    told = failures(logs)
-    if ended.code < 0 and all(failure.rank != ended.rank for failure in told):
+    causes = failures(logs)
+    if ended.code < 0 and all(failure.rank != ended.rank for failure in causes):
         return DistributedError(
             f"rank {ended.rank} was ended by {signal.Signals(-ended.code).name}. "
             "The last checkpoint stands: run the same command again to resume"
         )
-    if not told:
+    if not causes:
         return DistributedError(f"rank {ended.rank} ended with code {ended.code}; see {logs}")
-    cause = told[0]
+    cause = causes[0]
     if cause.exit_code == EXIT_INTERRUPTED:
         return Interrupted(cause.message)
     if cause.expected:

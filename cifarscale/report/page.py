@@ -68,16 +68,16 @@ def _side_by_side(sections: Sequence[Section]) -> list[list[Section]]:
 
 def _compared(runs: Sequence[RunPart]) -> list[Drawing]:
     """Logs side by side, for each task that several are of."""
-    found = []
+    drawings = []
     for task, same in _by_task(runs).items():
         logs = {f"{i}. {run.title}": run.lines for i, run in enumerate(runs, 1) if run in same}
-        found += compared_drawings(logs, task_of(same[0].recipe).view.compared(), task)
-    return found
+        drawings += compared_drawings(logs, task_of(same[0].recipe).view.compared(), task)
+    return drawings
 
 
 def _compared_keys(runs: Sequence[RunPart]) -> list[Table]:
     """The keys that recipes of the same task do not have in common."""
-    found = []
+    tables = []
     for task, same in _by_task(runs).items():
         recipes = [dict(dotted(resolved(run.recipe))) for run in same]
         keys = dict.fromkeys(
@@ -87,8 +87,8 @@ def _compared_keys(runs: Sequence[RunPart]) -> list[Table]:
         if len(same) > 1 and differing:
             rows = [[Cell(key), *(Cell(shown(recipe.get(key))) for recipe in recipes)] for key in differing]
             columns = ["key", *(run.title for run in same)]
-            found.append(Table(f"Keys in which the recipes of task {task} differ", columns, rows))
-    return found
+            tables.append(Table(f"Keys in which the recipes of task {task} differ", columns, rows))
+    return tables
 
 
 def _by_task(runs: Sequence[RunPart]) -> dict[str, list[RunPart]]:

@@ -42,12 +42,12 @@ def differences(recipe: Recipe) -> tuple[str, list[Difference] | None]:
     if not default:
         return "", None
     name, named = _named(recipe)
-    found = []
+    differing = []
     for key, value in own.items():
         usual, before = default.get(key, _ABSENT), named.get(key, _ABSENT) if name else None
         if key not in _OF_THE_RUN and (value != usual or (name and value != before)):
-            found.append(Difference(key, value, before, usual))
-    return name, found
+            differing.append(Difference(key, value, before, usual))
+    return name, differing
 
 
 def command(recipe: Recipe, environment: Mapping[str, Any]) -> str:

@@ -29,9 +29,9 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -
     content = buffer.getvalue()
     path = folder / f"step-{step:08d}.{_digest(content)}.pt"
     write_atomically(path, lambda file: file.write(content))
-    found = _checkpoints(folder)
-    damaged = [other for at, other in found if at >= step and other != path and not _is_whole(other)]
-    others = [other for _, other in found if other not in damaged][keep:]
+    checkpoints = _checkpoints(folder)
+    damaged = [other for at, other in checkpoints if at >= step and other != path and not _is_whole(other)]
+    others = [other for _, other in checkpoints if other not in damaged][keep:]
     for old in (*folder.glob(".step-*.tmp"), *damaged, *others):
         old.unlink(missing_ok=True)
     return path
@@ -79,8 +79,8 @@ def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
     """All checkpoints of a folder by their step, newest first."""
     if not folder.is_dir():
         return []
-    found = [(int(match[1]), path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
-    return sorted(found, reverse=True)
+    checkpoints = [(int(match[1]), path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
+    return sorted(checkpoints, reverse=True)
 
 
 def _is_whole(path: Path) -> bool:

@@ -56,7 +56,7 @@ def lease(path: Path, refuse: Callable[[str], Exception], patience_s: float = 0)
 def _create(path: Path) -> bool:
     """Whether this process made the file; a reader finds it whole, where it can be linked into place."""
     mine = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}")
-    mine.write_text(json.dumps(_about_me()))
+    mine.write_text(json.dumps(_this_process()))
     try:
         os.link(mine, path)
     except FileExistsError:
@@ -66,7 +66,7 @@ def _create(path: Path) -> bool:
             raise
         try:
             with path.open("x") as file:
-                file.write(json.dumps(_about_me()))
+                file.write(json.dumps(_this_process()))
         except FileExistsError:
             return False
     finally:
@@ -84,12 +84,12 @@ def living_holder(path: Path) -> str:
     if abs(age) > EXPIRES_AFTER_S:  # one from the future was written by a clock that was wrong: none touches it now
         return ""
     try:
-        about = json.loads(text)
+        holder = json.loads(text)
     except json.JSONDecodeError:  # a machine that lost its power may leave an empty file
         return "an unknown process"
-    if about["host"] == socket.gethostname() and not _lives(about["pid"], about.get("started")):
+    if holder["host"] == socket.gethostname() and not _lives(holder["pid"], holder.get("started")):
         return ""
-    return f"process {about['pid']} on {about['host']}"
+    return f"process {holder['pid']} on {holder['host']}"
 
 
 def _lives(pid: int, started: str | None) -> bool:
@@ -144,12 +144,12 @@ def _keep_alive(path: Path, released: threading.Event) -> None:
 
 def _is_mine(path: Path) -> bool:
     try:
-        about: dict[str, object] = json.loads(path.read_text())
+        holder: dict[str, object] = json.loads(path.read_text())
     except (OSError, json.JSONDecodeError):
         return False
-    return about == _about_me()
+    return holder == _this_process()
 
 
-def _about_me() -> dict[str, object]:
+def _this_process() -> dict[str, object]:
     pid = os.getpid()
     return {"host": socket.gethostname(), "pid": pid, "started": _state_and_start(pid)[1]}

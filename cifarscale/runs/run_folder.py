@@ -19,8 +19,8 @@ RUNS_ROOT = Path("runs")
 
 def run_folders(root: Path = RUNS_ROOT) -> list[Path]:
     """All run folders below a folder, the newest last."""
-    found = root.glob("*/recipe.toml") if root.is_dir() else ()
-    return [path.parent for path in sorted(found, key=lambda path: path.stat().st_mtime)]
+    recipes = root.glob("*/recipe.toml") if root.is_dir() else ()
+    return [path.parent for path in sorted(recipes, key=lambda path: path.stat().st_mtime)]
 
 
 def default_run_dir(recipe: Recipe) -> Path:
@@ -94,7 +94,7 @@ class RunFolder:
         return RunError(f"{self.path} is being written by {holder}; one that is gone is forgotten after a minute")
 
     def result(self) -> dict[str, Any] | None:
-        """The final figures, None while the run is not complete, or where the file is damaged: they are found again."""
+        """The final metrics, None while the run is not complete, or where the file is damaged: they are found again."""
         try:
             result = json.loads(self.result_file.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
@@ -124,10 +124,10 @@ class RunFolder:
 
     def require(self, recipe: Recipe) -> None:
         """Raises: RunError if this is not a folder of the recipe's run."""
-        found = self.load_recipe()
-        if recipe_hash(found) != recipe_hash(recipe):
+        own_recipe = self.load_recipe()
+        if recipe_hash(own_recipe) != recipe_hash(recipe):
             raise RunError(
-                f"{self.path} holds a run of another recipe ({found.name}-{recipe_hash(found)}, not "
+                f"{self.path} holds a run of another recipe ({own_recipe.name}-{recipe_hash(own_recipe)}, not "
                 f"{recipe.name}-{recipe_hash(recipe)}); name another --run-dir"
             )
 
@@ -160,13 +160,13 @@ class RunFolder:
     def environment(self) -> dict[str, Any]:
         """What the run ran on last; empty where that is not known."""
         try:
-            found: dict[str, Any] = json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
+            environment: dict[str, Any] = json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-        return found
+        return environment
 
-    def describe(self, about: dict[str, Any]) -> None:
+    def describe(self, environment: dict[str, Any]) -> None:
         """Notes on what the run runs on now, and on when it was started before."""
         before = self.environment()
-        starts = [*before.get("starts", []), about["started"]]
-        write_json_atomically(self.path / "environment.json", {**about, "starts": starts})
+        starts = [*before.get("starts", []), environment["started"]]
+        write_json_atomically(self.path / "environment.json", {**environment, "starts": starts})

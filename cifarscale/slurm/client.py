@@ -163,8 +163,10 @@ def command(*arguments: str) -> str:
     except subprocess.TimeoutExpired:
         raise ClusterError(f"{name} did not answer within {TIMEOUT_S} s. Run: cifarscale doctor") from None
     if done.returncode:
-        said = " ".join(line.strip() for line in done.stderr.splitlines() if line.strip()) or f"code {done.returncode}"
-        raise ClusterError(f"{name} failed: {said}")
+        message = (
+            " ".join(line.strip() for line in done.stderr.splitlines() if line.strip()) or f"code {done.returncode}"
+        )
+        raise ClusterError(f"{name} failed: {message}")
     return done.stdout
 
 
@@ -180,8 +182,8 @@ def job_states(jobs: Sequence[JobKey]) -> dict[JobKey, JobState]:
     """States of several jobs, without those unknown to SLURM. It is asked once for all that have ended."""
     known = _known_attempts(*jobs)
     ended = {job: state for job in jobs if (state := _from_accounting(job, known)) and not state.is_active}
-    seen = {job: _from_controller(job) or _from_accounting(job, known) for job in jobs if job not in ended}
-    return ended | {job: state for job, state in seen.items() if state}
+    states = {job: _from_controller(job) or _from_accounting(job, known) for job in jobs if job not in ended}
+    return ended | {job: state for job, state in states.items() if state}
 
 
 class Watch:
@@ -246,13 +248,13 @@ def _from_controller(job: JobKey) -> JobState | None:
             raise
         return None
     for line in shown:
-        found = dict(re.findall(r"(\w+)=(\S*)", line))
-        names = (found["JobId"], f"{found.get('ArrayJobId')}_{found.get('ArrayTaskId')}")
+        fields = dict(re.findall(r"(\w+)=(\S*)", line))
+        names = (fields["JobId"], f"{fields.get('ArrayJobId')}_{fields.get('ArrayTaskId')}")
         if job.job_id in names and job.script in line:
-            state, reason = found["JobState"], found["Reason"]
-            nodes = found.get("NodeList", "").replace("(null)", "")
-            start = _time(found["StartTime"])
-            return JobState(job.job_id, state, _of_waiting(state, reason), int(found["Restarts"]), nodes, start)
+            state, reason = fields["JobState"], fields["Reason"]
+            nodes = fields.get("NodeList", "").replace("(null)", "")
+            start = _time(fields["StartTime"])
+            return JobState(job.job_id, state, _of_waiting(state, reason), int(fields["Restarts"]), nodes, start)
     return None
 
 
@@ -266,12 +268,12 @@ def _known_attempts(*jobs: JobKey) -> list[Attempt]:
 
 
 def _from_accounting(job: JobKey, known: Sequence[Attempt]) -> JobState | None:
-    starts = [attempt for attempt in known if attempt.job_id == job.job_id and not attempt.step]
-    if not starts:
+    own_attempts = [attempt for attempt in known if attempt.job_id == job.job_id and not attempt.step]
+    if not own_attempts:
         return None
-    last = starts[-1]
+    last = own_attempts[-1]
     return JobState(
-        job.job_id, last.state, _of_waiting(last.state, last.reason), len(starts) - 1, last.nodes, last.start
+        job.job_id, last.state, _of_waiting(last.state, last.reason), len(own_attempts) - 1, last.nodes, last.start
     )
 
 
@@ -281,7 +283,7 @@ def _of_waiting(state: str, reason: str) -> str:
 
 
 def attempts(*jobs: JobKey) -> list[Attempt]:
-    """All starts of some jobs in their order, each followed by its steps.
+    """All attempts of some jobs in their order, each followed by its steps.
 
     Raises: ClusterError if the accounting does not answer.
     """
@@ -290,7 +292,7 @@ def attempts(*jobs: JobKey) -> list[Attempt]:
         *("sacct", "--noheader", "--parsable2", "--duplicates", "--jobs", ",".join(scripts)),
         *("--format", ",".join(f"{field}%{_MOST_CHARACTERS}" for field in _ATTEMPT_FIELDS)),
     )
-    found, is_meant = [], False
+    records, is_meant = [], False
     for row in rows.splitlines():
         values = dict(zip(_ATTEMPT_FIELDS, row.split("|", len(_ATTEMPT_FIELDS) - 1), strict=True))
         name, _, step = values["JobID"].partition(".")
@@ -299,7 +301,7 @@ def attempts(*jobs: JobKey) -> list[Attempt]:
         if name not in scripts or not is_meant:
             continue
         code, _, signal = values["ExitCode"].partition(":")
-        found.append(
+        records.append(
             Attempt(
                 job_id=name,
                 step=step,
@@ -323,7 +325,7 @@ def attempts(*jobs: JobKey) -> list[Attempt]:
                 cancelled_by=_user(values["State"].partition(" by ")[2]),
             )
         )
-    return found
+    return records
 
 
 def output_file(job_id: str) -> Path | None:
@@ -334,8 +336,8 @@ def output_file(job_id: str) -> Path | None:
         if "Invalid job id" not in str(error):
             raise
         return None
-    found = re.search(r"^ *StdOut=(/.*)$", shown, re.MULTILINE)
-    return Path(found[1]) if found else None
+    match = re.search(r"^ *StdOut=(/.*)$", shown, re.MULTILINE)
+    return Path(match[1]) if match else None
 
 
 def require_accounting() -> str:
@@ -360,19 +362,19 @@ def require_accounting() -> str:
 def partitions() -> dict[str, Partition]:
     """All partitions by name; the default one comes first."""
     rows = command("sinfo", "--all", "--noheader", "--format", "%P|%D|%c|%G|%l")
-    found: dict[str, Partition] = {}
+    by_name: dict[str, Partition] = {}
     default = ""
     for row in rows.splitlines():
         name, nodes, cpus, gres, limit = row.split("|")
         if name.endswith("*"):
             default = name = name[:-1]
-        before = found.get(name, Partition(name, 0, 0, 0, None))
+        before = by_name.get(name, Partition(name, 0, 0, 0, None))
         gpus = sum(int(number or 1) for number in re.findall(r"\bgpu(?::[^:,(]+?)??(?::(\d+))?(?=[,(]|$)", gres))
         most = minutes(limit) if limit != "infinite" else None
-        found[name] = Partition(
+        by_name[name] = Partition(
             name, before.nodes + int(nodes), max(before.cpus, int(cpus.rstrip("+"))), max(before.gpus, gpus), most
         )
-    return dict(sorted(found.items(), key=lambda item: item[0] != default))
+    return dict(sorted(by_name.items(), key=lambda item: item[0] != default))
 
 
 def configuration() -> dict[str, str]:
@@ -447,19 +449,19 @@ def _gibibytes(text: str) -> float | None:
     return float(match[1]) * units.get(match[2], 2**-30)
 
 
-def known_partition(name: str, found: dict[str, Partition], where: str) -> Partition:
+def known_partition(name: str, by_name: dict[str, Partition], where: str) -> Partition:
     """A partition by name, the default one for an empty name; of several (`a,b`), the most that one of them offers.
 
     Raises: ClusterError if there is none, with those that there are.
     """
-    if not name and found:
-        return next(iter(found.values()))
+    if not name and by_name:
+        return next(iter(by_name.values()))
     names = name.split(",")
-    if unknown := [each for each in names if each not in found]:
+    if unknown := [each for each in names if each not in by_name]:
         raise ClusterError(
-            f"{where}: partition = {unknown[0]!r} is not one of this cluster's: {', '.join(found) or 'none'}"
+            f"{where}: partition = {unknown[0]!r} is not one of this cluster's: {', '.join(by_name) or 'none'}"
         )
-    offered = [found[each] for each in names]
+    offered = [by_name[each] for each in names]
     limits = [each.max_time_min for each in offered]
     return Partition(
         name,

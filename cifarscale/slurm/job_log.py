@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 _STARTED = "Starting with JobEnvironment("
 _DEATH = re.compile(r"srun: error: (?P<node>\S+): tasks? (?P<ranks>[\d,-]+): (?P<how>.+)")
-_SAID = re.compile(r"(?:srun|slurmstepd(?:-\S+)?): (?:error|fatal): (?P<what>.+)")
+_COMPLAINT = re.compile(r"(?:srun|slurmstepd(?:-\S+)?): (?:error|fatal): (?P<what>.+)")
 _CONSEQUENCE = re.compile(r".*(?:CANCELLED AT(?!.*DUE TO)|Unable to confirm|Timed out waiting for job step)")
 """srun ends the other tasks after the first one's death."""
 
@@ -28,7 +28,7 @@ class Death:
         return not self.how.startswith("Exited")
 
 
-def newest_start(lines: Sequence[str]) -> list[str]:
+def newest_attempt(lines: Sequence[str]) -> list[str]:
     """The lines of the last time that the job was started: all of them if its tasks never came to run."""
     begin = max((i for i, line in enumerate(lines) if _STARTED in line), default=0)
     return list(lines[begin:])
@@ -47,8 +47,8 @@ def deaths(lines: Sequence[str]) -> list[Death]:
 
 def said_by_slurm(lines: Sequence[str]) -> list[str]:
     """What else srun and the daemons of the nodes complained of, each once."""
-    said = (_SAID.match(line) for line in lines if not _DEATH.match(line) and not _CONSEQUENCE.match(line))
-    return list(dict.fromkeys(match["what"].strip(" *") for match in said if match))
+    matches = (_COMPLAINT.match(line) for line in lines if not _DEATH.match(line) and not _CONSEQUENCE.match(line))
+    return list(dict.fromkeys(match["what"].strip(" *") for match in matches if match))
 
 
 def by_the_program(lines: Sequence[str]) -> list[str]:
@@ -58,8 +58,8 @@ def by_the_program(lines: Sequence[str]) -> list[str]:
 
 def _ranks(text: str) -> tuple[int, ...]:
     """Of `0-2,5`."""
-    found: list[int] = []
+    ranks: list[int] = []
     for part in text.split(","):
         first, _, last = part.partition("-")
-        found.extend(range(int(first), int(last or first) + 1))
-    return tuple(found)
+        ranks.extend(range(int(first), int(last or first) + 1))
+    return tuple(ranks)

@@ -58,7 +58,7 @@ class Plan:
         checkpoint_seconds: between two checkpoints.
         checkpoints: that are expected before the time limit.
         hours: that the rest of the run is expected to take.
-        starts: jobs after each other, each up to the time limit, that this takes.
+        attempts: of the job after each other, each up to the time limit, that this takes.
     """
 
     nodes: int
@@ -72,7 +72,7 @@ class Plan:
     checkpoint_seconds: float | None = None
     checkpoints: int | None = None
     hours: float | None = None
-    starts: int | None = None
+    attempts: int | None = None
 
     @property
     def world_size(self) -> int:
@@ -105,8 +105,8 @@ def make_plan(
         plan = _of_whole_nodes(plan)
         where = f"a node of profile {profile.name}"
         recipe.check_nodes(plan.nodes, plan.cpus_per_task, plan.gpus_per_node, where, are_reserved=True)
-    if partition is not None and (found := unmet_resources(plan, profile, partition)):
-        raise ClusterError(next(iter(found.values())))
+    if partition is not None and (unmet := unmet_resources(plan, profile, partition)):
+        raise ClusterError(next(iter(unmet.values())))
     if not isinstance(recipe, TrainingRecipe):
         return plan
     training, world_size = recipe.training, plan.world_size
@@ -140,25 +140,25 @@ def _of_whole_nodes(plan: Plan) -> Plan:
 def unmet_resources(plan: Plan, profile: Profile, partition: Partition) -> dict[str, str]:
     """What the partition does not offer of what a plan asks for: the errors, by `nodes`, `time`, `GPUs` and `cores`."""
     name = partition.name
-    found = {}
+    errors = {}
     if plan.nodes > partition.nodes:
-        found["nodes"] = f"--nodes {plan.nodes} is more than the {partition.nodes} nodes of partition {name}"
+        errors["nodes"] = f"--nodes {plan.nodes} is more than the {partition.nodes} nodes of partition {name}"
     if partition.max_time_min is not None and plan.time_min > partition.max_time_min:
-        found["time"] = (
+        errors["time"] = (
             f"time = {profile.time!r} is longer than the {partition.max_time_min} minutes of partition {name}. "
             "Take less with --time: a run that is longer goes on in the same job, which queues itself again"
         )
     if plan.gpus_per_node > partition.gpus:
-        found["GPUs"] = (
+        errors["GPUs"] = (
             f"gpus_per_node = {plan.gpus_per_node} is more than the {partition.gpus} GPUs that a node of partition "
             f"{name} has. Take fewer with --gpus-per-node, another partition, or --profile cpu"
         )
     if plan.tasks_per_node * plan.cpus_per_task > partition.cpus:
-        found["cores"] = (
+        errors["cores"] = (
             f"{plan.tasks_per_node} tasks x cpus_per_task = {plan.cpus_per_task} are more than the {partition.cpus} "
             f"cores that a node of partition {name} has"
         )
-    return found
+    return errors
 
 
 def _forecast(
@@ -181,5 +181,5 @@ def _forecast(
         "checkpoint_seconds": interval,
         "checkpoints": math.ceil(min(usable, rest) / interval),
         "hours": rest / 3600,
-        "starts": math.ceil(rest / usable),
+        "attempts": math.ceil(rest / usable),
     }

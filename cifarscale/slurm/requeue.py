@@ -1,9 +1,9 @@
 """How a SLURM job that was warned goes on: its script, outside of any container and before any Python, queues it again.
 
-A rank that hears the warning saves at a step that all ranks agree on, leaves CONTINUE_NAME in the folder of this start,
-and ends. A warning that comes while Python starts waits until the rank listens (HOLDING_SIGNALS). Where `env` is too
-old for that, it ends the rank, and the exit code tells of it. In either case the script asks SLURM whether the job
-still runs: a job that was cancelled gets the same signals, and must not come back.
+A rank that hears the warning saves at a step that all ranks agree on, leaves CONTINUE_NAME in the folder of this
+attempt, and ends. A warning that comes while Python starts waits until the rank listens (HOLDING_SIGNALS). Where `env`
+is too old for that, it ends the rank, and the exit code tells of it. In either case the script asks SLURM whether the
+job still runs: a job that was cancelled gets the same signals, and must not come back.
 """
 
 import os

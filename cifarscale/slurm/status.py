@@ -54,10 +54,10 @@ def run_statuses(run_dirs: Sequence[Path]) -> list[RunStatus]:
     ]
 
 
-def _status_or_damage(run_dir: Path, seen: slurm.JobState | None) -> RunStatus:
+def _status_or_damage(run_dir: Path, job_state: slurm.JobState | None) -> RunStatus:
     """What cannot be read of one folder does not keep the others from being shown."""
     try:
-        return _status(run_dir, seen)
+        return _status(run_dir, job_state)
     except (CifarscaleError, OSError) as error:
         return RunStatus(run_dir, "", "damaged", reason=str(error))
 
@@ -70,7 +70,7 @@ def run_status(run_dir: Path) -> RunStatus:
     return status
 
 
-def _status(run_dir: Path, seen: slurm.JobState | None) -> RunStatus:
+def _status(run_dir: Path, job_state: slurm.JobState | None) -> RunStatus:
     folder = RunFolder(run_dir)
     job = folder.load_recipe()
     lines = read_metrics(folder.metrics)
@@ -79,8 +79,8 @@ def _status(run_dir: Path, seen: slurm.JobState | None) -> RunStatus:
     state = folder_state(folder, bool(lines))
     max_steps = job.training.max_steps if isinstance(job, TrainingRecipe) else None
     reason = ""
-    if seen is not None and seen.is_active:
-        reason = seen.reason
+    if job_state is not None and job_state.is_active:
+        reason = job_state.reason
     elif state != "complete":
         causes = newest_failures(submitted[-1]) if submitted else []
         reason = causes[0].message if causes else folder.error()
@@ -89,14 +89,14 @@ def _status(run_dir: Path, seen: slurm.JobState | None) -> RunStatus:
         task=job.task,
         state=state,
         job_id=submitted[-1].job_id if submitted else None,
-        job_state=None if not submitted else seen.state if seen else "unknown",
-        restarts=seen.restarts if seen else None,
+        job_state=None if not submitted else job_state.state if job_state else "unknown",
+        restarts=job_state.restarts if job_state else None,
         reason=reason,
         step=max_steps if state == "complete" else trained.get("step"),
         max_steps=max_steps,
         loss=trained.get("loss"),
         images_per_second=trained.get("images_per_second"),
-        is_active=(seen is not None and seen.is_active) if submitted else state == "writing",
+        is_active=(job_state is not None and job_state.is_active) if submitted else state == "writing",
     )
 
 
@@ -112,12 +112,12 @@ def folder_state(folder: RunFolder, has_lines: bool) -> str:
 
 
 def newest_failures(job: Submitted) -> list[Failure]:
-    """What ended the ranks in the newest start of a job, the cause first."""
+    """What ended the ranks in the newest attempt of a job, the cause first."""
     return failures(newest_attempt_folder(job))
 
 
 def rank_log(run_dir: Path, rank: int) -> Path | None:
-    """The file that a rank of the run's newest start prints to; None if it has printed nothing yet."""
+    """The file that a rank of the run's newest attempt prints to; None if it has printed nothing yet."""
     submitted = submissions(run_dir)
     path = submitted[-1].log(rank) if submitted else run_dir / "logs" / f"rank-{rank}.log"
     return path if path.exists() else None

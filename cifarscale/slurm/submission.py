@@ -99,8 +99,10 @@ def queue(
         with slurm.in_plain_environment(), executor.batch():
             jobs = [executor.submit(SlurmTask(call, profile.interface, code)) for call in calls]
     except (FailedJobError, FailedSubmissionError) as error:
-        said = _in_one_line(str(error))
-        raise ClusterError(f"sbatch refused the job: {said}. Run: cifarscale profiles check {profile.name}") from error
+        message = _in_one_line(str(error))
+        raise ClusterError(
+            f"sbatch refused the job: {message}. Run: cifarscale profiles check {profile.name}"
+        ) from error
     return [slurm.JobKey(job.job_id, executor.script) for job in jobs]
 
 
@@ -114,8 +116,8 @@ def submit(runs: Sequence[PreparedRun], profile: Profile, plan: Plan, at_once: i
     if trouble := slurm.require_accounting():
         log.warning("SLURM's accounting does not answer now, and jobs do without it: %s", trouble)
     if ignored := slurm.overridden():
-        said = ", ".join(f"{name}={value}" for name, value in ignored.items())
-        log.warning("not used, since profile %s decides: %s", profile.name, said)
+        settings = ", ".join(f"{name}={value}" for name, value in ignored.items())
+        log.warning("not used, since profile %s decides: %s", profile.name, settings)
     for prepared in runs:
         _require_free(prepared.run_dir)
         require_plain(prepared.run_dir, profile)
@@ -171,13 +173,13 @@ def check_with_slurm(folder: Path, name: str, profile: Profile, plan: Plan) -> s
     )
     if not done.returncode:
         return ""
-    said = _in_one_line(done.stderr)
-    waits = any(words in said for words in _NOT_NOW)
-    if _NEVER_OR_NOT_NOW in said:
+    answer = _in_one_line(done.stderr)
+    waits = any(words in answer for words in _NOT_NOW)
+    if _NEVER_OR_NOT_NOW in answer:
         waits = any(map(slurm.is_away, slurm.node_states(profile.partition)))
     if not waits:
-        raise ClusterError(f"SLURM would refuse the job: {said}. Run: cifarscale profiles check {profile.name}")
-    return said.removeprefix("allocation failure: ")
+        raise ClusterError(f"SLURM would refuse the job: {answer}. Run: cifarscale profiles check {profile.name}")
+    return answer.removeprefix("allocation failure: ")
 
 
 def _parameters(folder: Path, name: str, profile: Profile, plan: Plan) -> dict[str, Any]:
@@ -275,13 +277,11 @@ def _array_folder(runs: Sequence[PreparedRun]) -> Path:
 
 def _remember(prepared: PreparedRun, key: slurm.JobKey, folder: Path, profile: Profile, plan: Plan) -> Submitted:
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    about = Submitted(
-        key.job_id, str(folder), profile.name, plan.nodes, plan.world_size, now, list(sys.argv), key.script
-    )
-    lines = [*submissions(prepared.run_dir), about]
+    job = Submitted(key.job_id, str(folder), profile.name, plan.nodes, plan.world_size, now, list(sys.argv), key.script)
+    lines = [*submissions(prepared.run_dir), job]
     text = "".join(json.dumps(asdict(line)) + "\n" for line in lines)
     write_text_atomically(RunFolder(prepared.run_dir).slurm / "jobs.jsonl", text)
-    return about
+    return job
 
 
 def _in_one_line(text: str) -> str:

@@ -40,32 +40,32 @@ class Submitted:
         return slurm.JobKey(self.job_id, self.script)
 
     def log(self, rank: int) -> Path:
-        """What a rank prints, over all starts of the job."""
+        """What a rank prints, over all attempts of the job."""
         return Path(self.folder) / f"{self.job_id}_{rank}_log.out"
 
 
-def attempt_folder(folder: Path, job_id: str, restart: int) -> Path:
-    """Where the ranks of one start of a job meet, and leave what ended them."""
-    return folder / f"{job_id}-{restart}"
+def attempt_folder(folder: Path, job_id: str, attempt: int) -> Path:
+    """Where the ranks of one attempt of a job meet, and leave what ended them."""
+    return folder / f"{job_id}-{attempt}"
 
 
 def newest_attempt_folder(job: Submitted) -> Path:
-    """That of the newest start that came to run."""
-    starts = (path.name.rpartition("-")[2] for path in Path(job.folder).glob(f"{job.job_id}-*"))
-    newest = max((int(number) for number in starts if number.isdigit()), default=0)
+    """That of the newest attempt that came to run."""
+    attempts = (path.name.rpartition("-")[2] for path in Path(job.folder).glob(f"{job.job_id}-*"))
+    newest = max((int(number) for number in attempts if number.isdigit()), default=0)
     return attempt_folder(Path(job.folder), job.job_id, newest)
 
 
 def submissions(run_dir: Path) -> list[Submitted]:
     """All jobs that were queued for a run, the newest last; damaged lines are left out with a warning."""
     path = RunFolder(run_dir).slurm / "jobs.jsonl"
-    found = []
+    jobs = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
         try:
-            found.append(Submitted(**json.loads(line)))
+            jobs.append(Submitted(**json.loads(line)))
         except (ValueError, TypeError):
             log.warning("%s: a line is damaged, and left out", path)
-    return found
+    return jobs
 
 
 def find_run(job_or_run: str) -> tuple[Path, Submitted | None]:
@@ -84,17 +84,17 @@ def find_run(job_or_run: str) -> tuple[Path, Submitted | None]:
         )
     for root in _places(job_or_run):
         jobs = [(run_dir, job) for run_dir in run_folders(root) for job in submissions(run_dir)]
-        found = [(run_dir, job) for run_dir, job in jobs if job.job_id == job_or_run] or [
+        matches = [(run_dir, job) for run_dir, job in jobs if job.job_id == job_or_run] or [
             (run_dir, job) for run_dir, job in jobs if slurm.array_job(job.job_id) == job_or_run
         ]
-        if found:  # of several jobs that have had this number the newest
-            _, newest = max(found, key=lambda of_run: of_run[1].submitted)
-            found = [(run_dir, job) for run_dir, job in found if job.script == newest.script]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            names = ", ".join(sorted((job.job_id for _, job in found), key=lambda name: int(name.partition("_")[2])))
-            raise RunError(f"job {job_or_run} is an array of {len(found)} runs; name one of them: {names}")
+        if matches:  # of several jobs that have had this number the newest
+            _, newest = max(matches, key=lambda of_run: of_run[1].submitted)
+            matches = [(run_dir, job) for run_dir, job in matches if job.script == newest.script]
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            names = ", ".join(sorted((job.job_id for _, job in matches), key=lambda name: int(name.partition("_")[2])))
+            raise RunError(f"job {job_or_run} is an array of {len(matches)} runs; name one of them: {names}")
     raise RunError(
         f"job {job_or_run} is not of a run below {RUNS_ROOT}/ or this folder. Name its run folder instead, or work "
         "where it was submitted"

@@ -41,7 +41,7 @@ class SlurmTask:
         logs = attempt_folder(job.paths.folder, job.job_id, int(os.environ.get("SLURM_RESTART_COUNT", "0")))
         logs.mkdir(parents=True, exist_ok=True)
         for cut_short in job.paths.folder.glob(f"{job.job_id}_{job.global_rank}_*.save_tmp"):
-            cut_short.unlink()  # submitit takes one that a killed start has left for its own
+            cut_short.unlink()  # submitit takes one that a killed attempt has left for its own
         os.environ.update(self._environment(job, logs))
         leave_on_signals()
         try:

@@ -10,7 +10,7 @@ from cifarscale.tracking.plots import Curve, Plot, Point, Scale, Weight, curves,
 
 
 def plot_sweep(folder: SweepFolder, sweep: SweepRecipe) -> list[Path]:
-    """Writes plots/curves.png and plots/parallel.png. Returns: those for which there were figures."""
+    """Writes plots/curves.png and plots/parallel.png. Returns: those for which there were values."""
     drawn = {"curves": sweep_curves(folder, sweep), "parallel": sweep_parallel(folder, sweep)}
     written = []
     for name, plot in drawn.items():
@@ -35,7 +35,7 @@ def sweep_curves(folder: SweepFolder, sweep: SweepRecipe) -> Plot | None:
 
 
 def sweep_parallel(folder: SweepFolder, sweep: SweepRecipe) -> Plot | None:
-    """What each trial tried, and what came of it; None if no trial has a figure."""
+    """What each trial tried, and what came of it; None if no trial has a value."""
     order = ranked(folder.trials, sweep.mode)
     if not order:
         return None
@@ -59,7 +59,7 @@ def sweep_parallel(folder: SweepFolder, sweep: SweepRecipe) -> Plot | None:
 def _evaluations(folder: SweepFolder, trial: Trial, metric: str) -> Sequence[tuple[int, float]]:
     """Of the metric as it stands in the log: `validation.top1` of the result is `validation_top1` there."""
     names = [metric, metric.replace(".", "_"), *(["fid", "frechet_distance"] if metric.startswith("distance") else [])]
-    return next((found for name in names if (found := history(folder.run(trial), name))), [])
+    return next((points for name in names if (points := history(folder.run(trial), name))), [])
 
 
 def _weight(trial: Trial, order: Sequence[Trial]) -> Weight:

@@ -110,7 +110,7 @@ class SweepRecipe(Recipe):
     set: dict[str, Any] = Field(default={})
     """Keys of the base that are changed in every trial, with their values."""
     metric: str = "validation_top1"
-    """What trials are compared by: a figure of an evaluation, as in metrics.jsonl, or a dotted key of result.json."""
+    """What trials are compared by: a metric of an evaluation, as in metrics.jsonl, or a dotted key of result.json."""
     mode: Literal["max", "min"] = "max"
     """Whether more of it is better, or less."""
     num_trials: PositiveInt = 12
@@ -118,7 +118,7 @@ class SweepRecipe(Recipe):
     max_concurrent: NonNegativeInt = 0
     """Trials side by side; 0 for as many as the CPUs and GPUs allow."""
     workers_per_trial: PositiveInt = 1
-    """Ranks that a trial is trained by, with the same figures as by one."""
+    """Ranks that a trial is trained by, with the same metrics as by one."""
     cpus_per_trial: PositiveInt = 1
     """CPU cores of a trial, or of each of its workers."""
     gpus_per_trial: NonNegativeFloat = 0.0

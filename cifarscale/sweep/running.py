@@ -117,10 +117,10 @@ class RunningSweep:
             "seconds": round(self._folder.seconds, 1),
             "time_budget_min": self._sweep.time_budget_min,
             "ended": ended,
-            "best": self._about(best) if best else None,
+            "best": self._description(best) if best else None,
         }
 
-    def _about(self, best: Trial) -> dict[str, Any]:
+    def _description(self, best: Trial) -> dict[str, Any]:
         return {
             "trial": best.number,
             "run": str(self._folder.run(best).path.relative_to(self._folder.path)),

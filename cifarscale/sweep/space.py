@@ -59,13 +59,13 @@ def sample(space: Mapping[str, Distribution], seed: int, trial: int, base: Train
 
 def grid(space: Mapping[str, Distribution], base: TrainingRecipe) -> list[Overrides]:
     """All combinations, the last key changing fastest; those that conditions make equal stand once."""
-    found: list[Overrides] = []
+    combinations: list[Overrides] = []
     for point in itertools.product(*(values_of(distribution) for distribution in space.values())):
         at = dict(zip(space, point, strict=True))
         overrides = assigned(space, base, at.__getitem__)
-        if overrides not in found:
-            found.append(overrides)
-    return found
+        if overrides not in combinations:
+            combinations.append(overrides)
+    return combinations
 
 
 def base_of(sweep: SweepRecipe) -> TrainingRecipe:
@@ -163,16 +163,16 @@ def assigned(space: Mapping[str, Distribution], base: TrainingRecipe, value: Cal
     Args:
         value: gives that of a key; asked only for those whose conditions hold, after the keys that these name.
     """
-    found: Overrides = {}
+    values: Overrides = {}
     for key in in_order(space):
         conditions = space[key].when
-        if all(_current(other, found, space, base) == wanted for other, wanted in conditions.items()):
-            found[key] = value(key)
-    return {key: found[key] for key in space if key in found}
+        if all(_current(other, values, space, base) == wanted for other, wanted in conditions.items()):
+            values[key] = value(key)
+    return {key: values[key] for key in space if key in values}
 
 
-def _current(key: str, found: Overrides, space: Mapping[str, Distribution], base: TrainingRecipe) -> Any:
-    return found[key] if key in found else lookup(resolved(base), key)
+def _current(key: str, values: Overrides, space: Mapping[str, Distribution], base: TrainingRecipe) -> Any:
+    return values[key] if key in values else lookup(resolved(base), key)
 
 
 def lookup(values: Any, key: str) -> Any:

@@ -130,10 +130,10 @@ class SweepFolder:
     def require(self, sweep: SweepRecipe, base: TrainingRecipe) -> None:
         """Raises: RunError if this is a folder of something else."""
         if self.recipe.is_file():
-            found = self.load_sweep()
-            if sweep_hash(found) != sweep_hash(sweep):
+            own_sweep = self.load_sweep()
+            if sweep_hash(own_sweep) != sweep_hash(sweep):
                 raise RunError(
-                    f"{self.path} holds a sweep of another recipe ({found.name}-{sweep_hash(found)}, not "
+                    f"{self.path} holds a sweep of another recipe ({own_sweep.name}-{sweep_hash(own_sweep)}, not "
                     f"{sweep.name}-{sweep_hash(sweep)}); name another --run-dir"
                 )
             if self.base.is_file() and recipe_hash(load_training_recipe(str(self.base))) != recipe_hash(base):
@@ -212,15 +212,15 @@ def default_sweep_dir(sweep: SweepRecipe) -> Path:
     return RUNS_ROOT / f"{sweep.name}-{sweep_hash(sweep)}"
 
 
-def value_of(figures: dict[str, Any], metric: str) -> float | None:
+def value_of(values: dict[str, Any], metric: str) -> float | None:
     """A metric in what a job reports: `validation_top1` also as `validation.top1`, its name in result.json."""
     key, dot, rest = metric.partition("." if "." in metric else "_")
-    found = figures.get(metric)
-    if found is None and isinstance(figures.get(key), dict) and dot:
-        found = figures[key].get(rest)
-    if found is None and isinstance(figures.get("distance"), dict) and metric in ("fid", "frechet_distance"):
-        found = figures["distance"].get("distance")
-    return float(found) if isinstance(found, int | float) else None
+    value = values.get(metric)
+    if value is None and isinstance(values.get(key), dict) and dot:
+        value = values[key].get(rest)
+    if value is None and isinstance(values.get("distance"), dict) and metric in ("fid", "frechet_distance"):
+        value = values["distance"].get("distance")
+    return float(value) if isinstance(value, int | float) else None
 
 
 def ranked(trials: Iterable[Trial], mode: str) -> list[Trial]:

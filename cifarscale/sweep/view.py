@@ -64,15 +64,15 @@ class SweepView(View):
         order = ranked(trials.trials, recipe.mode)
         curves, parallel = sweep_curves(trials, recipe), sweep_parallel(trials, recipe)
         best = f"Trial {order[0].number} is the best with {metric_text(recipe, order[0].value)}." if order else ""
-        metric, found = metric_name(recipe.metric), []
+        metric, drawings = metric_name(recipe.metric), []
         if curves is not None:
-            spoken = f"The {metric} of {len(order)} trials over steps. {best} The table of trials has the figures."
-            found.append(drawing(curves, f"{key}-curves", "All trials", spoken))
+            spoken = f"The {metric} of {len(order)} trials over steps. {best} The table of trials has the values."
+            drawings.append(drawing(curves, f"{key}-curves", "All trials", spoken))
         if parallel is not None:
             spoken = f"What each of {len(order)} trials tried, and its {metric}. {best} The table has all values."
             caption = "A line is a trial; the stronger its colour, the better it is."
-            found.append(drawing(parallel, f"{key}-parallel", "What was tried", spoken, caption))
-        return found
+            drawings.append(drawing(parallel, f"{key}-parallel", "What was tried", spoken, caption))
+        return drawings
 
     def sections(self, folder: RunFolder, recipe: Any, data: str | None) -> "list[Section]":
         from cifarscale.tracking.parts import Section

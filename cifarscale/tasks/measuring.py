@@ -11,7 +11,7 @@ from cifarscale.tasks.base import Task
 if TYPE_CHECKING:
     import torch
 
-    from cifarscale.distributed.cores import Cores
+    from cifarscale.distributed.cpu_pool import CpuPool
     from cifarscale.distributed.group import Group
     from cifarscale.tracking.sink import Sink
     from cifarscale.training.signals import StopRequest
@@ -22,7 +22,7 @@ class MeasuringTask(Task):
 
     @abstractmethod
     def measure(
-        self, recipe: Any, options: RunOptions, group: "Group", cores: "Cores", device: "torch.device"
+        self, recipe: Any, options: RunOptions, group: "Group", pool: "CpuPool", device: "torch.device"
     ) -> dict[str, Any]:
         """The result, the same on every rank."""
 
@@ -34,14 +34,14 @@ class MeasuringTask(Task):
         sink: "Sink | None" = None,
         stop: "StopRequest | None" = None,
     ) -> dict[str, Any]:
-        from cifarscale.distributed.cores import Cores
+        from cifarscale.distributed.cpu_pool import CpuPool
         from cifarscale.distributed.group import pick_device, process_group
         from cifarscale.distributed.ranks import ranks_from_environment
 
         ranks = ranks_from_environment()
         device = pick_device(options.device, ranks.local_rank)
         with process_group(ranks, device) as group:
-            result = self.measure(recipe, options, group, Cores(apart=device.type == "cpu"), device)
+            result = self.measure(recipe, options, group, CpuPool(one_core_each=device.type == "cpu"), device)
             if ranks.is_first:
                 write_json_atomically(folder.result_file, result)
             group.wait()

@@ -17,7 +17,7 @@ from cifarscale.data.images import ImageSet, read_image
 from cifarscale.data.manifest import Manifest
 from cifarscale.data.normalisation import training_normalisation
 from cifarscale.data.shards import IMAGE_SIZE
-from cifarscale.distributed.cores import Cores
+from cifarscale.distributed.cpu_pool import CpuPool
 from cifarscale.errors import RunError
 
 TOP = 5
@@ -80,7 +80,7 @@ class TrainedGenerator(Trained, ABC):
         Raises: RunError for a class that it does not know.
         """
         images = self.images(seed, count, None if class_name is None else self.label(class_name))
-        return drawn(images, Cores(apart=self.device.type == "cpu"))
+        return drawn(images, CpuPool(one_core_each=self.device.type == "cpu"))
 
     def label(self, class_name: str) -> int:
         """The number of a class.
@@ -100,11 +100,11 @@ class TrainedGenerator(Trained, ABC):
         raise RunError(f"unknown class {class_name!r}{meant}; there are: {', '.join(names)}")
 
 
-def drawn(images: ImageSet, cores: Cores) -> NDArray[np.uint8]:
+def drawn(images: ImageSet, pool: CpuPool) -> NDArray[np.uint8]:
     """All images of a set, (count, H, W, 3)."""
     count = images.num_images
     chunks = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
-    pixels = torch.cat([chunk.cpu() for chunk in cores.stream(images.images, chunks)])
+    pixels = torch.cat([chunk.cpu() for chunk in pool.stream(images.images, chunks)])
     return pixels.permute(0, 2, 3, 1).numpy()
 
 

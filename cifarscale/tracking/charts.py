@@ -34,7 +34,7 @@ class Chart:
 _RATE = "images_per_second"
 _RANKS = 8
 """Drawn at most; of more, the slowest and the fastest."""
-_ABOUT = {
+_CAPTIONS = {
     "Throughput": "The mean since the process was started, of training steps alone.",
     "Throughput by rank": "A rank's images by the time of its own work, in which it waits for no other. All go at the "
     "pace of the slowest.",
@@ -47,13 +47,13 @@ def restarts(lines: Sequence[Line], starts: Sequence[str]) -> list[int]:
     Args:
         starts: when it was started, in ISO 8601.
     """
-    found: set[int] = set()
+    steps: set[int] = set()
     for start in starts:
         began = datetime.fromisoformat(start).timestamp()
         before = [line["step"] for line in lines if "time" in line and line["time"] < began]
         if before:
-            found.add(max(before))
-    return sorted(found)
+            steps.add(max(before))
+    return sorted(steps)
 
 
 def run_drawings(
@@ -71,7 +71,7 @@ def run_drawings(
         Chart("Throughput by rank", _ranks(lines), "images a second"),
     )
     again = f"Dotted lines: started again after {', '.join(f'step {step:,}' for step in starts)}." if starts else ""
-    found: list[Drawing] = []
+    drawings: list[Drawing] = []
     for chart in (*charts, *own):
         drawn = [
             _curve(lines, key, label, starts)
@@ -80,16 +80,16 @@ def run_drawings(
         ]
         if drawn:
             unit = f"{chart.unit}, {drawn[0].label}" if len(drawn) == 1 else chart.unit
-            caption = " ".join(filter(None, (_ABOUT.get(chart.title), again)))
+            caption = " ".join(filter(None, (_CAPTIONS.get(chart.title), again)))
             place = f"{name}-{chart.title.lower().replace(' ', '-')}"
             spoken = _spoken(chart.title, drawn, chart.is_share)
-            found.append(drawing(curves(drawn, unit, chart.is_share), place, chart.title, spoken, caption))
-    return found
+            drawings.append(drawing(curves(drawn, unit, chart.is_share), place, chart.title, spoken, caption))
+    return drawings
 
 
 def compared_drawings(runs: Mapping[str, Sequence[Line]], charts: Sequence[Chart], task: str) -> list[Drawing]:
     """What logs of several runs of a task have in common, each run a curve."""
-    found: list[Drawing] = []
+    drawings: list[Drawing] = []
     for chart in (*charts, Chart("Throughput", {_RATE: ""}, "images a second")):
         drawn = []
         for number, (name, lines) in enumerate(runs.items()):
@@ -98,10 +98,10 @@ def compared_drawings(runs: Mapping[str, Sequence[Line]], charts: Sequence[Chart
                 label = ", ".join(filter(None, (name, chart.curves[key])))
                 drawn.append(replace(_curve(lines, key, label), colour=number))
         if len(drawn) > 1:
-            place = f"compared-{task}-{len(found)}"
+            place = f"compared-{task}-{len(drawings)}"
             spoken = _spoken(chart.title, drawn, chart.is_share)
-            found.append(drawing(curves(drawn, chart.unit, chart.is_share), place, chart.title, spoken))
-    return found
+            drawings.append(drawing(curves(drawn, chart.unit, chart.is_share), place, chart.title, spoken))
+    return drawings
 
 
 def _ranks(lines: Sequence[Line]) -> dict[str, str]:
@@ -114,7 +114,7 @@ def _ranks(lines: Sequence[Line]) -> dict[str, str]:
 
 
 def _curve(lines: Sequence[Line], key: str, label: str, starts: Sequence[int] = ()) -> Curve:
-    """A figure over steps; of a long log means of as many lines each."""
+    """A metric over steps; of a long log means of as many lines each."""
     points = [(line["step"], line[key]) for line in lines if key in line]
     size = -(-len(points) // _POINTS)
     bounds = [*range(0, len(points), size), len(points)]

@@ -15,7 +15,7 @@ class Panel:
     """A panel of the dashboard.
 
     Attributes:
-        kind: `curves` over steps; `family`, curves of all figures whose names begin so; `images` by step; `table`;
+        kind: `curves` over steps; `family`, curves of all metrics whose names begin so; `images` by step; `table`;
             `numbers`, the newest; `parallel` coordinates of runs; `importance` of recipes' keys for the one metric.
         metrics: what runs report, in metrics.jsonl or at their end, or keys of recipes.
     """

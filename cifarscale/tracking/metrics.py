@@ -14,7 +14,7 @@ RATE_OF_RANK = "images_per_second_rank_"
 
 
 def differs(key: str) -> bool:
-    """Whether this figure differs between two runs that compute the same: a time, a rate, what a GPU held."""
+    """Whether this metric differs between two runs that compute the same: a time, a rate, what a GPU held."""
     return key in _TIMES or key.startswith(RATE_OF_RANK)
 
 
@@ -77,12 +77,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def _whole_lines(content: bytes) -> list[dict[str, Any]]:
     """The lines that hold an object with a step: a machine that loses its power may leave zeros or blanks in others."""
-    found = []
+    lines = []
     for line in content.split(b"\n"):
         try:
             values = json.loads(line)
         except ValueError:
             continue
         if isinstance(values, dict) and isinstance(values.get("step"), int):
-            found.append(values)
-    return found
+            lines.append(values)
+    return lines

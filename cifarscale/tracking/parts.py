@@ -16,7 +16,7 @@ from cifarscale.tracking.plots import Plot
 
 @dataclass(frozen=True)
 class Fact:
-    """A figure with its name; `note` says more of it."""
+    """A value with its name; `note` says more of it."""
 
     name: str
     value: str

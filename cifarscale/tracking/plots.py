@@ -59,7 +59,7 @@ _FOR_A_PAGE = (
 
 @dataclass(frozen=True)
 class Curve:
-    """A figure over steps.
+    """A metric over steps.
 
     Attributes:
         label: curves of the same label are explained once.

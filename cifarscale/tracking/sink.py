@@ -11,7 +11,7 @@ class Sink(Protocol):
         """Training goes on after `step` (0 at first); whatever was reported of later steps is void."""
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """Figures after a step. Must not wait for a network."""
+        """Metrics after a step. Must not wait for a network."""
 
     def finish(self, result: dict[str, Any] | None, error: BaseException | None) -> None:
         """The run is over: with its result, or with what ended it. Returns after a bounded time."""

@@ -37,8 +37,8 @@ class WandbFolder:
 
     def offline_file(self) -> Path | None:
         """The newest file of an offline start."""
-        found = [path for segment in self.segments() for path in segment.glob("*.wandb")]
-        return found[-1] if found and found[-1].parent.name.startswith("offline-") else None
+        files = [path for segment in self.segments() for path in segment.glob("*.wandb")]
+        return files[-1] if files and files[-1].parent.name.startswith("offline-") else None
 
     def make_id(self) -> str:
         """The W&B run's id, drawn at the first start."""

@@ -56,10 +56,10 @@ class Rows:
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The numbers and texts of nested values, by names such as `test/top1`."""
-    found: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}/")
+            leaves |= flat(value, f"{prefix}{key}/")
         elif isinstance(value, int | float | str):
-            found[prefix + key] = value
-    return found
+            leaves[prefix + key] = value
+    return leaves

@@ -168,7 +168,7 @@ def _init(folder: WandbFolder, recipe: TrainingRecipe, mode: str) -> "wandb.Run"
         disable_code=True,
         x_save_requirements=False,
     )
-    about = folder.environment()
+    environment = folder.environment()
     return wandb.init(
         mode="online" if mode == "online" else "offline",
         resume="allow" if mode == "online" else None,
@@ -179,7 +179,7 @@ def _init(folder: WandbFolder, recipe: TrainingRecipe, mode: str) -> "wandb.Run"
         job_type=recipe.task,
         tags=folder.tags(recipe.tracking),
         notes=recipe.description or None,
-        config={**resolved(recipe), "environment": about},
+        config={**resolved(recipe), "environment": environment},
         reinit="create_new",
         settings=settings,
     )
@@ -208,7 +208,7 @@ def _values(row: Row, image: Any) -> dict[str, Any]:
 
 
 def close_run(run: "wandb.Run", folder: WandbFolder, recipe: TrainingRecipe, end: End, media: Media) -> None:
-    """Adds the final figures and tables, and finishes the W&B run."""
+    """Adds the final metrics and tables, and finishes the W&B run."""
     if end.result is not None:
         run.summary.update({key: value for key, value in flat(end.result).items() if key not in ("name", "task")})
         try:

@@ -22,7 +22,7 @@ def runs_to_upload(folders: Iterable[Path], untracked_too: bool = False) -> list
     """The run folders that W&B writes to: among these, and among the trials of the sweeps in these.
 
     Args:
-        untracked_too: also those that have figures, and of which W&B was not told, or whose `wandb/` is lost.
+        untracked_too: also those that have metrics, and of which W&B was not told, or whose `wandb/` is lost.
     """
     candidates = (run for folder in folders for run in (folder, *sorted(folder.glob("trials/*"))))
     return [

@@ -12,7 +12,7 @@ from torch import nn
 
 from cifarscale.config.recipe import Stage
 from cifarscale.data.batches import Batch, Reader
-from cifarscale.distributed.cores import Cores
+from cifarscale.distributed.cpu_pool import CpuPool
 from cifarscale.distributed.group import Group
 from cifarscale.errors import CheckpointError, Interrupted, NonFiniteLossError
 from cifarscale.runs.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
@@ -35,7 +35,7 @@ class Observer(Protocol):
         """A line of the training log."""
 
     def evaluated(self, step: int, values: dict[str, float]) -> None:
-        """Figures of an evaluation during training."""
+        """Metrics of an evaluation during training."""
 
     def started(self, step: int) -> None:
         """Training goes on after `step` (0 at first); whatever was reported of later steps is void."""
@@ -54,7 +54,7 @@ class Engine:
         learner: Learner,
         reader: Reader,
         group: Group,
-        cores: Cores,
+        pool: CpuPool,
         device: torch.device,
         checkpoints: Path,
         observer: Observer,
@@ -70,7 +70,7 @@ class Engine:
         self._recipe, self._learner, self._reader, self._group, self._device = recipe, learner, reader, group, device
         self._checkpoints, self._observer, self._stop = checkpoints, observer, stop
         training = recipe.training
-        self._microbatches = Microbatches(learner.networks, training.microbatches, group, cores)
+        self._microbatches = Microbatches(learner.networks, training.microbatches, group, pool)
         self._batch_size = training.global_batch_size // self._microbatches.total
         self._optimizers = {
             name: build_optimizer(learner.networks[name], recipe.optimizer, training.learning_rate)
@@ -153,8 +153,8 @@ class Engine:
             with self.timing.own():
                 gradients, outputs = self._microbatches.gradients(name, self._loss, parts, self._step)
             self._microbatches.exchange(name, gradients)
-            for figures, part, (loss, *others) in zip(logged, parts, outputs, strict=True):
-                figures.update(self._learner.metrics(name, part, tuple(others)), loss=figures.get("loss", 0) + loss)
+            for metrics, part, (loss, *others) in zip(logged, parts, outputs, strict=True):
+                metrics.update(self._learner.metrics(name, part, tuple(others)), loss=metrics.get("loss", 0) + loss)
             for parameters in optimizer.param_groups:
                 parameters["lr"] = training.learning_rate * factor
             if training.gradient_clip_norm or (self._step + 1) % training.log_every == 0:
@@ -183,16 +183,16 @@ class Engine:
         self._buffer.clear()
         training = self._recipe.training
         factor = learning_rate_factor(self._recipe.schedule, self._step - 1, training.max_steps)
-        timing = self.timing.figures()
+        timing = self.timing.metrics()
         if self._group.ranks.is_first:
-            about = {
+            progress = {
                 "images": self._step * training.global_batch_size,
                 "learning_rate": training.learning_rate * factor,
                 **timing,
             }
             if self._device.type == "cuda":
-                about["gpu_memory_gb"] = round(torch.cuda.max_memory_allocated(self._device) / 1e9, 3)
-            self._observer.trained(self._step, values | self._gradient_norms() | about)
+                progress["gpu_memory_gb"] = round(torch.cuda.max_memory_allocated(self._device) / 1e9, 3)
+            self._observer.trained(self._step, values | self._gradient_norms() | progress)
 
     def _gradient_norms(self) -> dict[str, float]:
         """The norm of each network's gradient in the last step, before clipping; none that overflowed."""

@@ -10,7 +10,7 @@ from torch import nn
 
 from cifarscale.data.batches import Batch
 from cifarscale.data.dataset import Dataset
-from cifarscale.distributed.cores import Cores
+from cifarscale.distributed.cpu_pool import CpuPool
 from cifarscale.distributed.group import Group
 from cifarscale.runs.run_folder import RunFolder
 
@@ -38,7 +38,7 @@ class LearnerContext:
     folder: RunFolder
     data: Dataset
     group: Group
-    cores: Cores
+    pool: CpuPool
     device: torch.device
 
 

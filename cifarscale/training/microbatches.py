@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from cifarscale.distributed.cores import Cores
+from cifarscale.distributed.cpu_pool import CpuPool
 from cifarscale.distributed.group import Group
 from cifarscale.training.learner import Outputs
 
@@ -41,12 +41,12 @@ class Microbatches:
     normalisation sees one microbatch at a time.
     """
 
-    def __init__(self, networks: dict[str, nn.Module], num_microbatches: int, group: Group, cores: Cores) -> None:
+    def __init__(self, networks: dict[str, nn.Module], num_microbatches: int, group: Group, pool: CpuPool) -> None:
         """
         Args:
             num_microbatches: of the global batch; 0 for one a rank, summed by all-reduce in whatever order that takes.
         """
-        self._networks, self._group, self._cores = networks, group, cores
+        self._networks, self._group, self._pool = networks, group, pool
         self._in_order = num_microbatches > 0
         self.total = num_microbatches or group.ranks.world_size
         self.local = self.total // group.ranks.world_size
@@ -79,7 +79,7 @@ class Microbatches:
 
     def map(self, function: Callable[[int], Any]) -> list[Any]:
         """The function's results for the local microbatches 0 … local - 1."""
-        return self._cores.map(function, range(self.local))
+        return self._pool.map(function, range(self.local))
 
     def begin_step(self) -> None:
         """Gives every replica the networks' buffers."""

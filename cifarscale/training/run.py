@@ -15,7 +15,7 @@ from cifarscale.config.load import recipe_hash
 from cifarscale.config.ranks import batch_size_per_rank
 from cifarscale.config.recipe import TrainingRecipe, stages_of
 from cifarscale.data.dataset import Dataset
-from cifarscale.distributed.cores import Cores
+from cifarscale.distributed.cpu_pool import CpuPool
 from cifarscale.distributed.group import Group, device_name, pick_device, process_group
 from cifarscale.distributed.ranks import ranks_from_environment
 from cifarscale.errors import CifarscaleError, Interrupted, RunError
@@ -88,12 +88,12 @@ def _naming_want_of_memory(device: torch.device) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        said = str(error).splitlines()[0] if str(error) else "MemoryError"
-        if not isinstance(error, MemoryError) and not re.search("out of memory|can't allocate memory", said):
+        message = str(error).splitlines()[0] if str(error) else "MemoryError"
+        if not isinstance(error, MemoryError) and not re.search("out of memory|can't allocate memory", message):
             raise
-        said = said[said.find(": ") + 1 :].strip()
+        message = message[message.find(": ") + 1 :].strip()
         raise RunError(
-            f"the memory of {device_name(device)} does not suffice ({said}). Take a smaller network or "
+            f"the memory of {device_name(device)} does not suffice ({message}). Take a smaller network or "
             "training.global_batch_size, more ranks, or more training.microbatches, which are computed in turn"
         ) from error
 
@@ -126,7 +126,7 @@ def _run(
     group.raise_together(error)
     assert data is not None
     try:
-        context = LearnerContext(folder, data, group, _cores(recipe, device), device)
+        context = LearnerContext(folder, data, group, _pool(recipe, device), device)
         result = _train(trainee, recipe, context, sinks, options.num_workers, stopping)
     except BaseException as end:
         if group.ranks.is_first and isinstance(end, Exception) and not isinstance(end, Interrupted):
@@ -138,8 +138,8 @@ def _run(
     return result
 
 
-def _cores(recipe: TrainingRecipe, device: torch.device) -> Cores:
-    return Cores(apart=device.type == "cpu" and recipe.training.microbatches > 0)
+def _pool(recipe: TrainingRecipe, device: torch.device) -> CpuPool:
+    return CpuPool(one_core_each=device.type == "cpu" and recipe.training.microbatches > 0)
 
 
 def _train(
@@ -152,7 +152,7 @@ def _train(
 ) -> dict[str, Any]:
     """Trains to the end, and writes the result."""
     folder, data, group = context.folder, context.data, context.group
-    cores, device = context.cores, context.device
+    pool, device = context.pool, context.device
     if recipe.training.precision == "fp16" and device.type == "cpu" and group.ranks.is_first:
         log.warning("precision = 'fp16' is 40 to 75 times slower than 'fp32' on a CPU; 'bf16' is not")
     if recipe.training.microbatches:
@@ -170,7 +170,7 @@ def _train(
             learner = trainee.build(stage.recipe, context)
             reader = data.reader(stage.recipe, group, num_workers)
             engine = Engine(
-                stage, recipe_hash(recipe), learner, reader, group, cores, device, folder.checkpoints, observer, stop
+                stage, recipe_hash(recipe), learner, reader, group, pool, device, folder.checkpoints, observer, stop
             )
             engine.train(newest)
             newest = newest_on_first(folder.checkpoints, group)

@@ -73,13 +73,13 @@ class Timing:
             yield
             self._own_seconds += time.perf_counter() - start
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Times and throughput up to now, for the log; within a step, and on all ranks.
 
         A rank's own throughput counts its images by the time of its own work: reading, augmentation, gradients. All
         ranks go at the pace of the slowest, and this tells which that is.
         """
-        figures = {
+        metrics = {
             "seconds": round(self.seconds + time.perf_counter() - self._began, 3),
             "data_seconds": round(self.data_seconds, 3),
             "images_per_second": round(self.images_per_second, 1),
@@ -93,5 +93,5 @@ class Timing:
             rates = torch.zeros(ranks.world_size, dtype=torch.float64)
             rates[ranks.rank] = steps * self._batch_size / ranks.world_size / self._own_seconds
             for rank, rate in enumerate(self._group.sum_(rates).tolist()):
-                figures[f"images_per_second_rank_{rank}"] = round(rate, 1)
-        return figures
+                metrics[f"images_per_second_rank_{rank}"] = round(rate, 1)
+        return metrics

@@ -33,7 +33,7 @@ from pytorch_fid.inception import FID_WEIGHTS_URL
 from cifarscale.config.distance import DistanceConfig
 from cifarscale.data.images import images_of_folder
 from cifarscale.data.synthetic import synthetic_source
-from cifarscale.distributed.cores import Cores, available_cores
+from cifarscale.distributed.cpu_pool import CpuPool, available_cores
 from cifarscale.distributed.group import Group
 from cifarscale.distributed.ranks import Ranks
 from cifarscale.evaluation.distance import Measure
@@ -78,7 +78,7 @@ def features_alone(folder: Path, weights: Path, rounds: int) -> None:
             get_activations(sorted(folder.iterdir()), network, 50, 2048, "cpu", cores)
 
     def ours(features: FeatureNetwork) -> None:
-        Measure(config, features, Group(Ranks()), Cores(apart=True), cpu).collect(images)
+        Measure(config, features, Group(Ranks()), CpuPool(one_core_each=True), cpu).collect(images)
 
     kinds = {"pytorch-fid": pytorch_fid, "ours, exact": lambda: ours(exact), "ours, fast": lambda: ours(fast)}
     rates: dict[str, list[float]] = {name: [] for name in kinds}

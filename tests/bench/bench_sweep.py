@@ -23,7 +23,7 @@ import ray
 import torch
 
 from cifarscale.data.build import build_shards
-from cifarscale.distributed.cores import available_cores
+from cifarscale.distributed.cpu_pool import available_cores
 
 RECIPE = """
 task = "sweep"

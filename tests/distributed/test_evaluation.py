@@ -21,7 +21,7 @@ from cifarscale.data.in_memory import InMemorySplit
 from cifarscale.data.manifest import Manifest
 from cifarscale.data.normalisation import training_normalisation
 from cifarscale.data.shards import read_split
-from cifarscale.distributed.cores import Cores
+from cifarscale.distributed.cpu_pool import CpuPool
 from cifarscale.distributed.group import Group
 from cifarscale.distributed.ranks import ADDRESS_VARIABLE, FILE_VARIABLE, Ranks
 from cifarscale.errors import DistributedError, NonFiniteLossError
@@ -188,8 +188,8 @@ class _Tampered:
 def evaluate(split: EvaluationSplit, network: nn.Module | None = None) -> Accuracy:
     torch.manual_seed(0)
     network = network or nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
-    cores = Cores(apart=True, num_cores=1)
-    return evaluate_classifier(network, split, lambda images: images.float(), Group(Ranks()), cores, 6)
+    pool = CpuPool(one_core_each=True, num_cores=1)
+    return evaluate_classifier(network, split, lambda images: images.float(), Group(Ranks()), pool, 6)
 
 
 TAMPERED: dict[str, tuple[Callable[[list[Chunk]], list[Chunk]], str]] = {

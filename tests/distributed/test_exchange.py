@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from cifarscale.config.recipe import AdamWConfig
-from cifarscale.distributed.cores import Cores
+from cifarscale.distributed.cpu_pool import CpuPool
 from cifarscale.distributed.group import Group
 from cifarscale.distributed.ranks import Ranks
 from cifarscale.tasks.classifier.networks.small_filters_cnn import SmallFiltersCNN
@@ -51,7 +51,7 @@ def _rank(rank: int, world_size: int, num_microbatches: int, store: str) -> None
     optimizer = build_optimizer(network, AdamWConfig(), 1e-3)
     images, labels = torch.randn(16, 3, 32, 32), torch.randint(100, (16,))
     microbatches = Microbatches(
-        {"net": network}, num_microbatches, Group(Ranks(rank, world_size)), Cores(apart=True, num_cores=1)
+        {"net": network}, num_microbatches, Group(Ranks(rank, world_size)), CpuPool(one_core_each=True, num_cores=1)
     )
     mine = [
         (images[i :: microbatches.total], labels[i :: microbatches.total])

@@ -24,7 +24,7 @@ from cifarscale.config.load import load_training_recipe
 from cifarscale.data.images import ImageSet, images_of_split
 from cifarscale.data.manifest import Manifest
 from cifarscale.data.shards import read_split
-from cifarscale.distributed.cores import Cores
+from cifarscale.distributed.cpu_pool import CpuPool
 from cifarscale.distributed.group import Group
 from cifarscale.distributed.ranks import Ranks
 from cifarscale.errors import DistributedError
@@ -137,9 +137,9 @@ def refused(*arguments: str | Path) -> str:
 
 def reference(run: Path, shards: Path, **config: Any) -> Reference:
     """What a classifier's features are compared with, by default the test split."""
-    cores = Cores(apart=True, num_cores=1)
+    pool = CpuPool(one_core_each=True, num_cores=1)
     config = {"features": f"cnn:{run}", "against": "test", **config}
-    return open_reference(DistanceConfig(**config), shards, 200, False, Group(Ranks()), cores, CPU)
+    return open_reference(DistanceConfig(**config), shards, 200, False, Group(Ranks()), pool, CPU)
 
 
 @pytest.fixture
@@ -332,7 +332,7 @@ class Dropping(Measure):
 @pytest.mark.parametrize("twice", [False, True])
 def test_an_image_dropped_or_doubled_is_noticed(narrow: Path, shards: Path, twice: bool) -> None:
     features = reference(narrow, shards).measure.features
-    measure = Dropping(DistanceConfig(), features, Group(Ranks()), Cores(apart=True, num_cores=1), CPU)
+    measure = Dropping(DistanceConfig(), features, Group(Ranks()), CpuPool(one_core_each=True, num_cores=1), CPU)
     measure.twice = twice
     images = images_of_split(shards, Manifest.load(shards), "test", CPU)
     with pytest.raises(DistributedError, match=f"the first is row {0 if twice else 199}, counted {2 * twice} times"):
@@ -395,7 +395,7 @@ def test_distances_by_class_are_those_of_the_classes_alone(shards: Path) -> None
     images = images_of_split(shards, Manifest.load(shards), "train", CPU)
     labels = torch.arange(images.num_images) % 4
     features = FeatureNetwork("colours", "0", "none", 3, lambda pixels: pixels.float().mean((2, 3)))
-    measure = Measure(DistanceConfig(), features, Group(Ranks()), Cores(apart=True, num_cores=1), CPU)
+    measure = Measure(DistanceConfig(), features, Group(Ranks()), CpuPool(one_core_each=True, num_cores=1), CPU)
     brighter = ImageSet("brighter", 507, lambda rows: images.images(rows).clamp(min=40), labels)
     real = measure.collect(ImageSet("real", 507, images.images, labels), 4)
     found = measure.metrics(real, measure.collect(brighter, 4), ("a", "b", "c", "d"))

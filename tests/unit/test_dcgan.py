@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cifarscale.distributed.cores import Cores
+from cifarscale.distributed.cpu_pool import CpuPool
 from cifarscale.distributed.group import Group
 from cifarscale.distributed.ranks import Ranks
 from cifarscale.tasks.gan.networks import summaries
@@ -365,7 +365,7 @@ def test_replicas_of_a_spectral_network_share_its_weights_and_own_their_vectors(
     networks = {"discriminator": Discriminator(8, "none", spectral=True, minibatch="stddev")}
     original = networks["discriminator"]
     reference = copy.deepcopy(original)
-    microbatches = Microbatches(dict(networks), 4, Group(Ranks()), Cores(apart=True, num_cores=1))
+    microbatches = Microbatches(dict(networks), 4, Group(Ranks()), CpuPool(one_core_each=True, num_cores=1))
     for replica in microbatches.replicas:
         for mine, theirs in zip(original.parameters(), replica["discriminator"].parameters(), strict=True):
             assert mine is theirs

@@ -82,7 +82,7 @@ def test_a_start_without_interruption() -> None:
         starting=20,
         between_steps=40,
         lost=0,
-        starts=1,
+        num_attempts=1,
     )
 
 
@@ -99,7 +99,7 @@ def test_what_was_computed_again_is_lost() -> None:
     lines = [line(50, 160, 40), line(100, 200, 80), line(150, 475, 120), line(200, 500, 145)]
     found = measured(attempts, lines)
     assert (found.queued, found.computing, found.lost) == (100 + 120, 145, 100)
-    assert (found.starting, found.between_steps, found.starts) == (20 + 15, 0, 2)
+    assert (found.starting, found.between_steps, found.num_attempts) == (20 + 15, 0, 2)
 
 
 def test_a_requeued_job_waits_from_its_last_end_also_while_slurm_holds_it() -> None:
@@ -132,7 +132,7 @@ def test_lines_without_a_time_tell_less() -> None:
 
 
 def test_steps_of_jobs_are_no_starts() -> None:
-    assert measured([start(0, 100, 280), start(100, 100, 280, step="0")], []).starts == 1
+    assert measured([start(0, 100, 280), start(100, 100, 280, step="0")], []).num_attempts == 1
 
 
 def test_the_rows_show_hours_and_parts_of_the_whole() -> None:

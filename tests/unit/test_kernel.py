@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from cifarscale.distributed.cores import Cores
+from cifarscale.distributed.cpu_pool import CpuPool
 from cifarscale.distributed.group import Group
 from cifarscale.distributed.ranks import Ranks
 from cifarscale.errors import EvaluationError
@@ -19,7 +19,7 @@ def normals(*shape: int, seed: int) -> torch.Tensor:
 
 
 def distance(real: torch.Tensor, generated: torch.Tensor, num_cores: int = 1) -> KernelDistance:
-    return kernel_distance(real, generated, Group(Ranks()), Cores(apart=True, num_cores=num_cores))
+    return kernel_distance(real, generated, Group(Ranks()), CpuPool(one_core_each=True, num_cores=num_cores))
 
 
 def naive(x: torch.Tensor, y: torch.Tensor) -> float:
@@ -96,7 +96,7 @@ def test_every_bit_is_the_same_on_any_number_of_ranks_and_cores(
     real, generated = normals(500, 33, seed=1).float(), normals(620, 33, seed=2).float()
 
     def on_rank(group: Any) -> KernelDistance:
-        result = kernel_distance(real, generated, group, Cores(apart=True, num_cores=2))
+        result = kernel_distance(real, generated, group, CpuPool(one_core_each=True, num_cores=2))
         assert len(group.sums) == 1
         return result
 

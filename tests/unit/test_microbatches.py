@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cifarscale.distributed.cores import Cores
+from cifarscale.distributed.cpu_pool import CpuPool
 from cifarscale.distributed.group import Group
 from cifarscale.distributed.ranks import Ranks
 from cifarscale.tasks.classifier.networks.small_filters_cnn import SmallFiltersCNN
@@ -22,7 +22,7 @@ Part = tuple[torch.Tensor, torch.Tensor]
 
 @pytest.fixture(autouse=True)
 def threads() -> Iterator[None]:
-    """`Cores` sets torch's number of threads for the whole process; other tests get theirs back."""
+    """`CpuPool` sets torch's number of threads for the whole process; other tests get theirs back."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -51,7 +51,9 @@ def loss(update: str, networks: Mapping[str, nn.Module], part: Part, step: int) 
 
 
 def one_process(module: nn.Module, num_microbatches: int, num_cores: int = 1) -> Microbatches:
-    return Microbatches({"net": module}, num_microbatches, Group(Ranks()), Cores(apart=True, num_cores=num_cores))
+    return Microbatches(
+        {"net": module}, num_microbatches, Group(Ranks()), CpuPool(one_core_each=True, num_cores=num_cores)
+    )
 
 
 def step(module: nn.Module, num_microbatches: int, num_cores: int = 1) -> list[Outputs]:
@@ -162,19 +164,19 @@ def test_no_microbatches_are_one_a_rank() -> None:
     assert (one_process(network(), 0).total, one_process(network(), 0).local) == (1, 1)
 
 
-@pytest.mark.parametrize("apart", [True, False])
+@pytest.mark.parametrize("one_core_each", [True, False])
 @pytest.mark.parametrize("num_cores", [1, 3])
-def test_cores_return_results_in_the_order_of_the_items(apart: bool, num_cores: int) -> None:
-    assert Cores(apart, num_cores).map(lambda item: item * 2, range(20)) == list(range(0, 40, 2))
+def test_cores_return_results_in_the_order_of_the_items(one_core_each: bool, num_cores: int) -> None:
+    assert CpuPool(one_core_each, num_cores).map(lambda item: item * 2, range(20)) == list(range(0, 40, 2))
 
 
 @pytest.mark.parametrize("num_cores", [1, 3])
 def test_cores_that_work_apart_compute_on_one_thread_each(num_cores: int) -> None:
-    cores = Cores(apart=True, num_cores=num_cores)
-    assert set(cores.map(lambda _: torch.get_num_threads(), range(8))) == {1}
+    pool = CpuPool(one_core_each=True, num_cores=num_cores)
+    assert set(pool.map(lambda _: torch.get_num_threads(), range(8))) == {1}
 
 
 @pytest.mark.parametrize("num_cores", [1, 3])
 def test_cores_pass_an_error_on(num_cores: int) -> None:
     with pytest.raises(ZeroDivisionError):
-        Cores(apart=True, num_cores=num_cores).map(lambda item: 1 // item, [1, 0, 2])
+        CpuPool(one_core_each=True, num_cores=num_cores).map(lambda item: 1 // item, [1, 0, 2])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.spatial.distance import cdist
 
-from cifarscale.distributed.cores import Cores
+from cifarscale.distributed.cpu_pool import CpuPool
 from cifarscale.distributed.group import Group
 from cifarscale.distributed.ranks import Ranks
 from cifarscale.errors import EvaluationError
@@ -21,7 +21,7 @@ def normals(*shape: int, seed: int) -> torch.Tensor:
 
 
 def found(real: torch.Tensor, generated: torch.Tensor, num_neighbours: int = 3) -> PrecisionRecall:
-    return precision_recall(real, generated, Group(Ranks()), Cores(apart=True, num_cores=1), num_neighbours)
+    return precision_recall(real, generated, Group(Ranks()), CpuPool(one_core_each=True, num_cores=1), num_neighbours)
 
 
 def brute_force(real: torch.Tensor, generated: torch.Tensor, num_neighbours: int) -> tuple[float, float]:
@@ -123,12 +123,12 @@ def test_it_is_the_same_on_any_number_of_ranks_and_cores(over_ranks: Callable[..
     tables: dict[int, list[torch.Tensor]] = {}
 
     def on_rank(group: Any) -> PrecisionRecall:
-        result = precision_recall(real, generated, group, Cores(apart=True, num_cores=2))
+        result = precision_recall(real, generated, group, CpuPool(one_core_each=True, num_cores=2))
         tables[group.ranks.rank] = group.sums
         return result
 
     def alone(group: Any) -> list[torch.Tensor]:
-        precision_recall(real, generated, group, Cores(apart=True, num_cores=1))
+        precision_recall(real, generated, group, CpuPool(one_core_each=True, num_cores=1))
         return list(group.sums)
 
     assert set(over_ranks(world_size, on_rank)) == {found(real, generated)}

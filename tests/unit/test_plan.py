@@ -90,7 +90,7 @@ def test_a_known_pace_tells_what_to_expect() -> None:
     plan = make_plan(recipe, profile, 2, pace=Pace(images_per_second=640, step=1000))
     assert plan.checkpoint_seconds == 100
     assert plan.hours == pytest.approx(900 / 3600)
-    assert plan.starts == 2  # 900 s of work, 540 s before each warning
+    assert plan.attempts == 2  # 900 s of work, 540 s before each warning
     assert plan.checkpoints == 6
     assert make_plan(recipe, profile, 2).checkpoints is None
 

@@ -46,7 +46,7 @@ def test_throughput_leaves_out_the_first_steps_and_what_is_between_steps(clock: 
     assert timing.data_seconds == (UNTIMED_STEPS + 4) * 0.5
     with timing.step():
         clock.now += 1
-        figures = timing.figures()
+        figures = timing.metrics()
     assert figures == {"seconds": timing.seconds, "data_seconds": 7.0, "images_per_second": 4.0}
     assert all(map(differs, figures))
 
@@ -55,7 +55,7 @@ def test_before_there_is_a_timed_step_nothing_is_told(clock: Clock) -> None:
     timing = Timing(Group(Ranks()), CPU, batch_size=8)
     with timing.step():
         clock.now += 1
-        assert timing.figures()["images_per_second"] == 0
+        assert timing.metrics()["images_per_second"] == 0
 
 
 def test_the_slow_rank_is_seen(clock: Clock, over_ranks: Over) -> None:
@@ -69,7 +69,7 @@ def test_the_slow_rank_is_seen(clock: Clock, over_ranks: Over) -> None:
                 with timing.own():
                     clock.now += own
                 clock.now += 2 - own
-                figures = timing.figures()
+                figures = timing.metrics()
         return figures
 
     for figures in over_ranks(2, rank):

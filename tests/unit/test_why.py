@@ -21,7 +21,7 @@ from cifarscale.runs.files import write_json_atomically
 from cifarscale.runs.run_folder import RunFolder
 from cifarscale.slurm import client as slurm
 from cifarscale.slurm.client import Attempt, JobState
-from cifarscale.slurm.job_log import Death, deaths, newest_start, said_by_slurm
+from cifarscale.slurm.job_log import Death, deaths, newest_attempt, said_by_slurm
 from cifarscale.slurm.submitted import Submitted, submissions
 
 NOW = datetime(2026, 5, 4, 12, 0, 0)
@@ -399,9 +399,9 @@ def test_deaths_are_read_in_their_order() -> None:
 
 
 def test_only_the_newest_start_of_a_log_counts() -> None:
-    assert newest_start([*KILLED, STARTED, "step 1"]) == [STARTED, "step 1"]
-    assert newest_start(["no start"]) == ["no start"]
-    assert newest_start([]) == []
+    assert newest_attempt([*KILLED, STARTED, "step 1"]) == [STARTED, "step 1"]
+    assert newest_attempt(["no start"]) == ["no start"]
+    assert newest_attempt([]) == []
 
 
 def test_what_slurm_says_is_told_once_without_consequences() -> None:

@@ -35,7 +35,7 @@ RESTARTS = 3
 """How often a node's Ray is started again that has ended by itself."""
 _POLL_S = 0.1
 _OBJECT_STORE_BYTES = 80 * 2**20
-"""Near Ray's least: trials pass each other settings and figures, no data sets."""
+"""Near Ray's least: trials pass each other settings and metrics, no data sets."""
 _SETTINGS = {
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -130,18 +130,18 @@ def serve_node(
         if time.monotonic() > deadline:
             raise ClusterError(f"rank 0 did not start Ray within {timeout_s:.0f} s: it wrote no {published}")
         time.sleep(_POLL_S)
-    about = json.loads(published.read_text(encoding="utf-8"))
-    head: str = about["address"]
+    connection = json.loads(published.read_text(encoding="utf-8"))
+    head: str = connection["address"]
     options = ["--address", head, "--node-ip-address", _own_address(head)]
     for _ in range(1 + RESTARTS):
-        with _node(options, about["token"], num_cpus, num_gpus, timeout_s) as node:
+        with _node(options, connection["token"], num_cpus, num_gpus, timeout_s) as node:
             write_json_atomically(_joined(meeting, ranks.rank), {})
             while node.keeper.poll() is None:
                 if is_listed(_end(meeting)):
                     return _follow(meeting)
                 time.sleep(_POLL_S)
             log.warning("Ray has ended on the node of rank %d, and is started again", ranks.rank)
-    raise ClusterError(f"Ray has ended {1 + RESTARTS} times on the node of rank {ranks.rank}: {node.said()[-500:]}")
+    raise ClusterError(f"Ray has ended {1 + RESTARTS} times on the node of rank {ranks.rank}: {node.output()[-500:]}")
 
 
 def _follow(meeting: Path) -> None:
@@ -156,9 +156,9 @@ class _Node:
     folder: Path
     keeper: subprocess.Popen[bytes]
 
-    def said(self) -> str:
-        output = self.folder / "out"
-        return output.read_text(errors="replace").strip() if output.exists() else ""
+    def output(self) -> str:
+        file = self.folder / "out"
+        return file.read_text(errors="replace").strip() if file.exists() else ""
 
     @property
     def address(self) -> str:
@@ -167,7 +167,7 @@ class _Node:
 
     def answers(self, deadline: float) -> bool:
         """Waits until it does, or has ended."""
-        while "--block" not in self.said():  # what it says then
+        while "--block" not in self.output():  # what it says then
             if self.keeper.poll() is not None or time.monotonic() > deadline:
                 return False
             time.sleep(_POLL_S)
@@ -181,7 +181,7 @@ def _node(options: Sequence[str], token: str, num_cpus: int, num_gpus: int, time
     Raises: ClusterError if it has not answered within the time, or has ended too often; the message ends with its last
         lines.
     """
-    deadline, said = time.monotonic() + timeout_s, ""
+    deadline, output = time.monotonic() + timeout_s, ""
     for _ in range(1 + RESTARTS):
         with _starting_node(options, token, num_cpus, num_gpus) as node:
             if "--head" in options:
@@ -189,11 +189,11 @@ def _node(options: Sequence[str], token: str, num_cpus: int, num_gpus: int, time
             if node.answers(deadline):
                 yield node
                 return
-            said = node.said()[-500:] or "it said nothing"
+            output = node.output()[-500:] or "it said nothing"
             if time.monotonic() > deadline:
-                raise ClusterError(f"Ray did not start within {timeout_s:.0f} s: {said}")
-        log.info("Ray has ended while it started, and is started again: %s", said)
-    raise ClusterError(f"Ray has ended {1 + RESTARTS} times while it started: {said}")
+                raise ClusterError(f"Ray did not start within {timeout_s:.0f} s: {output}")
+        log.info("Ray has ended while it started, and is started again: %s", output)
+    raise ClusterError(f"Ray has ended {1 + RESTARTS} times while it started: {output}")
 
 
 @contextmanager
@@ -258,7 +258,7 @@ def _wait_for_nodes(meeting: Path, num_nodes: int, node: _Node, timeout_s: float
     deadline = time.monotonic() + timeout_s
     while missing := [rank for rank in range(1, num_nodes) if not is_listed(_joined(meeting, rank))]:
         if node.keeper.poll() is not None:
-            raise ClusterError(f"Ray has ended on the node of rank 0: {node.said()[-500:]}")
+            raise ClusterError(f"Ray has ended on the node of rank 0: {node.output()[-500:]}")
         if time.monotonic() > deadline:
             names = os.environ.get(NODES_VARIABLE, "").split(",")
             named = [names[rank] if rank < len(names) else f"rank {rank}" for rank in missing]
@@ -269,9 +269,9 @@ def _wait_for_nodes(meeting: Path, num_nodes: int, node: _Node, timeout_s: float
         time.sleep(_POLL_S)
 
 
-def _write_for_owner(path: Path, about: dict[str, str]) -> None:
+def _write_for_owner(path: Path, content: dict[str, str]) -> None:
     new = path.with_suffix(".new")
     new.unlink(missing_ok=True)
     new.touch(mode=0o600)
-    new.write_text(json.dumps(about), encoding="utf-8")
+    new.write_text(json.dumps(content), encoding="utf-8")
     new.replace(path)

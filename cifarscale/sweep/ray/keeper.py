@@ -51,14 +51,14 @@ def keep(folder: Path, options: Sequence[str]) -> None:
 def _processes_of(folder: Path) -> list[int]:
     """This Ray's own processes: only they inherit the keeper's mark."""
     mark = f"{MARK}={folder}".encode()
-    found = []
+    pids = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if int(process.name) != os.getpid() and mark in (process / "environ").read_bytes().split(b"\0"):
-                found.append(int(process.name))
+                pids.append(int(process.name))
         except OSError:
             continue  # it has ended, or is another user's
-    return found
+    return pids
 
 
 def _kill(pid: int) -> None:

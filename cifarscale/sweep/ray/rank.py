@@ -57,8 +57,8 @@ def run_rank(config: dict[str, Any], report: Report) -> dict[str, Any]:
     """Runs a trial's job as the rank that the environment names.
 
     Args:
-        report: takes the figures of evaluations, on rank 0.
-    Returns: what is to be reported last: how it ended, and its figure.
+        report: takes the metrics of evaluations, on rank 0.
+    Returns: what is to be reported last: how it ended, and its metric.
     """
     from cifarscale.launch.run import run
     from cifarscale.runs.options import RunOptions

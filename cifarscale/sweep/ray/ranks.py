@@ -22,18 +22,18 @@ _LOOK_EVERY_S = 0.5
 
 
 class Mailbox:
-    """An actor by which rank 0 hands figures to the trial's own process, which alone may report to Ray Tune."""
+    """An actor by which rank 0 hands metrics to the trial's own process, which alone may report to Ray Tune."""
 
     def __init__(self) -> None:
-        self._figures: list[dict[str, Any]] = []
+        self._metrics: list[dict[str, Any]] = []
 
-    def put(self, figures: dict[str, Any]) -> None:
-        """Adds figures."""
-        self._figures.append(figures)
+    def put(self, metrics: dict[str, Any]) -> None:
+        """Adds metrics."""
+        self._metrics.append(metrics)
 
     def take(self) -> list[dict[str, Any]]:
-        """The figures since the last call."""
-        taken, self._figures = self._figures, []
+        """The metrics since the last call."""
+        taken, self._metrics = self._metrics, []
         return taken
 
 
@@ -47,14 +47,14 @@ class Rank:
     def run(self, config: dict[str, Any], environment: dict[str, str], mailbox: Any) -> dict[str, Any]:
         """Runs the trial's job as the rank that the environment names. Returns: how it ended, as `run_rank` does."""
         os.environ.update(environment)
-        return run_rank(config, lambda figures: ray.get(mailbox.put.remote(figures)))
+        return run_rank(config, lambda metrics: ray.get(mailbox.put.remote(metrics)))
 
 
 def run_ranks(config: dict[str, Any], report: Report) -> dict[str, Any]:
     """Runs a trial as `config["workers"]` ranks.
 
     Args:
-        report: takes the figures of rank 0 while it trains; what it raises ends the ranks.
+        report: takes the metrics of rank 0 while it trains; what it raises ends the ranks.
     Returns: how it ended, as `run_rank` does: for rank 0, or for the rank that failed first.
     Raises: RayError if a worker died.
     """
@@ -77,8 +77,8 @@ def run_ranks(config: dict[str, Any], report: Report) -> dict[str, Any]:
         try:
             while running:
                 ended, _ = ray.wait(list(running), timeout=_LOOK_EVERY_S)
-                for figures in ray.get(mailbox.take.remote()):
-                    report(figures)
+                for metrics in ray.get(mailbox.take.remote()):
+                    report(metrics)
                 for task in ended:
                     rank = running.pop(task)
                     ends[rank] = ray.get(task)

@@ -36,7 +36,7 @@ class ClassifierLearner(Learner):
 
     def __init__(self, recipe: ClassifierRecipe, context: LearnerContext) -> None:
         self._recipe, self._data, self._device = recipe, context.data, context.device
-        self._group, self._cores = context.group, context.cores
+        self._group, self._pool = context.group, context.pool
         manifest = context.data.manifest
         self.networks = {"classifier": build_classifier(recipe, manifest, context.device)}
         self._normalise = training_normalisation(manifest, context.device)
@@ -88,6 +88,6 @@ class ClassifierLearner(Learner):
         samples = self._data.split(split)
         batch_size = self._recipe.evaluation.batch_size
         self._evaluated[split] = evaluate_classifier(
-            networks["classifier"], samples, self._normalise, self._group, self._cores, batch_size
+            networks["classifier"], samples, self._normalise, self._group, self._pool, batch_size
         )
         return self._evaluated[split].metrics

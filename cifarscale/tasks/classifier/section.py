@@ -10,7 +10,7 @@ from cifarscale.data.batches import EvaluationSplit
 from cifarscale.data.build import shards_that_are_here
 from cifarscale.data.dataset import Dataset
 from cifarscale.data.normalisation import training_normalisation
-from cifarscale.distributed.cores import Cores
+from cifarscale.distributed.cpu_pool import CpuPool
 from cifarscale.distributed.group import Group
 from cifarscale.distributed.ranks import Ranks
 from cifarscale.errors import CifarscaleError
@@ -40,7 +40,9 @@ def _computed(run_dir: Path, recipe: ClassifierRecipe, split: str, shards: Path)
     samples = Dataset(shards, recipe.data, _CPU).split(split)
     normalise = training_normalisation(trained.manifest, _CPU)
     size = recipe.evaluation.batch_size
-    accuracy = evaluate_classifier(trained.network, samples, normalise, Group(Ranks()), Cores(apart=True), size)
+    accuracy = evaluate_classifier(
+        trained.network, samples, normalise, Group(Ranks()), CpuPool(one_core_each=True), size
+    )
     manifest = trained.manifest
     number = len(manifest.fine_names)
     pairs = torch.bincount(accuracy.labels * number + accuracy.predictions, minlength=number**2).view(number, number)
@@ -110,16 +112,16 @@ def _examples(
     normalise = training_normalisation(manifest, _CPU)
     images = torch.stack([pixels[row] for row in rows])
     shares, predictions = trained.network(normalise(images)).softmax(1).max(1)
-    found = {}
+    pictures = {}
     for row, share, prediction in zip(rows, shares.tolist(), predictions.tolist(), strict=True):
         true, taken = _words(manifest.fine_names[int(labels[row])]), _words(manifest.fine_names[prediction])
-        found[row] = picture(
+        pictures[row] = picture(
             pixels[row].permute(1, 2, 0).numpy(),
             f"An image of {true}, taken for {taken}",
             f"{taken} {share:.0%}",
             good=prediction == int(labels[row]),
         )
-    return found
+    return pictures
 
 
 def _written(path: Path) -> Matrix | None:

@@ -11,7 +11,7 @@ from cifarscale.config.distance import DistanceConfig
 from cifarscale.data.images import ImageSet, images_of_folder, images_of_split
 from cifarscale.data.manifest import Manifest
 from cifarscale.data.normalisation import training_normalisation
-from cifarscale.distributed.cores import Cores
+from cifarscale.distributed.cpu_pool import CpuPool
 from cifarscale.distributed.group import Group
 from cifarscale.errors import EvaluationError
 from cifarscale.evaluation.distance import Collected, Measure
@@ -58,9 +58,9 @@ class Reference:
         Args:
             save: where to save the statistics of the images, for another call to compare with.
         """
-        found = self.measure.collect(images, len(self.class_names))
+        collected = self.measure.collect(images, len(self.class_names))
         if save is not None:
-            self.measure.save(save, found)
+            self.measure.save(save, collected)
         return {
             "metric": self.metric,
             "features": self.measure.features.name,
@@ -68,7 +68,7 @@ class Reference:
             "against": self.name,
             "num_real": self.real.statistics.num_samples,
             "num_samples": images.num_images,
-            **self.measure.metrics(self.real, found, self.class_names),
+            **self.measure.metrics(self.real, collected, self.class_names),
         }
 
 
@@ -78,7 +78,7 @@ def open_reference(
     num_images: int,
     conditional: bool,
     group: Group,
-    cores: Cores,
+    pool: CpuPool,
     device: torch.device,
     shows_progress: bool = False,
 ) -> Reference:
@@ -98,7 +98,7 @@ def open_reference(
 
     require(num_images, "measured images")
     exact = _features(config, "exact", group, device) if config.precision == "fast" else None
-    measure = Measure(config, features, group, cores, device, shows_progress, exact)
+    measure = Measure(config, features, group, pool, device, shows_progress, exact)
     metric = f"Fréchet distance ({features.name})"
     if config.features == "inception":
         official = features.identity.startswith(OFFICIAL_WEIGHTS)

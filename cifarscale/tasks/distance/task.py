@@ -19,7 +19,7 @@ from cifarscale.tasks.measuring import MeasuringTask
 if TYPE_CHECKING:
     import torch
 
-    from cifarscale.distributed.cores import Cores
+    from cifarscale.distributed.cpu_pool import CpuPool
     from cifarscale.distributed.group import Group
 
 
@@ -48,7 +48,7 @@ class DistanceTask(MeasuringTask):
         return PreparedRun(recipe, folder, options.on(shards and shards.resolve()))
 
     def measure(
-        self, recipe: DistanceRecipe, options: RunOptions, group: "Group", cores: "Cores", device: "torch.device"
+        self, recipe: DistanceRecipe, options: RunOptions, group: "Group", pool: "CpuPool", device: "torch.device"
     ) -> dict[str, Any]:
         """Compares a generator's images, or those of a folder or a split, with real ones."""
         from cifarscale.data.dataset import Dataset
@@ -69,7 +69,7 @@ class DistanceTask(MeasuringTask):
         else:
             images, _ = images_of(recipe.images, options.shards, device)
         reference = open_reference(
-            config, options.shards, images.num_images, conditional, group, cores, device, shows_progress=True
+            config, options.shards, images.num_images, conditional, group, pool, device, shows_progress=True
         )
         started = time.perf_counter()
         metrics = reference.metrics(images, Path(recipe.save_statistics) if recipe.save_statistics else None)

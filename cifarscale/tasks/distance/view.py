@@ -39,7 +39,7 @@ class DistanceView(View):
             highlight=False,
             soft_wrap=True,
         )
-        table = Table("figure", "value")
+        table = Table("metric", "value")
         table.add_row(result["metric"], f"{result['distance']:.4f}")
         if "on_sample" in result:
             sample = result["on_sample"]

@@ -18,7 +18,7 @@ from cifarscale.tasks.measuring import MeasuringTask
 if TYPE_CHECKING:
     import torch
 
-    from cifarscale.distributed.cores import Cores
+    from cifarscale.distributed.cpu_pool import CpuPool
     from cifarscale.distributed.group import Group
 
 
@@ -40,7 +40,7 @@ class EvaluateTask(MeasuringTask):
         return PreparedRun(recipe, folder, options.on(locate_shards(data or dataset).resolve()))
 
     def measure(
-        self, recipe: EvaluateRecipe, options: RunOptions, group: "Group", cores: "Cores", device: "torch.device"
+        self, recipe: EvaluateRecipe, options: RunOptions, group: "Group", pool: "CpuPool", device: "torch.device"
     ) -> dict[str, Any]:
         """Returns: step, split, samples, top1, top5, loss, and accuracy by class and superclass name."""
         import torch
@@ -56,7 +56,7 @@ class EvaluateTask(MeasuringTask):
         config, manifest = trained.recipe, trained.manifest
         samples = Dataset(options.shards, config.data, device).split(split)
         normalise = training_normalisation(manifest, device)
-        accuracy = evaluate_classifier(trained.network, samples, normalise, group, cores, config.evaluation.batch_size)
+        accuracy = evaluate_classifier(trained.network, samples, normalise, group, pool, config.evaluation.batch_size)
         fine = torch.arange(len(manifest.fine_names))
         coarse = torch.tensor(manifest.coarse_of_fine)
         return {

@@ -95,7 +95,7 @@ class GanLearner(Learner):
             comparison: how generated images are compared with real ones; not at all without it.
         """
         self._recipe, self._samples, self._comparison = recipe, context.folder.samples, comparison
-        self._group, self._cores, self._device = context.group, context.cores, context.device
+        self._group, self._pool, self._device = context.group, context.pool, context.device
         self._augments = augments(recipe.augmentation)
         generator, discriminator = build_networks(recipe, context.data.manifest, context.device)
         self.networks = {"discriminator": discriminator, "generator": generator}
@@ -223,6 +223,6 @@ class GanLearner(Learner):
         """Saves a grid of the run's fixed samples. Returns: its path within the run folder."""
         path = self._samples / f"step-{step:08d}.png"
         if self._group.ranks.is_first:
-            images = drawn(self._images(generator, SAMPLES_SIDE**2), self._cores)
+            images = drawn(self._images(generator, SAMPLES_SIDE**2), self._pool)
             save_grid(images, SAMPLES_SIDE, path)
         return f"{path.parent.name}/{path.name}"

@@ -39,10 +39,10 @@ def samples(folder: RunFolder) -> list[Section]:
 def _measured(folder: RunFolder) -> list[Mapping[str, Any]]:
     """What was measured of the images at the end of the run, and by `cifarscale fid`."""
     result = folder.result() or {}
-    found: list[Mapping[str, Any]] = [result["distance"]] if isinstance(result.get("distance"), dict) else []
+    results: list[Mapping[str, Any]] = [result["distance"]] if isinstance(result.get("distance"), dict) else []
     for path in sorted(folder.path.glob("distance-*.json")):
-        found.append(json.loads(path.read_text(encoding="utf-8")))
-    return found
+        results.append(json.loads(path.read_text(encoding="utf-8")))
+    return results
 
 
 def distance_facts(folder: RunFolder) -> list[Fact]:
@@ -71,12 +71,12 @@ def nearest(run_dir: Path, recipe: GanRecipe, data: str | None) -> Section:
     except CifarscaleError as error:
         return Section("nearest", _NEAREST, None, note=f"Not computed: {error}", is_half=True)
     wanted = torch.from_numpy(generated).permute(0, 3, 1, 2).flatten(1).float()
-    found = torch.empty(_GENERATED, 0)
+    pixel_distances = torch.empty(_GENERATED, 0)
     for start in range(0, real.num_images, _BLOCK):
         pixels = real.images(range(start, min(start + _BLOCK, real.num_images))).flatten(1).float()
-        found = torch.cat([found, torch.cdist(wanted, pixels)], 1)
+        pixel_distances = torch.cat([pixel_distances, torch.cdist(wanted, pixels)], 1)
     rows = []
-    for i, places in enumerate(found.topk(min(_NEIGHBOURS, real.num_images), largest=False).indices.tolist()):
+    for i, places in enumerate(pixel_distances.topk(min(_NEIGHBOURS, real.num_images), largest=False).indices.tolist()):
         neighbours = []
         for place in places:
             name = "a real image"

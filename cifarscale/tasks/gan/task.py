@@ -36,8 +36,8 @@ class GanTask(TrainingTask):
         reference, distance = None, recipe.distance
         if distance.features != "none":
             conditional, shards = recipe.model.conditional, context.data.folder
-            group, cores, device = context.group, context.cores, context.device
-            reference = open_reference(distance, shards, distance.num_samples, conditional, group, cores, device)
+            group, pool, device = context.group, context.pool, context.device
+            reference = open_reference(distance, shards, distance.num_samples, conditional, group, pool, device)
         return GanLearner(recipe, context, reference)
 
     def load(

@@ -21,20 +21,20 @@ def available_cores() -> int:
     return int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0))))
 
 
-class Cores:
+class CpuPool:
     """Runs a function on many items.
 
     Args:
-        apart: each item on one core, several at a time; else one after the other, each on all cores.
+        one_core_each: each item on one core, several at a time; else one after the other, each on all cores.
         num_cores: how many.
     """
 
-    def __init__(self, apart: bool, num_cores: int | None = None) -> None:
+    def __init__(self, one_core_each: bool, num_cores: int | None = None) -> None:
         self.num_cores = num_cores or available_cores()
-        torch.set_num_threads(1 if apart else self.num_cores)
-        self._pool = None
-        if apart and self.num_cores > 1:
-            self._pool = ThreadPoolExecutor(self.num_cores, initializer=torch.set_num_threads, initargs=(1,))
+        torch.set_num_threads(1 if one_core_each else self.num_cores)
+        self._threads = None
+        if one_core_each and self.num_cores > 1:
+            self._threads = ThreadPoolExecutor(self.num_cores, initializer=torch.set_num_threads, initargs=(1,))
 
     def map(self, function: Callable[[In], Out], items: Iterable[In]) -> list[Out]:
         """The function's results in the order of the items."""
@@ -42,12 +42,12 @@ class Cores:
 
     def stream(self, function: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
         """The function's results in the order of the items, of which only a few a core are taken ahead of them."""
-        if self._pool is None:
+        if self._threads is None:
             yield from map(function, items)
             return
         pending: deque[Future[Out]] = deque()
         for item in items:
-            pending.append(self._pool.submit(function, item))
+            pending.append(self._threads.submit(function, item))
             if len(pending) > 2 * self.num_cores:
                 yield pending.popleft().result()
         while pending:
