@@ -18,7 +18,9 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
         key = "".join(character if character.isprintable() else repr(character)[1:-1] for character in key)
         if item["type"] == "extra_forbidden":
             section, dot, word = key.rpartition(".")
-            siblings = [name.removeprefix(section + dot) for name in keys if name.rpartition(".")[0] == section]
+            siblings = _keys_of_variant(model, item["loc"]) or [
+                name.removeprefix(section + dot) for name in keys if name.rpartition(".")[0] == section
+            ]
             near = nearest(word, siblings, section + dot) or f"; valid here: {', '.join(siblings)}"
             parts.append(f"unknown key {key!r}{near}")
         elif item["type"] == "union_tag_invalid":
@@ -29,6 +31,16 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
             hint = _in_toml(item["input"])
             parts.append(f"{key} = {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}{hint}")
     return "; ".join(parts)
+
+
+def _keys_of_variant(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    """The keys of the section that was chosen by its name, where an error lies in such a one; else none."""
+    if len(loc) < 2 or loc[0] not in variants_of(model):
+        return []
+    sections = sections_of(model.model_fields[str(loc[0])].annotation)
+    return [
+        key for section in sections if section.model_fields["name"].default == loc[1] for key in section.model_fields
+    ]
 
 
 def _in_toml(value: Any) -> str:

@@ -49,10 +49,8 @@ def _computed(run_dir: Path, recipe: ClassifierRecipe, split: str, shards: Path)
     of = f"{samples.num_samples:,} images of the {split} split, after step {trained.step:,}"
     matrix = _matrix(manifest.coarse_names, _by_superclass(pairs, manifest.coarse_of_fine), of)
     cards = _hardest(trained, samples, accuracy.labels, pairs)
-    note = (
-        f"The first {len(cards.cards[0].pictures)} images of each, not picked, with the most probable class: right or "
-        "wrong."
-    )
+    num = len(cards.cards[0].pictures)
+    note = f"The first {num} images of each, not picked, with the most probable class: ✓ right, ✗ wrong."
     return [
         Section("confusion", "What it confuses", matrix),
         Section("hardest", "Hardest classes", cards, note=note),
