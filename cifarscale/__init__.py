@@ -5,6 +5,10 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cifarscale.api.runs import Run as Run
+    from cifarscale.api.runs import distance as distance
+    from cifarscale.api.runs import load as load
+    from cifarscale.api.runs import train as train
     from cifarscale.config.recipe import Section as Section
     from cifarscale.config.registry import DataSpec as DataSpec
     from cifarscale.config.registry import register_network as register_network
@@ -14,9 +18,13 @@ __version__ = version("cifarscale")
 
 _PUBLIC = {
     "DataSpec": "cifarscale.config.registry",
+    "Run": "cifarscale.api.runs",
     "Section": "cifarscale.config.recipe",
+    "distance": "cifarscale.api.runs",
+    "load": "cifarscale.api.runs",
     "register_network": "cifarscale.config.registry",
     "register_task": "cifarscale.config.registry",
+    "train": "cifarscale.api.runs",
 }
 """The module of each public name, which is imported when the name is asked for."""
 

@@ -58,6 +58,25 @@ class TrainedClassifier(Trained):
         ]
 
 
+class Normalised(nn.Module):
+    """A trained classifier with its normalisation: images (N, 3, H, W), uint8 or floats from 0 to 1, to logits."""
+
+    def __init__(self, trained: TrainedClassifier) -> None:
+        super().__init__()
+        self.network = trained.network
+        train = trained.manifest.split("train")
+        for name, values in (("mean", train.mean), ("std", train.std)):
+            self.register_buffer(name, torch.tensor(values, device=trained.device).mul(255).view(3, 1, 1))
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        pixels = images.float() if images.dtype == torch.uint8 else images * 255
+        logits: torch.Tensor = self.network((pixels - self.mean) / self.std)
+        return logits
+
+
 @dataclass(frozen=True)
 class TrainedGenerator(Trained, ABC):
     """Draws images."""

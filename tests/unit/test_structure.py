@@ -16,6 +16,7 @@ PACKAGE = Path(cifarscale.__file__).parent
 FLOORS = (
     ("__main__",),
     ("cli",),
+    ("api",),
     ("report",),
     ("checks",),
     ("explain",),

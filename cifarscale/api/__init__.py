@@ -1,0 +1,1 @@
+"""What `import cifarscale` gives to scripts and notebooks."""
