@@ -5,12 +5,13 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cifarscale.config.load import load_training_recipe
 from cifarscale.config.registry import register_task
 from cifarscale.runs.options import RunOptions
 from cifarscale.runs.run_folder import RunFolder
 from cifarscale.sweep.prepared import PreparedSweep, prepare_sweep
 from cifarscale.sweep.recipe import SweepRecipe
-from cifarscale.sweep.trials import Trial, trial_line
+from cifarscale.sweep.trials import SweepFolder, Trial, trial_line
 from cifarscale.sweep.view import SweepView
 from cifarscale.tasks.base import Task
 
@@ -71,5 +72,6 @@ class SweepTask(Task):
                 serve_node(ranks, meeting, num_cpus, num_gpus)
                 return {}
             nodes = Nodes(num_cpus, num_gpus, lambda: ray_over_nodes(ranks, meeting, num_cpus, num_gpus))
-            sweep = RunningSweep(prepare_sweep(recipe, folder.path, str(options.shards), options))
-            return sweep.run(nodes, True, _Logged(recipe.metric), request, options.patience_s)
+            base = load_training_recipe(str(SweepFolder(folder.path).base))  # as it was when the sweep was prepared
+            prepared = PreparedSweep(recipe=recipe, run_dir=folder.path, options=options, base=base)
+            return RunningSweep(prepared).run(nodes, True, _Logged(recipe.metric), request, options.patience_s)

@@ -129,6 +129,9 @@ def test_no_finished_trial_runs_again(
     before = finished(folder)
     assert len(before) < 6
     fault(cluster, job)
+    while job.has_ended() is None and not (folder / "slurm" / f"{job.id}-1").exists():  # or trials might complete now
+        assert time.monotonic() < deadline + PATIENCE_S
+        time.sleep(0.1)
     go.touch()
     if fault is kill_driver:
         assert "rank 0" in command("why", folder).stdout
