@@ -47,15 +47,16 @@ class Code:
 _IMPORTED: dict[str, Code] = {}
 
 
-def load_code(modules: Sequence[str], folder: Path | None, digest: str, where: str) -> str:
+def load_code(modules: Sequence[str], folder: Path | None, digest: str, of_run: bool, where: str) -> str:
     """Imports the modules that a recipe names.
 
-    What lies in a run folder is not imported unless it is trusted: then the recipe can be read, and not run.
+    The copy in a run folder is imported only if it is trusted; otherwise the recipe can be read, and not run.
 
     Args:
         modules: paths of files, relative to `folder`, or names of importable modules.
         folder: where the recipe lies; None if that is not known, which suffices for code that is imported already.
         digest: what the recipe says of the code; empty if nothing.
+        of_run: whether `folder` is that of a run, whoever made it.
         where: stands in front of an error.
     Returns: the digest of the code.
     Raises: ConfigError for modules that are missing, have changed, or cannot be imported.
@@ -64,8 +65,8 @@ def load_code(modules: Sequence[str], folder: Path | None, digest: str, where: s
         return digest
     if folder is None:
         raise ConfigError(f"{where}: modules = {list(modules)} stand in no file. Put the recipe into one")
-    is_copy = (folder / FOLDER).is_dir()
-    code = _read(modules, folder / FOLDER if is_copy else folder, where)
+    is_copy = of_run or (folder / FOLDER).is_dir()
+    code = _read(modules, folder / FOLDER if is_copy else folder, is_copy, where)
     if digest and digest != code.digest:
         raise ConfigError(
             f"{where}: the files of modules = {list(modules)} have changed since this run was made (they are "
@@ -87,8 +88,17 @@ def save_code(digest: str, run_dir: Path) -> None:
             path.write_bytes(content)
 
 
+def require_imported(digest: str, modules: Sequence[str]) -> None:
+    """Raises: ConfigError for code of a run folder that was not imported, since this user has not trained it."""
+    if digest and digest not in _IMPORTED:
+        raise ConfigError(
+            f"this run needs {', '.join(modules)}, code that you have not trained. Read it in code/ of the run folder; "
+            "if you trust it, run: cifarscale --trust-code …"
+        )
+
+
 def trust(digest: str) -> None:
-    """Notes that code is this user's own: a run folder that holds it may be run without asking."""
+    """Notes that imported code is this user's own: a run folder that holds it may be run without asking."""
     if digest and not is_trusted(digest):
         os.environ[TRUST_VARIABLE] = ",".join(filter(None, (os.environ.get(TRUST_VARIABLE), digest)))  # for the ranks
         with suppress(OSError):  # a home that cannot be written, where only processes that we start know of it
@@ -114,24 +124,24 @@ def _trusted_list() -> Path:
     return Path(state) / "cifarscale/trusted-code"
 
 
-def _read(modules: Sequence[str], root: Path, where: str) -> Code:
+def _read(modules: Sequence[str], root: Path, is_copy: bool, where: str) -> Code:
     files: dict[str, bytes] = {}
     names = []
     for module in modules:
-        path, base = _locate(module, root, where)
+        path, base = _locate(module, root, is_copy, where)
         names.append(path.relative_to(base).as_posix())
         for file in _closure(path, base):
             files[file.relative_to(base).as_posix()] = file.read_bytes()
     return Code(root, tuple(names), files)
 
 
-def _locate(module: str, root: Path, where: str) -> tuple[Path, Path]:
+def _locate(module: str, root: Path, is_copy: bool, where: str) -> tuple[Path, Path]:
     """The file of a module, and the folder that its path in the code is relative to."""
     as_path = module if module.endswith(".py") else f"{module.replace('.', '/')}.py"
     for path in (root / as_path, root / as_path.removesuffix(".py") / "__init__.py"):
         if path.is_file():
             return path.resolve(), root.resolve()
-    if not module.endswith(".py"):
+    if not (module.endswith(".py") or is_copy):
         try:
             spec = importlib.util.find_spec(module)
         except (ImportError, ValueError):

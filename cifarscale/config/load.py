@@ -42,9 +42,11 @@ def find_recipe(name_or_path: str) -> Path:
     return find_file("recipe", name_or_path, recipe_folders())
 
 
-def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
+def load_recipe(name_or_path: str, overrides: Iterable[str] = (), of_run: bool = False) -> Recipe:
     """The checked recipe of a name or path, with `key=value` overrides applied in order.
 
+    Args:
+        of_run: whether it lies in the folder of a run, whose code is imported only if it is trusted.
     Raises: ConfigError naming the key, the value, and what is valid.
     """
     path = find_recipe(name_or_path)
@@ -52,7 +54,7 @@ def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
     for override in overrides:
         _apply_override(values, override)
     values["name"] = values.get("name") or _name_of(path)
-    return parse_recipe(values, str(path), path.parent)
+    return parse_recipe(values, str(path), path.parent, of_run)
 
 
 def _name_of(path: Path) -> str:
@@ -60,9 +62,9 @@ def _name_of(path: Path) -> str:
     return re.sub(r"[^\w .+-]", "-", path.stem).lstrip(" .+-") or "recipe"
 
 
-def load_training_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> TrainingRecipe:
+def load_training_recipe(name_or_path: str, overrides: Iterable[str] = (), of_run: bool = False) -> TrainingRecipe:
     """`load_recipe` for what is trained. Raises: ConfigError also if the recipe is of another kind."""
-    recipe = load_recipe(name_or_path, overrides)
+    recipe = load_recipe(name_or_path, overrides, of_run)
     if not isinstance(recipe, TrainingRecipe):
         raise ConfigError(
             f"{name_or_path} is a recipe of task {recipe.task!r}, which trains nothing. Run: cifarscale --help"
@@ -76,12 +78,13 @@ def require_task(recipe: Recipe, task: str, where: str) -> None:
         raise ConfigError(f"{where} is a recipe of task {recipe.task!r}, and this needs task = {task!r}")
 
 
-def parse_recipe(values: dict[str, Any], where: str, folder: Path | None = None) -> Recipe:
+def parse_recipe(values: dict[str, Any], where: str, folder: Path | None = None, of_run: bool = False) -> Recipe:
     """A recipe from plain values.
 
     Args:
         where: stands in front of an error.
         folder: in which the code lies that it names; None if that is imported already.
+        of_run: see `load_recipe`.
     Raises: ConfigError.
     """
     task = values.get("task")
@@ -95,7 +98,7 @@ def parse_recipe(values: dict[str, Any], where: str, folder: Path | None = None)
     registered = registered_task(task)  # before code that may want a name which it has
     modules, code = values.get("modules"), str(values.get("code", ""))
     if isinstance(modules, list) and modules:
-        code = load_code(list(map(str, modules)), folder, code, where)
+        code = load_code(list(map(str, modules)), folder, code, of_run, where)
         values = {**values, "code": code}
     schema = registered.schema(code)
     try:

@@ -115,12 +115,12 @@ class RunFolder:
         """The recipe that runs here. Raises: RunError if this is not a run folder."""
         if not self.recipe.is_file():
             raise RunError(f"{self.path} is not a run folder: it has no recipe.toml. Run: cifarscale runs")
-        return load_recipe(str(self.recipe))
+        return load_recipe(str(self.recipe), of_run=True)
 
     def load_training_recipe(self) -> TrainingRecipe:
         """`load_recipe` for a training. Raises: ConfigError also if nothing is trained here."""
         self.load_recipe()
-        return load_training_recipe(str(self.recipe))
+        return load_training_recipe(str(self.recipe), of_run=True)
 
     def require(self, recipe: Recipe) -> None:
         """Raises: RunError if this is not a folder of the recipe's run."""

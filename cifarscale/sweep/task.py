@@ -72,6 +72,8 @@ class SweepTask(Task):
                 serve_node(ranks, meeting, num_cpus, num_gpus)
                 return {}
             nodes = Nodes(num_cpus, num_gpus, lambda: ray_over_nodes(ranks, meeting, num_cpus, num_gpus))
-            base = load_training_recipe(str(SweepFolder(folder.path).base))  # as it was when the sweep was prepared
+            base = load_training_recipe(
+                str(SweepFolder(folder.path).base), of_run=True
+            )  # as it was when the sweep was prepared
             prepared = PreparedSweep(recipe=recipe, run_dir=folder.path, options=options, base=base)
             return RunningSweep(prepared).run(nodes, True, _Logged(recipe.metric), request, options.patience_s)

@@ -119,6 +119,10 @@ class SweepFolder:
             raise RunError(f"{self.path} is not a sweep's folder. Run: cifarscale sweep RECIPE")
         return job
 
+    def load_base(self) -> TrainingRecipe:
+        """The base as it was when the sweep was prepared."""
+        return load_training_recipe(str(self.base), of_run=True)
+
     def prepare(self, sweep: SweepRecipe, base: TrainingRecipe) -> None:
         """Makes the folder, or checks that it is this sweep's. Raises: RunError if it is not."""
         self.require(sweep, base)
@@ -136,7 +140,7 @@ class SweepFolder:
                     f"{self.path} holds a sweep of another recipe ({own_sweep.name}-{sweep_hash(own_sweep)}, not "
                     f"{sweep.name}-{sweep_hash(sweep)}); name another --run-dir"
                 )
-            if self.base.is_file() and recipe_hash(load_training_recipe(str(self.base))) != recipe_hash(base):
+            if self.base.is_file() and recipe_hash(self.load_base()) != recipe_hash(base):
                 raise RunError(
                     f"{self.path} holds a sweep of {sweep.base!r} as it was before: the recipe or its data has "
                     "changed since; name another --run-dir"

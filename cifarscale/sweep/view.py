@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifarscale.config.keys import dotted
-from cifarscale.config.load import load_training_recipe
 from cifarscale.config.recipe import resolved
 from cifarscale.errors import short_path, typed
 from cifarscale.runs.run_folder import RunFolder
@@ -178,7 +177,7 @@ def _best(folder: SweepFolder, sweep: SweepRecipe) -> "list[Section]":
     order = ranked(folder.trials, sweep.mode)
     if not order or not folder.base.is_file() or not order[0].overrides:
         return []
-    base = dict(dotted(resolved(load_training_recipe(str(folder.base)))))
+    base = dict(dotted(resolved(folder.load_base())))
     rows = [[Cell(key), Cell(shown(value)), Cell(shown(base.get(key)))] for key, value in order[0].overrides.items()]
     note = (
         "best.toml in the sweep's folder trains this on all samples, and looks at the test set once, at its end: "

@@ -4,7 +4,7 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from cifarscale.config.code import trust
+from cifarscale.config.code import require_imported, trust
 from cifarscale.config.load import with_values
 from cifarscale.config.ranks import check_num_workers
 from cifarscale.config.recipe import TrainingRecipe
@@ -50,6 +50,7 @@ class TrainingTask(Task):
         shards = locate_shards(data or recipe.data.dataset).resolve()
         resolved, manifest = resolve(recipe, shards), Manifest.load(shards)
         folder = (run_dir or default_run_dir(resolved)).absolute()
+        require_imported(resolved.code, resolved.modules)
         trust(resolved.code)
         if RunFolder(folder).result() is None:
             self.check_needs(resolved)

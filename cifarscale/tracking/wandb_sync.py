@@ -61,7 +61,7 @@ def sync_run(run_dir: Path, media: "Media") -> bool:
 
         path = run_dir / "result.json"
         result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-        rebuild_offline(folder, load_training_recipe(str(run_dir / "recipe.toml")), result, media)
+        rebuild_offline(folder, load_training_recipe(str(run_dir / "recipe.toml"), of_run=True), result, media)
         file = folder.offline_file()
         assert file is not None
     _upload(file)

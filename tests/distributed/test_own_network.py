@@ -124,8 +124,16 @@ def test_the_code_of_others_runs_only_when_one_says_so(
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another user"))
     assert "theirs" in cifarscale("runs").stdout
     cifarscale("report", "runs/theirs", "--data", shards)
-    refused = cifarscale("evaluate", "runs/theirs", "--data", shards, code=1).stderr
-    assert "mixer.py, code that you have not trained" in refused
+    theirs = shutil.copytree(tmp_path / "runs/theirs", tmp_path / "runs/younger")
+    (theirs / "result.json").unlink()
+    sly = shutil.copytree(theirs, tmp_path / "runs/sly")  # its code where a recipe of one's own would have it
+    shutil.move(sly / "code/mixer.py", sly)
+    (sly / "code").rmdir()
+    cifarscale("runs")
+    cifarscale("status", "runs/sly", code=1)
+    for command in (("evaluate", "runs/theirs"), ("train", "runs/younger/recipe.toml")):
+        refused = cifarscale(*command, "--data", shards, code=1).stderr
+        assert "mixer.py, code that you have not trained" in refused
     assert not mark.exists()
     cifarscale("--trust-code", "evaluate", "runs/theirs", "--data", shards)
     assert mark.exists()

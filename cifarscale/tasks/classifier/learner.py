@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from cifarscale.config.code import require_imported
 from cifarscale.config.registry import networks
 from cifarscale.data.batches import Batch
 from cifarscale.data.manifest import Manifest
 from cifarscale.data.normalisation import training_normalisation
-from cifarscale.errors import ConfigError
 from cifarscale.evaluation.accuracy import Accuracy, evaluate_classifier
 from cifarscale.tasks.classifier.augmentation import Augmentation, LabelledImages
 from cifarscale.tasks.classifier.recipe import ClassifierRecipe
@@ -20,14 +20,9 @@ from cifarscale.training.learner import Learner, LearnerContext, Outputs
 
 def build_classifier(recipe: ClassifierRecipe, manifest: Manifest, device: torch.device) -> nn.Module:
     """The recipe's classifier with freshly drawn weights, a function of the seed; channels last in memory."""
-    known = networks(recipe.code)
-    if recipe.model.name not in known:
-        raise ConfigError(
-            f"model.name = {recipe.model.name!r} needs {', '.join(recipe.modules)}, code that you have not trained. "
-            "Read it in code/ of the run folder; if you trust it, run: cifarscale --trust-code …"
-        )
+    require_imported(recipe.code, recipe.modules)
     torch.manual_seed(recipe.seed)
-    network: nn.Module = known[recipe.model.name].build(recipe.model, manifest.spec)
+    network: nn.Module = networks(recipe.code)[recipe.model.name].build(recipe.model, manifest.spec)
     return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
