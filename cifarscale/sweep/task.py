@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cifarscale.config.load import load_training_recipe
 from cifarscale.config.registry import register_task
 from cifarscale.runs.options import RunOptions
 from cifarscale.runs.run_folder import RunFolder
@@ -72,8 +71,6 @@ class SweepTask(Task):
                 serve_node(ranks, meeting, num_cpus, num_gpus)
                 return {}
             nodes = Nodes(num_cpus, num_gpus, lambda: ray_over_nodes(ranks, meeting, num_cpus, num_gpus))
-            base = load_training_recipe(
-                str(SweepFolder(folder.path).base), of_run=True
-            )  # as it was when the sweep was prepared
+            base = SweepFolder(folder.path).load_base()
             prepared = PreparedSweep(recipe=recipe, run_dir=folder.path, options=options, base=base)
             return RunningSweep(prepared).run(nodes, True, _Logged(recipe.metric), request, options.patience_s)
