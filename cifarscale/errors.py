@@ -105,4 +105,4 @@ def writing_to(path: Path) -> Iterator[None]:
 def short_path(path: Path) -> str:
     """A path as one would type it here."""
     here = Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+    return str(path.relative_to(here)) if here in path.parents else str(path)

@@ -54,9 +54,7 @@ def sweep(
     from cifarscale.runs.options import RunOptions
     from cifarscale.runs.run_folder import folder_of
     from cifarscale.sweep.prepared import PreparedSweep
-    from cifarscale.sweep.running import RunningSweep, this_machine
     from cifarscale.sweep.view import SweepView
-    from cifarscale.training.signals import stop_on_signals
 
     placed = {
         "num_trials": num_trials,
@@ -68,6 +66,9 @@ def sweep(
     flags = [f"{key}={value}" for key, value in placed.items() if value is not None]
     job = load_recipe(_sweep_of(recipe), (*overrides, *flags, *tracked(wandb, "set.")))
     require_task(job, "sweep", recipe)
+    from cifarscale.sweep.running import RunningSweep, this_machine
+    from cifarscale.training.signals import stop_on_signals
+
     machine = this_machine()
     job.check_nodes(1, machine.num_cpus, machine.num_gpus, "this machine")
     prepared = prepare(job, run_dir or folder_of(recipe, job), data, RunOptions())

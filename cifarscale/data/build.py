@@ -1,17 +1,17 @@
-"""Building a folder of shards: once, whole, and by one process at a time."""
+"""Building a folder of shards: once, whole, and by one process at a time. What only locates them imports no numpy."""
 
 import shutil
 from pathlib import Path
-
-from rich.progress import Progress
+from typing import TYPE_CHECKING
 
 from cifarscale.data.manifest import MANIFEST_NAME, Manifest
 from cifarscale.data.names import DATASETS
-from cifarscale.data.shards import find_damage, write_shards
-from cifarscale.data.source import Source
 from cifarscale.errors import DataError, writing_to
 from cifarscale.log import console
 from cifarscale.runs.lease import lease
+
+if TYPE_CHECKING:
+    from cifarscale.data.source import Source
 
 DEFAULT_NUM_SHARDS = 64
 SHARDS_ROOT = Path("shards")
@@ -66,6 +66,10 @@ def build_shards(
     Returns: the manifest; if the same shards are there and whole already, theirs.
     Raises: DataError if the folder holds something else, or another build is writing it.
     """
+    from rich.progress import Progress
+
+    from cifarscale.data.shards import write_shards
+
     if source is not None and dataset != "cifar100":
         raise DataError(f"--source has no effect with --data {dataset}: it is drawn, not read")
     if folder.is_symlink():  # to a larger disk, maybe: what it points to is built or replaced there
@@ -115,6 +119,8 @@ def _put_in_place(staging: Path, folder: Path) -> None:
 
 
 def _existing(dataset: str, folder: Path, num_shards: int) -> Manifest:
+    from cifarscale.data.shards import find_damage
+
     if not (folder / MANIFEST_NAME).is_file():
         raise DataError(
             f"{folder} exists and is not a folder of shards; name another with --out, or replace it: --force"
@@ -131,7 +137,7 @@ def _existing(dataset: str, folder: Path, num_shards: int) -> Manifest:
     return manifest
 
 
-def _load(dataset: str, source: Path | None, cache: Path) -> Source:
+def _load(dataset: str, source: Path | None, cache: Path) -> "Source":
     """Reads or draws a known set; a launcher that only locates shards imports neither way."""
     if dataset == "cifar100":
         from cifarscale.data.cifar100 import cifar100_source

@@ -8,7 +8,7 @@ from typing import Any
 
 from cifarscale.config.keys import dotted
 from cifarscale.config.load import recipe_toml
-from cifarscale.config.recipe import Recipe
+from cifarscale.config.recipe import Recipe, TrainingRecipe
 from cifarscale.errors import RunError
 from cifarscale.report.recipes import Difference, command, differences
 from cifarscale.runs.run_folder import RunFolder
@@ -68,7 +68,8 @@ def _read(folder: RunFolder, recipe: Recipe, key: str, data: str | None) -> RunP
     view = task_of(recipe).view
     named, changed = differences(recipe)
     toml = recipe_toml(recipe)
-    of_result = [Fact(*form(result[key])) for key, form in _OF_A_RESULT.items() if result and key in result]
+    trained = result if isinstance(recipe, TrainingRecipe) else None
+    of_result = [Fact(*form(trained[key])) for key, form in _OF_A_RESULT.items() if trained and key in trained]
     return RunPart(
         key=key,
         title=folder.path.resolve().name,

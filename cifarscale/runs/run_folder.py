@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,11 +11,16 @@ from typing import Any, Protocol
 from cifarscale.config.code import FOLDER, save_code
 from cifarscale.config.load import load_recipe, load_training_recipe, recipe_hash, recipe_toml
 from cifarscale.config.recipe import Recipe, TrainingRecipe
-from cifarscale.errors import RunError
+from cifarscale.errors import CifarscaleError, RunError, short_path
 from cifarscale.runs.files import write_json_atomically, write_text_atomically
+from cifarscale.runs.lease import lease
 
 log = logging.getLogger(__name__)
 RUNS_ROOT = Path("runs")
+PATIENCE_S = 5
+"""How long a start waits for another one that prepares the same folder."""
+_DAMAGED: set[Path] = set()
+"""Results of which it was said that they are damaged."""
 
 
 def run_folders(root: Path = RUNS_ROOT) -> list[Path]:
@@ -91,7 +97,8 @@ class RunFolder:
 
     def refusal(self, holder: str) -> RunError:
         """What a second writer is told."""
-        return RunError(f"{self.path} is being written by {holder}; one that is gone is forgotten after a minute")
+        name = short_path(self.path)
+        return RunError(f"{name} is being written by {holder}; one that is gone is forgotten after a minute")
 
     def result(self) -> dict[str, Any] | None:
         """The final metrics, None while the run is not complete, or where the file is damaged: they are found again."""
@@ -100,7 +107,9 @@ class RunFolder:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except ValueError:
-            log.warning("%s is damaged, and does not count", self.result_file)
+            if self.result_file not in _DAMAGED:
+                _DAMAGED.add(self.result_file)
+                log.warning("%s is damaged, and does not count", short_path(self.result_file))
             return None
         return result if isinstance(result, dict) else None
 
@@ -111,24 +120,30 @@ class RunFolder:
         except (OSError, ValueError, KeyError, TypeError):
             return ""
 
+    def note_error(self, error: Exception) -> None:
+        """Notes what ended this start."""
+        with suppress(OSError, CifarscaleError):  # the disk may be full, which is what ended it then
+            write_json_atomically(self.error_file, {"message": str(error) or type(error).__name__})
+
     def load_recipe(self) -> Recipe:
         """The recipe that runs here. Raises: RunError if this is not a run folder."""
         if not self.recipe.is_file():
-            raise RunError(f"{self.path} is not a run folder: it has no recipe.toml. Run: cifarscale runs")
-        return load_recipe(str(self.recipe), of_run=True)
+            raise RunError(f"{short_path(self.path)} is not a run folder: it has no recipe.toml. Run: cifarscale runs")
+        return load_recipe(short_path(self.recipe), of_run=True)
 
     def load_training_recipe(self) -> TrainingRecipe:
         """`load_recipe` for a training. Raises: ConfigError also if nothing is trained here."""
         self.load_recipe()
-        return load_training_recipe(str(self.recipe), of_run=True)
+        return load_training_recipe(short_path(self.recipe), of_run=True)
 
     def require(self, recipe: Recipe) -> None:
         """Raises: RunError if this is not a folder of the recipe's run."""
         own_recipe = self.load_recipe()
         if recipe_hash(own_recipe) != recipe_hash(recipe):
             raise RunError(
-                f"{self.path} holds a run of another recipe ({own_recipe.name}-{recipe_hash(own_recipe)}, not "
-                f"{recipe.name}-{recipe_hash(recipe)}); name another --run-dir"
+                f"{short_path(self.path)} holds a run of another recipe "
+                f"({own_recipe.name}-{recipe_hash(own_recipe)}, not {recipe.name}-{recipe_hash(recipe)}); "
+                "name another --run-dir"
             )
 
     def prepare(self, recipe: Recipe, manifest: Saved | None = None) -> None:
@@ -139,18 +154,27 @@ class RunFolder:
         Raises: RunError if it holds another run.
         """
         text = recipe_toml(recipe)
-        if self.recipe.exists():
-            self.require(recipe)
-        elif self.path.is_dir() and any(
-            path for path in self.path.iterdir() if not path.name.startswith((".", "logs", FOLDER))
-        ):
-            raise RunError(f"{self.path} exists and is not a run folder; name another --run-dir")
-        if isinstance(recipe, TrainingRecipe) and recipe.code and not (self.path / FOLDER).exists():
-            save_code(recipe.code, self.path)
-        if not self.recipe.exists() or self.recipe.read_text(encoding="utf-8") != text:
-            write_text_atomically(self.recipe, text)  # also where it differs in what does not count, such as tracking
-        if manifest is not None and not self.manifest.exists():
-            manifest.save(self.path)
+        if self._holds(text) and (manifest is None or self.manifest.exists()):
+            return
+        # Under the lease, or a start that is refused would change the recipe of one that goes on.
+        with lease(self.lease, self.refusal, PATIENCE_S):
+            if self.recipe.exists():
+                self.require(recipe)
+            elif any(path for path in self.path.iterdir() if not path.name.startswith((".", "logs", FOLDER))):
+                raise RunError(f"{short_path(self.path)} exists and is not a run folder; name another --run-dir")
+            if isinstance(recipe, TrainingRecipe) and recipe.code and not (self.path / FOLDER).exists():
+                save_code(recipe.code, self.path)
+            if not self._holds(text):  # also where it differs in what does not count, such as tracking
+                write_text_atomically(self.recipe, text)
+            if manifest is not None and not self.manifest.exists():
+                manifest.save(self.path)
+
+    def _holds(self, text: str) -> bool:
+        """Whether this is what recipe.toml says."""
+        try:
+            return self.recipe.read_text(encoding="utf-8") == text
+        except (OSError, UnicodeDecodeError):
+            return False
 
     def saved_step(self) -> int | None:
         """Step of the newest checkpoint, as its name says; it may be damaged."""

@@ -61,7 +61,7 @@ def prepare_sweep(sweep: SweepRecipe, run_dir: Path | None, data: str | None, op
         check_population(sweep, base)
     task = task_of(base)
     assert isinstance(task, TrainingTask)
-    task.check_needs(base)
+    task.check_needs(base, of_sweep=True)
     require_imported(base.code, base.modules)
     trust(base.code)
     shards = locate_shards(data or base.data.dataset).resolve()

@@ -10,7 +10,7 @@ from cifarscale.config.code import FOLDER, save_code
 from cifarscale.config.load import load_recipe, load_training_recipe, recipe_hash, recipe_toml
 from cifarscale.config.recipe import TrainingRecipe
 from cifarscale.data.manifest import Manifest
-from cifarscale.errors import ConfigError, RunError
+from cifarscale.errors import ConfigError, RunError, short_path
 from cifarscale.runs.files import write_json_atomically, write_text_atomically
 from cifarscale.runs.lease import living_holder
 from cifarscale.runs.run_folder import RUNS_ROOT, RunFolder
@@ -116,7 +116,7 @@ class SweepFolder:
         """Raises: RunError if this is not a sweep's folder."""
         job = load_recipe(str(self.recipe)) if self.recipe.is_file() else None
         if not isinstance(job, SweepRecipe):
-            raise RunError(f"{self.path} is not a sweep's folder. Run: cifarscale sweep RECIPE")
+            raise RunError(f"{short_path(self.path)} is not a sweep's folder. Run: cifarscale sweep RECIPE")
         return job
 
     def load_base(self) -> TrainingRecipe:
@@ -137,18 +137,19 @@ class SweepFolder:
             own_sweep = self.load_sweep()
             if sweep_hash(own_sweep) != sweep_hash(sweep):
                 raise RunError(
-                    f"{self.path} holds a sweep of another recipe ({own_sweep.name}-{sweep_hash(own_sweep)}, not "
-                    f"{sweep.name}-{sweep_hash(sweep)}); name another --run-dir"
+                    f"{short_path(self.path)} holds a sweep of another recipe "
+                    f"({own_sweep.name}-{sweep_hash(own_sweep)}, not {sweep.name}-{sweep_hash(sweep)}); "
+                    "name another --run-dir"
                 )
             if self.base.is_file() and recipe_hash(self.load_base()) != recipe_hash(base):
                 raise RunError(
-                    f"{self.path} holds a sweep of {sweep.base!r} as it was before: the recipe or its data has "
-                    "changed since; name another --run-dir"
+                    f"{short_path(self.path)} holds a sweep of {sweep.base!r} as it was before: the recipe or its data "
+                    "has changed since; name another --run-dir"
                 )
         elif self.path.is_dir() and any(
             path for path in self.path.iterdir() if not path.name.startswith((".", "logs", FOLDER))
         ):
-            raise RunError(f"{self.path} exists and is not a sweep's folder; name another --run-dir")
+            raise RunError(f"{short_path(self.path)} exists and is not a sweep's folder; name another --run-dir")
 
     def load(self) -> None:
         """Reads the trials from table.json, and from the trials' own folders what came after it was written."""

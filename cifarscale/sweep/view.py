@@ -183,8 +183,8 @@ def _best(folder: SweepFolder, sweep: SweepRecipe) -> "list[Section]":
         "best.toml in the sweep's folder trains this on all samples, and looks at the test set once, at its end: "
         "cifarscale train best.toml"
     )
-    title = "What the best trial changes"
-    return [Section("best", title, Table(title, ["key", "the best trial", "the base"], rows), note)]
+    table = Table("Keys of the space", ["key", "the best trial", "the base"], rows)
+    return [Section("best", "What the best trial changes", table, note)]
 
 
 def metric_text(sweep: SweepRecipe, value: float | None) -> str:

@@ -14,30 +14,32 @@ from cifarscale.tasks.trained import Trained, TrainedClassifier, TrainedGenerato
 from cifarscale.tasks.training import TrainingTask
 
 
-def load_trained(run_dir: Path, device: torch.device) -> Trained:
+def load_trained(run_dir: Path, device: torch.device, wanted: str = "") -> Trained:
     """What is in a run folder's newest checkpoint.
 
-    Raises: RunError if nothing is trained there; CheckpointError if it has no checkpoint yet.
+    Args:
+        wanted: `classifier` or `generator`; empty for anything.
+    Raises: RunError if something else is trained there, or nothing; CheckpointError if it has no checkpoint yet.
     """
     recipe = RunFolder(run_dir).load_training_recipe()
     task = task_of(recipe)
     assert isinstance(task, TrainingTask)
+    if wanted not in ("", task.trains):
+        raise RunError(f"{short_path(run_dir)} is a run of task {recipe.task!r}, and this needs a {wanted}'s")
     return task.load(recipe, Manifest.load(run_dir), _newest_state(run_dir, device), device)
 
 
 def load_classifier(run_dir: Path, device: torch.device) -> TrainedClassifier:
-    """`load_trained` for a classifier. Raises: RunError also if it is none."""
-    trained = load_trained(run_dir, device)
-    if not isinstance(trained, TrainedClassifier):
-        raise RunError(f"{short_path(run_dir)} is a run of task {trained.recipe.task!r}, and this needs a classifier's")
+    """`load_trained` for a classifier."""
+    trained = load_trained(run_dir, device, "classifier")
+    assert isinstance(trained, TrainedClassifier)
     return trained
 
 
 def load_generator(run_dir: Path, device: torch.device) -> TrainedGenerator:
-    """`load_trained` for a generator. Raises: RunError also if it is none."""
-    trained = load_trained(run_dir, device)
-    if not isinstance(trained, TrainedGenerator):
-        raise RunError(f"{short_path(run_dir)} is a run of task {trained.recipe.task!r}, and this needs a generator's")
+    """`load_trained` for a generator."""
+    trained = load_trained(run_dir, device, "generator")
+    assert isinstance(trained, TrainedGenerator)
     return trained
 
 

@@ -40,9 +40,15 @@ class MeasuringTask(Task):
 
         ranks = ranks_from_environment()
         device = pick_device(options.device, ranks.local_rank)
+        folder.error_file.unlink(missing_ok=True)
         with process_group(ranks, device) as group:
-            result = self.measure(recipe, options, group, CpuPool(one_core_each=device.type == "cpu"), device)
-            if ranks.is_first:
-                write_json_atomically(folder.result_file, result)
+            try:
+                result = self.measure(recipe, options, group, CpuPool(one_core_each=device.type == "cpu"), device)
+                if ranks.is_first:
+                    write_json_atomically(folder.result_file, result)
+            except Exception as error:
+                if ranks.is_first:
+                    folder.note_error(error)
+                raise
             group.wait()
         return result

@@ -27,6 +27,8 @@ class TrainingTask(Task):
     """Trains networks."""
 
     command = "train"
+    trains: ClassVar[str] = ""
+    """What commands may ask of a run: `classifier` or `generator`; empty for neither."""
     progress_metrics: ClassVar[tuple[str, ...]] = ("loss",)
     """Logged values that the progress bar shows."""
 
@@ -38,8 +40,13 @@ class TrainingTask(Task):
     def load(self, recipe: Any, manifest: Manifest, state: dict[str, Any], device: "torch.device") -> "Trained":
         """The trained networks in the state of a checkpoint."""
 
-    def check_needs(self, recipe: Any) -> None:
-        """Raises: ConfigError, DataError or EvaluationError for what a run of the recipe needs, and is not here."""
+    def check_needs(self, recipe: Any, of_sweep: bool = False) -> None:
+        """Checks that what a run of the recipe needs is here.
+
+        Args:
+            of_sweep: whether trials will need it, side by side: what can be fetched is fetched now.
+        Raises: ConfigError, DataError, RunError or EvaluationError if it is not.
+        """
 
     def wandb_tables(self, run_dir: Path) -> dict[str, Any]:
         """What W&B gets at the end of a run, beside its metrics, result and samples."""
@@ -47,14 +54,17 @@ class TrainingTask(Task):
 
     def prepare(self, recipe: Any, run_dir: Path | None, data: str | None, options: RunOptions) -> PreparedRun:
         check_num_workers(recipe, options.num_workers)
-        shards = locate_shards(data or recipe.data.dataset).resolve()
+        shards = locate_shards(data or recipe.data.dataset)
         resolved, manifest = resolve(recipe, shards), Manifest.load(shards)
-        folder = (run_dir or default_run_dir(resolved)).absolute()
         require_imported(resolved.code, resolved.modules)
         trust(resolved.code)
-        if RunFolder(folder).result() is None:
+        folder = RunFolder((run_dir or default_run_dir(resolved)).absolute())
+        if folder.recipe.exists():
+            folder.require(resolved)
+        if folder.result() is None:
+            manifest.require(resolved.data.fingerprint, shards)
             self.check_needs(resolved)
-        return PreparedRun(resolved, folder, options.on(shards), manifest)
+        return PreparedRun(resolved, folder.path, options.on(shards.resolve()), manifest)
 
     def run(
         self,
@@ -73,5 +83,5 @@ class TrainingTask(Task):
 def resolve(recipe: TrainingRecipe, shards: Path) -> TrainingRecipe:
     """The recipe tied to the shards that it runs on: the identity of a run is that of its data, too."""
     manifest = Manifest.load(shards)
-    manifest.require(recipe.data.fingerprint, shards)
-    return with_values(recipe, data__dataset=manifest.dataset, data__fingerprint=manifest.fingerprint)
+    fingerprint = recipe.data.fingerprint or manifest.fingerprint
+    return with_values(recipe, data__dataset=manifest.dataset, data__fingerprint=fingerprint)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifarscale.config.recipe import TrainingRecipe, resolved
-from cifarscale.errors import Interrupted, RunError, typed
+from cifarscale.errors import Interrupted, RunError, short_path, typed
 from cifarscale.runs.checkpoint import newest_checkpoint
 from cifarscale.tracking.wandb_folder import WandbFolder
 from cifarscale.tracking.wandb_mode import why_unreachable
@@ -88,7 +88,7 @@ class WandbSink:
         self._thread.join(FINISH_S if error is None else INTERRUPTED_S)
         if self._thread.is_alive():
             self._is_given_up = True
-            log.warning("W&B takes too long to finish. Later run: cifarscale sync %s", self._folder.run_dir)
+            log.warning("W&B takes too long to finish. Later run: cifarscale sync %s", short_path(self._folder.run_dir))
 
     def _run(self) -> None:
         try:
@@ -102,7 +102,8 @@ class WandbSink:
 
     def _follow(self) -> None:
         run, after = open_run(self._folder, self._recipe, self._mode)
-        later = f"offline, in {self._folder.path}; to upload it run: cifarscale sync {typed(self._folder.run_dir)}"
+        where = short_path(self._folder.path), typed(short_path(self._folder.run_dir))
+        later = "offline, in {}; to upload it run: cifarscale sync {}".format(*where)
         log.info("W&B %s", later if run.offline else run.url)
         rows = Rows(self._folder.run_dir, after)
         is_over = False

@@ -5,7 +5,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from cifarscale.data.dataset import Dataset
 from cifarscale.distributed.cpu_pool import CpuPool
 from cifarscale.distributed.group import Group, device_name, pick_device, process_group
 from cifarscale.distributed.ranks import ranks_from_environment
-from cifarscale.errors import CifarscaleError, Interrupted, RunError
+from cifarscale.errors import Interrupted, RunError
 from cifarscale.runs.checkpoint import checkpoint_step, has_checkpoints
 from cifarscale.runs.environment import describe_environment
 from cifarscale.runs.files import write_json_atomically, write_text_atomically
@@ -130,8 +130,7 @@ def _run(
         result = _train(trainee, recipe, context, sinks, options.num_workers, stopping)
     except BaseException as end:
         if group.ranks.is_first and isinstance(end, Exception) and not isinstance(end, Interrupted):
-            with suppress(OSError, CifarscaleError):  # the disk may be full, which is what ended it then
-                write_json_atomically(folder.error_file, {"message": str(end) or type(end).__name__})
+            folder.note_error(end)
         sinks.finish(None, end)
         raise
     sinks.finish(result, None)

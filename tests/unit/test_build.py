@@ -20,8 +20,9 @@ from cifarscale.errors import CifarscaleError, DataError
 SMALL = """
 import resource, sys
 from cifarscale.cli.main import main
-from cifarscale.data import build, synthetic
-build.synthetic_source = lambda: synthetic.synthetic_source(200, 100)
+from cifarscale.data import shards, synthetic
+whole = synthetic.synthetic_source
+synthetic.synthetic_source = lambda: whole(200, 100)
 """
 """The program with a smaller drawn set; what follows runs a command."""
 
@@ -32,13 +33,13 @@ main(arguments)
 """
 
 PAUSED = """
-write = build.write_shards
+write = shards.write_shards
 def paused(source, folder, num_shards, advance):
     def pause(num_samples):
         print("paused", flush=True)
         sys.stdin.readline()
     return write(source, folder, num_shards, pause)
-build.write_shards = paused
+shards.write_shards = paused
 main(sys.argv[1:])
 """
 """Writes a shard for each line of its input, and says so."""

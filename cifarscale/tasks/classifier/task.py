@@ -24,6 +24,7 @@ class ClassifierTask(TrainingTask):
 
     recipe = ClassifierRecipe
     view = ClassifierView()
+    trains = "classifier"
     progress_metrics = ("loss", "accuracy")
 
     def schema(self, code: str = "") -> type[ClassifierRecipe]:

@@ -12,17 +12,24 @@ def is_split(name: str) -> bool:
     return not name.endswith(".npz") and not Path(name).is_dir()
 
 
-def check_features(config: DistanceConfig) -> None:
-    """Raises: ConfigError or EvaluationError if that by whose features images are to be compared is not there."""
+def check_features(config: DistanceConfig, of_sweep: bool = False) -> None:
+    """Checks that that is here by whose features images are to be compared.
+
+    Args:
+        of_sweep: whether trials will need it, side by side: weights are fetched now, and a run must be complete.
+    Raises: ConfigError or EvaluationError if it is not.
+    """
     kind, _, run = config.features.partition(":")
-    if kind == "inception":
+    folder = RunFolder(Path(run))
+    if kind == "inception" and of_sweep:
         from cifarscale.evaluation.features import inception_weights
 
         inception_weights(Path(config.weights) if config.weights else None)
-    elif kind == "cnn" and RunFolder(Path(run)).result() is None:
+    elif kind == "cnn" and (folder.result() is None if of_sweep else folder.saved_step() is None):
         raise ConfigError(
-            f"distance.features = 'cnn:{run}': there is no complete run in {run}. "
-            "Run: cifarscale train resnet, and name its folder there"
+            f"distance.features = 'cnn:{run}': there is no {'complete' if of_sweep else 'trained'} run in {run}. "
+            "Run: cifarscale train resnet, then add --set distance.features=cnn:RUN, in a sweep --set "
+            "set.distance.features=cnn:RUN"
         )
 
 

@@ -13,7 +13,7 @@ from cifarscale.data.manifest import Manifest
 from cifarscale.data.normalisation import training_normalisation
 from cifarscale.distributed.cpu_pool import CpuPool
 from cifarscale.distributed.group import Group
-from cifarscale.errors import EvaluationError
+from cifarscale.errors import EvaluationError, short_path
 from cifarscale.evaluation.distance import Collected, Measure
 from cifarscale.evaluation.features import FeatureNetwork, Precision, classifier_features, inception
 from cifarscale.evaluation.frechet import require_samples
@@ -106,7 +106,7 @@ def open_reference(
     if config.against.endswith(".npz"):
         real = measure.load(Path(config.against))
         require(real.statistics.num_samples, "real images")
-        return Reference(config, measure, metric, config.against, real)
+        return Reference(config, measure, metric, short_path(Path(config.against)), real)
     images, names = images_of(config.against, shards, device)
     require(images.num_images, "real images")
     wanted = config.classes and conditional and images.labels is not None
@@ -151,7 +151,7 @@ def images_of(name: str, shards: Path | None, device: torch.device) -> tuple[Ima
     Raises: EvaluationError if the name is neither; DataError for a folder without images.
     """
     if shards is None or not is_split(name):
-        return images_of_folder(Path(name), device), ()
+        return images_of_folder(Path(short_path(Path(name))), device), ()
     manifest = Manifest.load(shards)
     if name not in manifest.splits:
         splits = ", ".join(manifest.splits)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from cifarscale.config.load import with_values
 from cifarscale.config.registry import register_task
 from cifarscale.data.build import locate_shards
-from cifarscale.errors import ConfigError
+from cifarscale.errors import ConfigError, short_path
 from cifarscale.runs.options import RunOptions
 from cifarscale.runs.run_folder import RunFolder, default_run_dir
 from cifarscale.tasks.base import PreparedRun
@@ -57,7 +57,7 @@ class DistanceTask(MeasuringTask):
         from cifarscale.tasks.load import load_generator
 
         path, config = Path(recipe.images), recipe.distance
-        measured: dict[str, Any] = {"images": str(path)}
+        measured: dict[str, Any] = {"images": short_path(path)}
         conditional = False
         if RunFolder(path).recipe.exists():
             trained = load_generator(path, device)

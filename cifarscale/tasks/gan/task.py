@@ -24,10 +24,11 @@ class GanTask(TrainingTask):
 
     recipe = GanRecipe
     view = GanView()
+    trains = "generator"
     progress_metrics = ("discriminator_loss", "generator_loss", "real_score", "fake_score")
 
-    def check_needs(self, recipe: GanRecipe) -> None:
-        check_features(recipe.distance)
+    def check_needs(self, recipe: GanRecipe, of_sweep: bool = False) -> None:
+        check_features(recipe.distance, of_sweep)
 
     def learner(self, recipe: GanRecipe, context: "LearnerContext") -> "Learner":
         from cifarscale.tasks.distance.reference import open_reference
