@@ -29,7 +29,8 @@ from slurm_jobs import ENDED
 
 from cifarscale.data.shards import write_shards
 from cifarscale.data.synthetic import synthetic_source
-from cifarscale.runs.checkpoint import checkpoint_step, newest_checkpoint
+from cifarscale.runs.checkpoint import newest_checkpoint
+from cifarscale.runs.checkpoint_files import checkpoint_step
 from cifarscale.slurm.submitted import submissions
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -3,18 +3,16 @@
 import hashlib
 import io
 import logging
-import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from cifarscale.errors import CheckpointError
+from cifarscale.runs.checkpoint_files import checkpoint_files, file_name
 from cifarscale.runs.files import write_atomically
 
 log = logging.getLogger(__name__)
-
-_NAME = re.compile(r"step-(\d{8})\.([0-9a-f]{12})\.pt")
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
@@ -27,9 +25,9 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -
     buffer = io.BytesIO()
     torch.save(state, buffer)
     content = buffer.getvalue()
-    path = folder / f"step-{step:08d}.{_digest(content)}.pt"
+    path = folder / file_name(step, _digest(content))
     write_atomically(path, lambda file: file.write(content))
-    checkpoints = _checkpoints(folder)
+    checkpoints = checkpoint_files(folder)
     damaged = [other for at, other in checkpoints if at >= step and other != path and not _is_whole(other)]
     others = [other for _, other in checkpoints if other not in damaged][keep:]
     for old in (*folder.glob(".step-*.tmp"), *damaged, *others):
@@ -40,7 +38,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint whose bytes are those that were written; damaged ones are passed over with a warning."""
     damaged: list[str] = []
-    for step, path in _checkpoints(folder):
+    for step, path in checkpoint_files(folder):
         if _is_whole(path):
             if damaged:
                 log.warning(
@@ -53,11 +51,6 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def has_checkpoints(folder: Path) -> bool:
-    """Whether there is one, damaged or not."""
-    return bool(_checkpoints(folder))
-
-
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """The state in a checkpoint: tensors and plain values only, no code is run.
 
@@ -68,19 +61,6 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     except Exception as error:
         raise CheckpointError(f"cannot read checkpoint {path}: {str(error).splitlines()[0]}") from error
     return state
-
-
-def checkpoint_step(path: Path) -> int:
-    """The step that a checkpoint's name says."""
-    return int(path.name[5:13])
-
-
-def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """All checkpoints of a folder by their step, newest first."""
-    if not folder.is_dir():
-        return []
-    checkpoints = [(int(match[1]), path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
-    return sorted(checkpoints, reverse=True)
 
 
 def _is_whole(path: Path) -> bool:

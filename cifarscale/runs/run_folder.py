@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from cifarscale.config.code import FOLDER, save_code
 from cifarscale.config.load import load_recipe, load_training_recipe, recipe_hash, recipe_toml
 from cifarscale.config.recipe import Recipe, TrainingRecipe
 from cifarscale.errors import CifarscaleError, RunError, short_path
+from cifarscale.runs.checkpoint_files import checkpoint_files
 from cifarscale.runs.files import write_json_atomically, write_text_atomically
 from cifarscale.runs.lease import lease
 
@@ -178,8 +178,7 @@ class RunFolder:
 
     def saved_step(self) -> int | None:
         """Step of the newest checkpoint, as its name says; it may be damaged."""
-        names = self.checkpoints.glob("step-*.pt")
-        return max((int(match[1]) for name in names if (match := re.match(r"step-(\d+)\.", name.name))), default=None)
+        return next((step for step, _ in checkpoint_files(self.checkpoints)), None)
 
     def environment(self) -> dict[str, Any]:
         """What the run ran on last; empty where that is not known."""

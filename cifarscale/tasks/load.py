@@ -7,7 +7,7 @@ import torch
 
 from cifarscale.data.manifest import Manifest
 from cifarscale.errors import CheckpointError, RunError, short_path, typed
-from cifarscale.runs.checkpoint import has_checkpoints, load_checkpoint, newest_checkpoint
+from cifarscale.runs.checkpoint import load_checkpoint, newest_checkpoint
 from cifarscale.runs.run_folder import RunFolder
 from cifarscale.tasks.base import task_of
 from cifarscale.tasks.trained import Trained, TrainedClassifier, TrainedGenerator
@@ -46,7 +46,7 @@ def load_generator(run_dir: Path, device: torch.device) -> TrainedGenerator:
 def _newest_state(run_dir: Path, device: torch.device) -> dict[str, Any]:
     folder = RunFolder(run_dir)
     path = newest_checkpoint(folder.checkpoints)
-    if path is None and has_checkpoints(folder.checkpoints) and folder.result() is not None:
+    if path is None and folder.saved_step() is not None and folder.result() is not None:
         raise CheckpointError(
             f"{short_path(run_dir)} is complete, but its weights are lost: all of its checkpoints are damaged. Remove "
             f"{folder.result_file.name} and checkpoints/ from it, and train it again: "

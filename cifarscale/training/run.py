@@ -19,7 +19,7 @@ from cifarscale.distributed.cpu_pool import CpuPool
 from cifarscale.distributed.group import Group, device_name, pick_device, process_group
 from cifarscale.distributed.ranks import ranks_from_environment
 from cifarscale.errors import Interrupted, RunError
-from cifarscale.runs.checkpoint import checkpoint_step, has_checkpoints
+from cifarscale.runs.checkpoint_files import checkpoint_step
 from cifarscale.runs.environment import describe_environment
 from cifarscale.runs.files import write_json_atomically, write_text_atomically
 from cifarscale.runs.lease import lease
@@ -157,7 +157,7 @@ def _train(
     if recipe.training.microbatches:
         torch.backends.cudnn.deterministic = True  # on a GPU a microbatch must give the same bits each time, too
     newest = newest_on_first(folder.checkpoints, group)
-    if newest is None and group.ranks.is_first and has_checkpoints(folder.checkpoints):
+    if newest is None and group.ranks.is_first and folder.saved_step() is not None:
         log.warning("%s begins again at step 0: what it had trained is lost", folder.path)
     trained = checkpoint_step(newest) if newest else 0
     *others, final = stages_of(recipe)

@@ -14,12 +14,11 @@ import torch
 
 from cifarscale.errors import CheckpointError, CifarscaleError
 from cifarscale.runs.checkpoint import (
-    checkpoint_step,
-    has_checkpoints,
     load_checkpoint,
     newest_checkpoint,
     save_checkpoint,
 )
+from cifarscale.runs.checkpoint_files import checkpoint_files, checkpoint_step
 from cifarscale.runs.files import write_atomically, write_json_atomically
 
 State = dict[str, Any]
@@ -87,7 +86,7 @@ def test_none_is_left_when_all_are_damaged(damage: Any, tmp_path: Path, warnings
         damage(path)
     assert newest_checkpoint(tmp_path) is None
     assert "all checkpoints are damaged" in warnings.text
-    assert has_checkpoints(tmp_path)
+    assert checkpoint_files(tmp_path)
 
 
 def test_a_damaged_one_and_what_a_killed_process_left_go_with_the_next_that_is_written(tmp_path: Path) -> None:
