@@ -13,25 +13,15 @@ from itertools import chain
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
+from cifarscale.distributed.all_reduce import Tensors, mean_over_ranks, tree_mean
 from cifarscale.distributed.cpu_pool import CpuPool
 from cifarscale.distributed.group import Group
 from cifarscale.training.learner import Outputs
 
-Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
 Loss = Callable[[str, Mapping[str, nn.Module], Any, int], tuple[torch.Tensor, Outputs]]
 """From an update's name, the networks, a microbatch and the step: the loss to descend on, and what else to return."""
-
-
-def tree_mean(terms: Sequence[Tensors]) -> Tensors:
-    """The means of 2**n lists of tensors, each added to the one half the number further on, again and again."""
-    total = len(terms)
-    while len(terms) > 1:
-        half = len(terms) // 2
-        terms = [torch._foreach_add(a, b) for a, b in zip(terms[:half], terms[half:], strict=True)]
-    return torch._foreach_div(terms[0], total) if total > 1 else terms[0]
 
 
 class Microbatches:
@@ -73,7 +63,9 @@ class Microbatches:
     def exchange(self, name: str, gradients: Tensors) -> None:
         """Sets the gradients of a network's parameters to the means over all ranks."""
         parameters = self._networks[name].parameters()
-        for parameter, gradient in zip(parameters, self._means_over_ranks(gradients), strict=True):
+        for parameter, gradient in zip(
+            parameters, mean_over_ranks(gradients, self._group, self._in_order), strict=True
+        ):
             same_layout = gradient.stride() == parameter.stride()
             parameter.grad = gradient if same_layout else torch.empty_like(parameter).copy_(gradient)
 
@@ -92,26 +84,11 @@ class Microbatches:
         averaged = [(buffer, copies) for buffer, copies in self._buffers if buffer.is_floating_point()]
         if averaged:
             local = tree_mean(list(zip(*(copies for _, copies in averaged), strict=True)))
-            for (buffer, _), mean in zip(averaged, self._means_over_ranks(local), strict=True):
+            for (buffer, _), mean in zip(averaged, mean_over_ranks(local, self._group, self._in_order), strict=True):
                 buffer.copy_(mean)
         for buffer, copies in self._buffers:
             if not buffer.is_floating_point():
                 buffer.copy_(copies[0])  # a count of steps
-
-    def _means_over_ranks(self, local: Tensors) -> Tensors:
-        """The means of all ranks' tensors, exchanged as one: with microbatches the same on any number of ranks."""
-        world_size = self._group.ranks.world_size
-        if world_size == 1:
-            return local
-        flat = torch.cat([tensor.reshape(-1) for tensor in local])
-        if self._in_order:
-            terms = [torch.empty_like(flat) for _ in range(world_size)]
-            dist.all_gather(terms, flat)
-            flat = tree_mean([[term] for term in terms])[0]
-        else:
-            dist.all_reduce(flat.div_(world_size))
-        pieces = torch.split(flat, [tensor.numel() for tensor in local])
-        return [piece.view(tensor.shape) for piece, tensor in zip(pieces, local, strict=True)]
 
 
 def _replica(network: nn.Module) -> nn.Module:

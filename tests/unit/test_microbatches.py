@@ -9,12 +9,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from cifarscale.distributed.all_reduce import tree_mean
 from cifarscale.distributed.cpu_pool import CpuPool
 from cifarscale.distributed.group import Group
 from cifarscale.distributed.ranks import Ranks
 from cifarscale.tasks.classifier.networks.small_filters_cnn import SmallFiltersCNN
 from cifarscale.training.learner import Outputs
-from cifarscale.training.microbatches import Microbatches, tree_mean
+from cifarscale.training.microbatches import Microbatches
 
 BATCH = 32
 Part = tuple[torch.Tensor, torch.Tensor]
