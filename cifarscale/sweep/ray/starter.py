@@ -11,7 +11,8 @@ from typing import Any
 from ray._private import services
 from ray.scripts.scripts import main
 
-PATIENCE_S = 300
+PATIENCE_S = 90
+"""A node that is not known then never will be: the next start of Ray, of which there are several, may succeed."""
 _POLL_S = 0.2
 _get_node = services.get_node
 
