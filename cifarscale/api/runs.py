@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from cifarscale.config.load import load_recipe, load_training_recipe, require_task, with_values
 from cifarscale.config.ranks import batch_size_per_rank
 from cifarscale.config.recipe import TrainingRecipe
-from cifarscale.launch.local import run_here
+from cifarscale.launch.local import run_here, run_once
 from cifarscale.launch.run import prepare
 from cifarscale.runs.options import RunOptions
 from cifarscale.runs.run_folder import RunFolder, folder_of
@@ -142,15 +142,11 @@ def distance(
         data, nproc, device: as in `train`.
     Raises: CifarscaleError with the text that the command line prints.
     """
-    import tempfile
-
     recipe = load_recipe("fid", _overrides(set or {}))
     require_task(recipe, "distance", "fid")
     path = images.path if isinstance(images, Run) else images
     recipe = with_values(recipe, images=str(path), distance__against=str(against), distance__features=features)
-    with tempfile.TemporaryDirectory() as scratch:
-        prepared = prepare(recipe, Path(scratch, "run"), str(data) if data else None, RunOptions(device=device))
-        return run_here(prepared, nproc)
+    return run_once(recipe, str(data) if data else None, RunOptions(device=device), nproc)
 
 
 def _overrides(changes: Mapping[str, Any]) -> list[str]:

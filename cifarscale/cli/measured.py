@@ -1,6 +1,5 @@
 """Measurements by hand: a run like any other, in a temporary folder, whose result goes where one wants it."""
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,13 +25,11 @@ def measured(
         logs: folder for what ranks print; None for one that is removed.
         in_full: whether to show every class.
     """
-    from cifarscale.launch.local import run_here
-    from cifarscale.launch.run import prepare
+    from cifarscale.launch.local import run_once
     from cifarscale.runs.files import write_json_atomically
     from cifarscale.tasks.base import task_of
 
-    with tempfile.TemporaryDirectory() as scratch:
-        result = run_here(prepare(recipe, Path(scratch, "run"), data, options), nproc, logs)
+    result = run_once(recipe, data, options, nproc, logs)
     if out is not None:
         write_json_atomically(out, result)
     task_of(recipe).view.print_result(result, Path(), in_full)

@@ -97,8 +97,12 @@ def require_imported(digest: str, modules: Sequence[str]) -> None:
         )
 
 
-def trust(digest: str) -> None:
-    """Notes that imported code is this user's own: a run folder that holds it may be run without asking."""
+def trust(digest: str, modules: Sequence[str]) -> None:
+    """Notes that imported code is this user's own: a run folder that holds it may be run without asking.
+
+    Raises: ConfigError as `require_imported` does.
+    """
+    require_imported(digest, modules)
     if digest and not is_trusted(digest):
         os.environ[TRUST_VARIABLE] = ",".join(filter(None, (os.environ.get(TRUST_VARIABLE), digest)))  # for the ranks
         with suppress(OSError):  # a home that cannot be written, where only processes that we start know of it

@@ -64,11 +64,13 @@ def _name_of(path: Path) -> str:
 
 def load_training_recipe(name_or_path: str, overrides: Iterable[str] = (), of_run: bool = False) -> TrainingRecipe:
     """`load_recipe` for what is trained. Raises: ConfigError also if the recipe is of another kind."""
-    recipe = load_recipe(name_or_path, overrides, of_run)
+    return require_training(load_recipe(name_or_path, overrides, of_run), name_or_path)
+
+
+def require_training(recipe: Recipe, where: str) -> TrainingRecipe:
+    """Raises: ConfigError, which begins with `where`, for a recipe that trains nothing."""
     if not isinstance(recipe, TrainingRecipe):
-        raise ConfigError(
-            f"{name_or_path} is a recipe of task {recipe.task!r}, which trains nothing. Run: cifarscale --help"
-        )
+        raise ConfigError(f"{where} is a recipe of task {recipe.task!r}, which trains nothing. Run: cifarscale --help")
     return recipe
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -13,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from cifarscale.config.recipe import Recipe
 from cifarscale.distributed.ranks import ADDRESS_VARIABLE, FILE_VARIABLE
 from cifarscale.errors import (
     EXIT_INTERRUPTED,
@@ -25,7 +27,8 @@ from cifarscale.errors import (
 from cifarscale.launch.call import Call
 from cifarscale.launch.failures import LOGS_VARIABLE, failures, forget_failures
 from cifarscale.launch.rank_launcher import CALL_VARIABLE, THREADS_VARIABLE, Ended
-from cifarscale.launch.run import call_of, run
+from cifarscale.launch.run import call_of, prepare, run
+from cifarscale.runs.options import RunOptions
 from cifarscale.runs.run_folder import RunFolder
 from cifarscale.tasks.base import PreparedRun
 from cifarscale.training.signals import leaving_on_signals
@@ -57,6 +60,20 @@ def run_here(prepared: PreparedRun, nproc: int, logs: Path | None = None) -> dic
     result = RunFolder(prepared.run_dir).result()
     assert result is not None
     return result
+
+
+def run_once(
+    recipe: Recipe, data: str | None, options: RunOptions, nproc: int, logs: Path | None = None
+) -> dict[str, Any]:
+    """Prepares and runs a recipe in a temporary folder, of which the result alone remains.
+
+    Args:
+        data: a data set or a folder of shards; None for the recipe's own.
+        nproc, logs: as in `run_here`.
+    Raises: what `prepare` and `run_here` raise.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        return run_here(prepare(recipe, Path(scratch, "run"), data, options), nproc, logs)
 
 
 def run_locally(call: Call, nproc: int, logs: Path) -> None:

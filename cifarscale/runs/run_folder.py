@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cifarscale.config.code import FOLDER, save_code
-from cifarscale.config.load import load_recipe, load_training_recipe, recipe_hash, recipe_toml
+from cifarscale.config.load import load_recipe, recipe_hash, recipe_toml, require_training
 from cifarscale.config.recipe import Recipe, TrainingRecipe
 from cifarscale.errors import CifarscaleError, RunError, short_path
 from cifarscale.runs.checkpoint_files import checkpoint_files
@@ -133,8 +133,7 @@ class RunFolder:
 
     def load_training_recipe(self) -> TrainingRecipe:
         """`load_recipe` for a training. Raises: ConfigError also if nothing is trained here."""
-        self.load_recipe()
-        return load_training_recipe(short_path(self.recipe), of_run=True)
+        return require_training(self.load_recipe(), short_path(self.recipe))
 
     def require(self, recipe: Recipe) -> None:
         """Raises: RunError if this is not a folder of the recipe's run."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cifarscale.config.code import require_imported, trust
+from cifarscale.config.code import trust
 from cifarscale.config.ranks import batch_size_per_rank
 from cifarscale.config.recipe import TrainingRecipe
 from cifarscale.data.build import locate_shards
@@ -62,8 +62,7 @@ def prepare_sweep(sweep: SweepRecipe, run_dir: Path | None, data: str | None, op
     task = task_of(base)
     assert isinstance(task, TrainingTask)
     task.check_needs(base, of_sweep=True)
-    require_imported(base.code, base.modules)
-    trust(base.code)
+    trust(base.code, base.modules)
     shards = locate_shards(data or base.data.dataset).resolve()
     base = resolve(base, shards)
     for overrides in corners(sweep.space, base):

@@ -4,7 +4,7 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from cifarscale.config.code import require_imported, trust
+from cifarscale.config.code import trust
 from cifarscale.config.load import with_values
 from cifarscale.config.ranks import check_num_workers
 from cifarscale.config.recipe import TrainingRecipe
@@ -56,8 +56,7 @@ class TrainingTask(Task):
         check_num_workers(recipe, options.num_workers)
         shards = locate_shards(data or recipe.data.dataset)
         resolved, manifest = resolve(recipe, shards), Manifest.load(shards)
-        require_imported(resolved.code, resolved.modules)
-        trust(resolved.code)
+        trust(resolved.code, resolved.modules)
         folder = RunFolder((run_dir or default_run_dir(resolved)).absolute())
         if folder.recipe.exists():
             folder.require(resolved)
