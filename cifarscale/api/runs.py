@@ -50,7 +50,7 @@ class Run:
             (N, num_classes), with the normalisation in it; of a generator the network itself.
         Raises: RunError or CheckpointError if nothing is trained yet.
         """
-        from cifarscale.distributed.group import pick_device
+        from cifarscale.distributed.device import pick_device
         from cifarscale.tasks.load import load_trained
         from cifarscale.tasks.trained import Normalised, TrainedClassifier
 
@@ -64,7 +64,7 @@ class Run:
 
         Raises: RunError if this is no classifier's run; DataError for a file that is no image.
         """
-        from cifarscale.distributed.group import pick_device
+        from cifarscale.distributed.device import pick_device
         from cifarscale.tasks.load import load_classifier
 
         return load_classifier(self.path, pick_device(device)).predict([Path(image) for image in images])
@@ -76,7 +76,7 @@ class Run:
 
         Raises: RunError if this is no generator's run, or its generator does not know the class.
         """
-        from cifarscale.distributed.group import pick_device
+        from cifarscale.distributed.device import pick_device
         from cifarscale.tasks.load import load_generator
 
         return load_generator(self.path, pick_device(device)).generate(seed, count, class_name)

@@ -179,7 +179,9 @@ def _software(reports: Sequence[Report], expected: Expected) -> Finding:
 
 
 def _gpus(reports: Sequence[Report], expected: Expected) -> Finding:
-    few = [report for report in reports if len(report.gpus) < expected.gpus_per_node]
+    # Where all tasks of a node see one GPU it is their own, as with --gpus-per-task; if not, their sum says so.
+    more = {report.node for report in reports if len(report.gpus) != 1}
+    few = [each for each in reports if len(each.gpus) < expected.gpus_per_node and each.node in more]
     if few:
         return failure(
             "GPUs",

@@ -16,15 +16,18 @@ import requests
 import torch
 import torch.distributed as dist
 from pydantic import TypeAdapter
+from torch.distributed import Store  # type: ignore[attr-defined]
 
 from cifarscale.data.manifest import MANIFEST_NAME, Manifest
+from cifarscale.distributed.device import pick_device
 from cifarscale.distributed.group import Group, process_group
 from cifarscale.distributed.ranks import NODES_VARIABLE, Ranks, ranks_from_environment
 from cifarscale.distributed.rendezvous import meet
-from cifarscale.errors import CifarscaleError, DataError, typed
+from cifarscale.errors import CifarscaleError, ConfigError, DataError, typed
 from cifarscale.evaluation.features import official_weights
 from cifarscale.launch.call import Call
 from cifarscale.runs.files import write_json_atomically
+from cifarscale.runs.options import Timeouts
 
 Stage = Literal["looked", "met", "done"]
 Reach = Literal["here", "reachable", "unreachable", "unasked"]
@@ -33,7 +36,7 @@ TOKEN_NAME = "token.txt"
 """A file with a word that only the doctor knows, in the folder that the nodes are to share."""
 SUM_MB = 64
 """Size of what is summed over the ranks, in MiB: about the gradients of a network of 16 million weights."""
-COLLECTIVE_TIMEOUT_S = 60
+TIMEOUTS = Timeouts(collective=60, control=60)
 WANDB_URL = "https://api.wandb.ai"
 _REACH_TIMEOUT_S = 5
 _REPETITIONS = 5
@@ -119,16 +122,25 @@ def probe(folder: Path, shards: Path | None, device: str, meeting_s: float) -> N
         store = meet(ranks, meeting_s) if ranks.world_size > 1 else None
         report = replace(report, stage="met", meeting_s=time.monotonic() - start)
         _leave(report, folder)
-        here = torch.device(device, ranks.local_rank) if device == "cuda" else torch.device("cpu")
-        if store is not None and device == "cuda":
-            store.set(f"gpus/{ranks.rank}", str(len(report.gpus) > ranks.local_rank))
-            if any(store.get(f"gpus/{rank}") != b"True" for rank in range(ranks.world_size)):
-                here = torch.device("cpu")  # so that the sum tells of the network at least
-        with process_group(ranks, here, store, COLLECTIVE_TIMEOUT_S) as group:
+        here = _device(device, ranks, store)
+        with process_group(ranks, here, store, TIMEOUTS) as group:
             report = replace(_with_the_others(report, group, here), stage="done")
     except (CifarscaleError, RuntimeError) as error:
         report = replace(report, error=str(error).strip().partition("\n")[0])
     _leave(report, folder)
+
+
+def _device(wanted: str, ranks: Ranks, store: Store | None) -> torch.device:
+    """The device to sum on; CPUs where a rank lacks a GPU, so that the sum tells of the network at least."""
+    try:
+        here, has_one = pick_device(wanted, ranks.local_rank), True
+    except ConfigError:
+        here, has_one = torch.device("cpu"), False
+    if store is None:
+        return here
+    store.set(f"gpus/{ranks.rank}", str(has_one))
+    everywhere = all(store.get(f"gpus/{rank}") == b"True" for rank in range(ranks.world_size))
+    return here if everywhere else torch.device("cpu")
 
 
 def shards_digest(shards: Path) -> str:

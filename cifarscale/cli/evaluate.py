@@ -35,7 +35,7 @@ def predict(run: Path, images: tuple[Path, ...], device: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from cifarscale.distributed.group import pick_device
+    from cifarscale.distributed.device import pick_device
     from cifarscale.tasks.load import load_classifier
 
     trained = load_classifier(run, pick_device(device))

@@ -27,7 +27,7 @@ def generate(run: Path, num: int, class_name: str | None, seed: int, out: Path, 
 
     from PIL import Image
 
-    from cifarscale.distributed.group import pick_device
+    from cifarscale.distributed.device import pick_device
     from cifarscale.errors import ConfigError, writing_to
     from cifarscale.tasks.load import load_generator
     from cifarscale.tracking.samples import save_grid

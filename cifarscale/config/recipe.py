@@ -124,8 +124,9 @@ class TrainingConfig(Section):
     """Largest Euclidean norm of a network's gradient; 0 is off."""
     ema_decay: Fraction = 0.0
     """Decay a step of an exponential moving average of the weights, which is then what is evaluated; 0 is off."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Arithmetic of the forward and backward pass (automatic mixed precision); weights stay float32."""
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the forward and backward pass; weights stay float32. `fp32` is IEEE's everywhere; `tf32` rounds the
+    inputs of products to 10 bits on GPUs that can; `bf16` and `fp16` are automatic mixed precision."""
     compile: bool = False
     """Runs the networks through torch.compile, with microbatches = 0 only: compiled arithmetic rounds differently on
     every kind of machine, and by how many cores it has. Where it fails, says so and goes on without."""

@@ -1,47 +1,30 @@
 """The processes of one job: who this one is, and what they agree on."""
 
+import json
+import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
-from cifarscale.distributed.cpu_pool import available_cores
+from cifarscale.distributed.device import Hardware, check_unshared, mixture
 from cifarscale.distributed.ranks import Ranks
 from cifarscale.distributed.rendezvous import meet
-from cifarscale.errors import ConfigError, note_time
+from cifarscale.errors import note_time
+from cifarscale.runs.options import Timeouts
 
-COLLECTIVE_TIMEOUT_S = 600
-"""How long a rank waits in a collective for one that hangs; one that is gone is noticed at once."""
+log = logging.getLogger(__name__)
 
-
-def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
-    """The device for `cpu`, `cuda` or `auto`.
-
-    Raises: ConfigError if CUDA is asked for and there is none for this rank.
-    """
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted == "cpu":
-        return torch.device("cpu")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if local_rank >= count:
-        raise ConfigError(
-            f"--device cuda needs a GPU for local rank {local_rank}, and torch {torch.__version__} sees {count}. "
-            "Run with --device cpu, or with --device auto, which takes a GPU where there is one"
-        )
-    return torch.device("cuda", local_rank)
-
-
-def device_name(device: torch.device) -> str:
-    """The device as people call it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU, {available_cores()} cores"
+T = TypeVar("T")
+TIMEOUTS = Timeouts()
+TEAR_DOWN_S = 10
+"""How long the end of the connections may take after an error, when other ranks may never answer."""
 
 
 class Group:
@@ -60,9 +43,9 @@ class Group:
             dist.all_reduce(tensor, group=self._control)
         return tensor
 
-    def max_later(self, value: int) -> "PendingMax":
-        """Starts finding the largest of the ranks' values; `result()` waits for it."""
-        tensor = torch.tensor(value)
+    def max_later(self, *values: int) -> "PendingMax":
+        """Starts finding the largest of the ranks' values, for each; `result()` waits for them."""
+        tensor = torch.tensor(values)
         if self.ranks.world_size == 1:
             return PendingMax(tensor, None)
         return PendingMax(tensor, dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._control, async_op=True))
@@ -77,14 +60,17 @@ class Group:
 
     def raise_together(self, error: Exception | None) -> None:
         """Raises on every rank if any rank has an error, so that none waits for one that is gone."""
-        if self.ranks.world_size == 1:
-            errors: list[Exception | None] = [error]
-        else:
-            errors = [None] * self.ranks.world_size
-            dist.all_gather_object(errors, error, group=self._control)
-        for other in errors:
+        for other in self.of_all(error):
             if other is not None:
                 raise other
+
+    def of_all(self, value: T) -> list[T]:
+        """Every rank's value, on every rank."""
+        if self.ranks.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.ranks.world_size
+        dist.all_gather_object(values, value, group=self._control)
+        return values
 
     def wait(self) -> None:
         """Returns when all ranks have come here."""
@@ -94,46 +80,68 @@ class Group:
 
 @dataclass(frozen=True)
 class PendingMax:
-    """A maximum over the ranks that is being found."""
+    """Maxima over the ranks that are being found."""
 
     tensor: torch.Tensor
     work: Any
 
-    def result(self) -> int:
+    def result(self) -> list[int]:
         if self.work is not None:
             self.work.wait()
-        return int(self.tensor)
+        largest: list[int] = self.tensor.tolist()
+        return largest
 
 
 @contextmanager
 def process_group(
-    ranks: Ranks, device: torch.device, store: Store | None = None, timeout_s: float = COLLECTIVE_TIMEOUT_S
+    ranks: Ranks, device: torch.device, store: Store | None = None, timeouts: Timeouts = TIMEOUTS
 ) -> Iterator[Group]:
     """The job's ranks connected: nccl between GPUs, gloo between CPUs; taken down cleanly at the end.
 
     Args:
         store: where the ranks have met already; None has them meet now.
-        timeout_s: how long a rank waits in a collective for one that hangs.
-    Raises: DistributedError if not all ranks meet in time.
+    Raises: DistributedError if not all ranks meet in time; ConfigError if two of them have one GPU.
     """
     if ranks.world_size == 1:
         yield Group(ranks)
         return
-    if device.type == "cuda":
+    on_gpu = device.type == "cuda"
+    if on_gpu:
         torch.cuda.set_device(device)
+    store = store or meet(ranks, timeouts.rendezvous)
+    _compare_hardware(PrefixStore("hardware", store), ranks, device)
     dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
-        store=PrefixStore("group", store or meet(ranks)),
+        "nccl" if on_gpu else "gloo",
+        store=PrefixStore("group", store),
         rank=ranks.rank,
         world_size=ranks.world_size,
-        timeout=timedelta(seconds=timeout_s),
-        device_id=device if device.type == "cuda" else None,
+        timeout=timedelta(seconds=timeouts.collective),
+        device_id=device if on_gpu else None,
     )
     try:
-        control = cast(dist.ProcessGroup, dist.new_group(backend="gloo")) if device.type == "cuda" else None
-        yield Group(ranks, control)
-    except Exception as error:
-        note_time(error)  # for the other ranks fail, too, when they lose the connection to this one
+        # Between CPUs one group serves for both.
+        control = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeouts.control)) if on_gpu else None
+        yield Group(ranks, cast(dist.ProcessGroup | None, control))
+    except BaseException as error:
+        if isinstance(error, Exception):
+            note_time(error)  # for the other ranks fail, too, when they lose the connection to this one
+        _leave_at_once(on_gpu)
         raise
-    finally:
-        dist.destroy_process_group()
+    dist.destroy_process_group()
+
+
+def _compare_hardware(store: Store, ranks: Ranks, device: torch.device) -> None:
+    """Raises: ConfigError if two ranks have one GPU. Rank 0 warns of devices that differ."""
+    store.set(str(ranks.rank), json.dumps(Hardware.of(device).as_plain()))
+    found = [Hardware(**json.loads(store.get(str(rank)))) for rank in range(ranks.world_size)]
+    check_unshared(found)
+    if ranks.is_first and (mixed := mixture(found)):
+        log.warning("%s", mixed)
+
+
+def _leave_at_once(on_gpu: bool) -> None:
+    """Ends the connections after an error: what is under way is given up, and no rank is waited for for long."""
+    leave = dist.distributed_c10d._abort_process_group if on_gpu else dist.destroy_process_group
+    thread = threading.Thread(target=leave, daemon=True)
+    thread.start()
+    thread.join(TEAR_DOWN_S)

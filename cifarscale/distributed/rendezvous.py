@@ -24,13 +24,11 @@ from cifarscale.distributed.ranks import ADDRESS_VARIABLE, FILE_VARIABLE, NODES_
 from cifarscale.errors import ConfigError, DistributedError
 from cifarscale.runs.files import is_listed, write_json_atomically
 
-TIMEOUT_S = 300
-"""How long ranks wait for each other at the start. A node that reads Python from a busy file server takes a while."""
 _POLL_S = 0.1
 _SIOCGIFADDR = 0x8915
 
 
-def meet(ranks: Ranks, timeout_s: float = TIMEOUT_S) -> Store:
+def meet(ranks: Ranks, timeout_s: float) -> Store:
     """The store that all ranks of the job share, when all of them have come.
 
     Raises: DistributedError if one has not within the time, naming who is missing.

@@ -1,6 +1,5 @@
 """Networks whose features images are compared by: pytorch-fid's Inception, or a classifier that was trained here."""
 
-import contextlib
 import hashlib
 import io
 import pickle
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from cifarscale.distributed.device import arithmetic
 from cifarscale.errors import EvaluationError
 
 Precision = Literal["exact", "fast"]
@@ -46,9 +46,7 @@ class FeatureNetwork:
     compute: Callable[[Tensor], Tensor]
 
     def __call__(self, images: Tensor) -> Tensor:
-        # On a GPU float32 convolutions would round their inputs to 10 bits, and pick algorithms by the clock.
-        exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
-        with torch.inference_mode(), exact if images.is_cuda else contextlib.nullcontext():
+        with torch.inference_mode(), arithmetic(images.device):
             return self.compute(images).float()
 
 

@@ -46,9 +46,9 @@ def run_here(prepared: PreparedRun, nproc: int, logs: Path | None = None) -> dic
     Raises: what a rank raises; Interrupted if it was asked to stop.
     """
     if prepared.options.device == "cuda":
-        from cifarscale.distributed.group import pick_device
+        from cifarscale.distributed.device import check_gpus
 
-        pick_device("cuda", nproc - 1)  # or a folder would be made for nothing
+        check_gpus(nproc)  # or a folder would be made for nothing
     prepared.make_folder()
     if nproc == 1:
         with leaving_on_signals():

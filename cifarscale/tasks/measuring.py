@@ -35,13 +35,14 @@ class MeasuringTask(Task):
         stop: "StopRequest | None" = None,
     ) -> dict[str, Any]:
         from cifarscale.distributed.cpu_pool import CpuPool
-        from cifarscale.distributed.group import pick_device, process_group
+        from cifarscale.distributed.device import arithmetic, pick_device
+        from cifarscale.distributed.group import process_group
         from cifarscale.distributed.ranks import ranks_from_environment
 
         ranks = ranks_from_environment()
         device = pick_device(options.device, ranks.local_rank)
         folder.error_file.unlink(missing_ok=True)
-        with process_group(ranks, device) as group:
+        with process_group(ranks, device, timeouts=options.timeouts) as group, arithmetic(device):
             try:
                 result = self.measure(recipe, options, group, CpuPool(one_core_each=device.type == "cpu"), device)
                 if ranks.is_first:

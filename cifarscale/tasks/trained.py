@@ -18,6 +18,7 @@ from cifarscale.data.manifest import Manifest
 from cifarscale.data.normalisation import training_normalisation
 from cifarscale.data.shards import IMAGE_SIZE
 from cifarscale.distributed.cpu_pool import CpuPool
+from cifarscale.distributed.device import arithmetic
 from cifarscale.errors import RunError
 
 TOP = 5
@@ -48,7 +49,7 @@ class TrainedClassifier(Trained):
         """
         pixels = torch.from_numpy(np.stack([_thumbnail(path) for path in images])).permute(0, 3, 1, 2)
         normalise = training_normalisation(self.manifest, self.device)
-        with torch.inference_mode():
+        with torch.inference_mode(), arithmetic(self.device):
             probabilities = self.network(normalise(pixels.to(self.device))).softmax(1).cpu()
         names = self.manifest.fine_names
         top = probabilities.topk(min(TOP, len(names)), dim=1)
@@ -99,7 +100,8 @@ class TrainedGenerator(Trained, ABC):
         Raises: RunError for a class that it does not know.
         """
         images = self.images(seed, count, None if class_name is None else self.label(class_name))
-        return drawn(images, CpuPool(one_core_each=self.device.type == "cpu"))
+        with arithmetic(self.device):
+            return drawn(images, CpuPool(one_core_each=self.device.type == "cpu"))
 
     def label(self, class_name: str) -> int:
         """The number of a class.

@@ -13,9 +13,11 @@ from torch import nn
 from cifarscale.config.recipe import Stage
 from cifarscale.data.batches import Batch, Reader
 from cifarscale.distributed.cpu_pool import CpuPool
+from cifarscale.distributed.device import arithmetic
 from cifarscale.distributed.group import Group
-from cifarscale.errors import CheckpointError, Interrupted, NonFiniteLossError
+from cifarscale.errors import CheckpointError, DistributedError, Interrupted, NonFiniteLossError
 from cifarscale.runs.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from cifarscale.training.digest import digest_of
 from cifarscale.training.learner import Learner, Outputs
 from cifarscale.training.metrics_buffer import MetricsBuffer
 from cifarscale.training.microbatches import Microbatches
@@ -25,6 +27,8 @@ from cifarscale.training.timing import Timing
 
 log = logging.getLogger(__name__)
 
+STOP_HEARD_S = 0.25
+"""About how often ranks tell each other whether they were asked to stop; one process alone looks at each step."""
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -111,7 +115,7 @@ class Engine:
         if training.compile:
             self._compile()
         batches = self._reader.batches(self._step)
-        saved_at = self._step
+        saved_at = asked_at = self._step
         while True:
             if self._due(self._recipe.evaluation.every) and self._evaluated_at != self._step:
                 self._evaluate()
@@ -122,12 +126,19 @@ class Engine:
                 return
             if self._step >= last:
                 raise Interrupted(f"after step {self._step:,}, where it was asked to stop; the state is saved")
-            stopping = self._group.max_later(self._stop.requested)
+            asked = self._step == asked_at
+            if asked:
+                stopping = self._group.max_later(self._stop.requested, self.timing.steps_in(STOP_HEARD_S))
             with self.timing.step():
-                self._train_step(batches)
+                with self._products():
+                    self._train_step(batches)
                 if self._step % training.log_every == 0:
                     self._log()
-            if stop := stopping.result():
+            if not asked:
+                continue
+            stop, steps = stopping.result()
+            asked_at = self._step - 1 + steps
+            if stop:
                 if self._step > saved_at:
                     self._save()
                 self._group.wait()
@@ -216,6 +227,18 @@ class Engine:
         if not all(bool(parameter.isfinite().all()) for network in networks for parameter in network.parameters()):
             raise self._diverged(f"the weights after step {self._step:,} are not finite")
 
+    def _check_replicas(self) -> None:
+        """Raises: DistributedError if the ranks' networks, which must be equal, are not."""
+        digests = self._group.of_all(digest_of(self._learner.networks))
+        if other := next((rank for rank, digest in enumerate(digests) if digest != digests[0]), None):
+            last = newest_on_first(self._checkpoints, self._group)
+            raise DistributedError(
+                f"the weights of rank {other} after step {self._step:,} are not those of rank 0: its device computes "
+                "wrongly, or the network draws random numbers of its own. "
+                f"{f'The last good checkpoint is {last}' if last else 'There is no checkpoint yet'}. "
+                "Run: cifarscale doctor"
+            )
+
     def _diverged(self, what: str) -> NonFiniteLossError:
         last = newest_on_first(self._checkpoints, self._group)
         where = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
@@ -235,6 +258,7 @@ class Engine:
     def _save(self) -> None:
         self._check_losses()
         self._check_weights()
+        self._check_replicas()
         if not self._group.ranks.is_first:
             return
         state = {
@@ -281,7 +305,8 @@ class Engine:
                 )
 
     def _compile(self) -> None:
-        """Compiles the replicas, after a trial; where compiling fails on this machine they stay as they are."""
+        """Compiles the replicas, after a trial; where compiling fails on a rank all of them stay as they are."""
+        failure = ""
         try:
             for name in self._learner.optimized_networks:
                 compiled = torch.compile(self._microbatches.replicas[0][name])
@@ -289,7 +314,11 @@ class Engine:
                     output = compiled(*self._learner.example_inputs(self._batch_size)[name])
                 torch.autograd.grad(output.float().sum(), list(self._learner.networks[name].parameters()))
         except Exception as error:
-            log.warning("torch.compile failed, going on without it: %s", str(error).strip().splitlines()[0])
+            failure = str(error).strip().splitlines()[0]
+            log.warning("torch.compile failed, going on without it: %s", failure)
+        if any(self._group.of_all(failure)):
+            if not failure:
+                log.warning("torch.compile failed on another rank, going on without it")
             return
         for replica in self._microbatches.replicas:
             for name in self._learner.optimized_networks:
@@ -297,9 +326,16 @@ class Engine:
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         precision = self._recipe.training.precision
-        if precision == "fp32":
+        if precision not in _DTYPES:
             return contextlib.nullcontext()
         return torch.autocast(self._device.type, _DTYPES[precision])
+
+    def _products(self) -> contextlib.AbstractContextManager[None]:
+        """Evaluation, outside of this, is IEEE's whatever the recipe says."""
+        training = self._recipe.training
+        if training.precision != "tf32":
+            return contextlib.nullcontext()
+        return arithmetic(self._device, tf32=True, repeatable=training.microbatches > 0)
 
     def _due(self, every: int) -> bool:
         return every > 0 and self._step > 0 and self._step % every == 0

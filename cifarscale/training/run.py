@@ -16,7 +16,8 @@ from cifarscale.config.ranks import batch_size_per_rank
 from cifarscale.config.recipe import TrainingRecipe, stages_of
 from cifarscale.data.dataset import Dataset
 from cifarscale.distributed.cpu_pool import CpuPool
-from cifarscale.distributed.group import Group, device_name, pick_device, process_group
+from cifarscale.distributed.device import arithmetic, device_name, pick_device
+from cifarscale.distributed.group import Group, process_group
 from cifarscale.distributed.ranks import ranks_from_environment
 from cifarscale.errors import Interrupted, RunError
 from cifarscale.runs.checkpoint_files import checkpoint_step
@@ -75,7 +76,12 @@ def train(
         batch_size_per_rank(stage.recipe, ranks.world_size)
     device = pick_device(options.device, ranks.local_rank)
     stopping = nullcontext(stop) if stop else stop_on_signals()
-    with process_group(ranks, device) as group, _naming_want_of_memory(device):
+    repeatable = recipe.training.microbatches > 0
+    with (
+        process_group(ranks, device, timeouts=options.timeouts) as group,
+        arithmetic(device, repeatable=repeatable),
+        _in_our_words(device),
+    ):
         if not ranks.is_first:
             return _run(trainee, recipe, folder, options, group, device, sink, stopping)
         with lease(folder.lease, folder.refusal, options.patience_s):
@@ -83,12 +89,17 @@ def train(
 
 
 @contextmanager
-def _naming_want_of_memory(device: torch.device) -> Iterator[None]:
-    """Raises: RunError in one line where torch, or Python, has no memory left."""
+def _in_our_words(device: torch.device) -> Iterator[None]:
+    """Raises: RunError in one line where torch, or Python, has no memory left, or no repeatable way to compute."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         message = str(error).splitlines()[0] if str(error) else "MemoryError"
+        if operation := re.match("(.+) does not have a deterministic implementation", message):
+            raise RunError(
+                f"{operation[1]} gives other bits each time on a GPU, and training.microbatches promises the same. "
+                "Take another layer in its place, or --set training.microbatches=0"
+            ) from error
         if not isinstance(error, MemoryError) and not re.search("out of memory|can't allocate memory", message):
             raise
         message = message[message.find(": ") + 1 :].strip()
@@ -154,8 +165,6 @@ def _train(
     pool, device = context.pool, context.device
     if recipe.training.precision == "fp16" and device.type == "cpu" and group.ranks.is_first:
         log.warning("precision = 'fp16' is 40 to 75 times slower than 'fp32' on a CPU; 'bf16' is not")
-    if recipe.training.microbatches:
-        torch.backends.cudnn.deterministic = True  # on a GPU a microbatch must give the same bits each time, too
     newest = newest_on_first(folder.checkpoints, group)
     if newest is None and group.ranks.is_first and folder.saved_step() is not None:
         log.warning("%s begins again at step 0: what it had trained is lost", folder.path)

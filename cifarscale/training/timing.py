@@ -29,12 +29,20 @@ class Timing:
         self.seconds = self.data_seconds = 0.0
         self._steps = 0
         self._began = self._timed_seconds = self._own_seconds = 0.0
+        self._line_steps, self._line_seconds, self._own_steps = UNTIMED_STEPS, 0.0, UNTIMED_STEPS
         self._pending: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     @property
     def images_per_second(self) -> float:
         """Throughput of the whole job in training alone, without warm-up, evaluation and checkpoints."""
         return (self._steps - UNTIMED_STEPS) * self._batch_size / self._timed_seconds if self._timed_seconds else 0.0
+
+    def steps_in(self, seconds: float) -> int:
+        """About how many steps, one at least, the job takes in this time; one before that is known, or alone."""
+        steps = self._steps - UNTIMED_STEPS
+        if self._group.ranks.world_size == 1 or steps <= 0:
+            return 1
+        return max(1, int(seconds * steps / self._timed_seconds))
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -74,17 +82,20 @@ class Timing:
             self._own_seconds += time.perf_counter() - start
 
     def metrics(self) -> dict[str, float]:
-        """Times and throughput up to now, for the log; within a step, and on all ranks.
+        """Times up to now, and throughput since the last call, for the log; within a step, and on all ranks.
 
         A rank's own throughput counts its images by the time of its own work: reading, augmentation, gradients. All
         ranks go at the pace of the slowest, and this tells which that is.
         """
+        seconds, self._line_seconds = self._timed_seconds - self._line_seconds, self._timed_seconds
+        images = max(0, self._steps - self._line_steps) * self._batch_size
+        self._line_steps = max(self._steps, UNTIMED_STEPS)
         metrics = {
             "seconds": round(self.seconds + time.perf_counter() - self._began, 3),
             "data_seconds": round(self.data_seconds, 3),
-            "images_per_second": round(self.images_per_second, 1),
+            "images_per_second": round(images / seconds if seconds else 0.0, 1),
         }
-        ranks, steps = self._group.ranks, self._steps + 1 - UNTIMED_STEPS
+        ranks, steps = self._group.ranks, self._steps + 1 - self._own_steps
         if ranks.world_size > 1 and steps > 0:
             for began, ended in self._pending:
                 ended.synchronize()
@@ -92,6 +103,7 @@ class Timing:
             self._pending.clear()
             rates = torch.zeros(ranks.world_size, dtype=torch.float64)
             rates[ranks.rank] = steps * self._batch_size / ranks.world_size / self._own_seconds
+            self._own_steps, self._own_seconds = self._steps + 1, 0.0
             for rank, rate in enumerate(self._group.sum_(rates).tolist()):
                 metrics[f"images_per_second_rank_{rank}"] = round(rate, 1)
         return metrics

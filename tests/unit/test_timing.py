@@ -51,6 +51,18 @@ def test_throughput_leaves_out_the_first_steps_and_what_is_between_steps(clock: 
     assert all(map(differs, figures))
 
 
+def test_the_log_tells_of_the_steps_since_its_last_line(clock: Clock) -> None:
+    timing = Timing(Group(Ranks()), CPU, batch_size=8)
+    rates = []
+    for step, seconds in enumerate([1] * (UNTIMED_STEPS + 4) + [4] * 4 + [2] * 4):
+        with timing.step():
+            if step % 4 == UNTIMED_STEPS % 4:
+                rates.append(timing.metrics()["images_per_second"])
+            clock.now += seconds
+    assert rates == [0.0, 0.0, 0.0, 8.0, 2.0]
+    assert timing.images_per_second == 8 * 12 / 28
+
+
 def test_before_there_is_a_timed_step_nothing_is_told(clock: Clock) -> None:
     timing = Timing(Group(Ranks()), CPU, batch_size=8)
     with timing.step():

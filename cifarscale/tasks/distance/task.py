@@ -52,7 +52,7 @@ class DistanceTask(MeasuringTask):
     ) -> dict[str, Any]:
         """Compares a generator's images, or those of a folder or a split, with real ones."""
         from cifarscale.data.dataset import Dataset
-        from cifarscale.distributed.group import device_name
+        from cifarscale.distributed.device import device_name
         from cifarscale.tasks.distance.reference import images_of, open_reference
         from cifarscale.tasks.load import load_generator
 

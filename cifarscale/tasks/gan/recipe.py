@@ -137,6 +137,15 @@ class GanRecipe(TrainingRecipe):
         return self
 
     @model_validator(mode="after")
+    def _penalties_need_eager_networks(self) -> Self:
+        if self.training.compile and (self.objective.r1 or self.objective.r2):
+            raise ValueError(
+                "objective.r1 and r2 are differentiated twice, which torch.compile cannot do: "
+                "set training.compile = false, or both to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _distances_are_evaluations(self) -> Self:
         every, evaluation = self.distance.every, self.evaluation.every
         if every and (not evaluation or every % evaluation):
