@@ -7,8 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import Run, run_recipe
 
+from cifarscale.config.load import load_training_recipe
+from cifarscale.distributed.device import arithmetic, pick_device
+from cifarscale.errors import ConfigError, Interrupted
 from cifarscale.runs.checkpoint import load_checkpoint, newest_checkpoint
+from cifarscale.runs.options import RunOptions
+from cifarscale.tasks.training import resolve
+from cifarscale.training.signals import StopRequest
 
 pytestmark = [
     pytest.mark.gpu,
@@ -50,3 +57,64 @@ def test_mixed_precision_trains(shards: Path, tmp_path: Path, precision: str, co
     weights = train(shards, tmp_path, *settings)
     assert all(weight.isfinite().all() for weight in weights.values())
     assert (tmp_path / "result.json").exists()
+
+
+DEVICE = "cuda"
+SHORT = ("training.max_steps=12", "training.checkpoint_every=6", "evaluation.every=0")
+RECIPES = {
+    "cnn": ("augmentation.crop_padding=4", "augmentation.flip=true", "augmentation.mixup=0.2"),
+    "resnet": ("training.ema_decay=0.99", "training.gradient_clip_norm=1.0"),
+    "dcgan": ("distance.features=none",),
+    "dcgan-plus": ("distance.features=none", "distance.every=0"),
+}
+
+
+def trained(name: str, folder: Path, shards: Path, *changes: str, stop_after: int | None = None) -> Run:
+    """A short training in this process."""
+    recipe = resolve(load_training_recipe(name, (*SHORT, *RECIPES[name], *changes)), shards)
+    stop = StopRequest()
+    stop.after_step = stop_after
+    run_recipe(recipe, folder, RunOptions(shards, DEVICE), None, stop)
+    return Run(folder)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_recipe_gives_the_same_bits_twice_and_resumed(
+    name: str, precision: str, shards: Path, tmp_path: Path
+) -> None:
+    changes = (f"training.precision={precision}",)
+    whole = trained(name, tmp_path / "whole", shards, *changes)
+    with pytest.raises(Interrupted):
+        trained(name, tmp_path / "again", shards, *changes, stop_after=5)
+    trained(name, tmp_path / "again", shards, *changes).assert_same_as(whole)
+
+
+def test_float32_is_ieee_and_tf32_is_asked_for() -> None:
+    torch.manual_seed(0)
+    images, kernel = torch.randn(8, 32, 32, 32, device="cuda"), torch.randn(32, 32, 3, 3, device="cuda")
+    exact = torch.nn.functional.conv2d(images.double(), kernel.double())
+
+    def error(tf32: bool) -> float:
+        with arithmetic(images.device, tf32):
+            found = torch.nn.functional.conv2d(images, kernel)
+        return float((found - exact).norm() / exact.norm())
+
+    assert error(tf32=False) < 1e-6 < 1e-5 < error(tf32=True)
+
+
+def test_a_task_that_sees_one_gpu_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert pick_device("cuda", 3) == torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match=r"4 ranks need a GPU each, and torch .* sees 2"):
+        pick_device("cuda", 3)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
+def test_two_gpus_give_the_bits_of_one(shards: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "cifarscale", "train", "cnn", "--device", "cuda", "--data", str(shards)]
+    for nproc in (1, 2):
+        more = ["--nproc", str(nproc), "--run-dir", str(tmp_path / str(nproc)), "--set", "training.max_steps=60"]
+        subprocess.run([*command, *more], check=True)
+    Run(tmp_path / "1").assert_same_as(Run(tmp_path / "2"))

@@ -1,0 +1,71 @@
+"""Training throughput of the built-in recipes on one GPU, by precision and by microbatches: a table in Markdown.
+
+Each figure is a run of its own in this process, one after the other, on drawn data (speed does not depend on it), its
+log and checkpoint included, without evaluation; the first steps are left out.
+
+    python tests/bench/bench_gpu.py [--steps 200] [--recipe cnn:64 …] [--precision fp32 …] [--compiled]
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from runs import run_recipe
+
+from cifarscale.config.load import load_training_recipe
+from cifarscale.data.build import build_shards
+from cifarscale.runs.options import RunOptions
+from cifarscale.tasks.training import resolve
+
+RECIPES = ("cnn:64", "cnn:512", "resnet:128", "dcgan:64", "dcgan-plus:64")
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+
+
+def images_per_second(name: str, changes: tuple[str, ...], steps: int, shards: Path, device: str) -> float:
+    """Of a training of `steps` steps."""
+    settings = (f"training.max_steps={steps}", "evaluation.every=0", 'distance.features="none"', "distance.every=0")
+    recipe = load_training_recipe(name, (*(settings if "dcgan" in name else settings[:2]), *changes))
+    with tempfile.TemporaryDirectory() as folder:
+        result = run_recipe(resolve(recipe, shards), Path(folder) / "run", RunOptions(shards, device))
+        return float(result["images_per_second"])
+
+
+@click.command()
+@click.option("--steps", default=200)
+@click.option("--recipe", "recipes", multiple=True, default=RECIPES, help="NAME:BATCH")
+@click.option("--precision", "precisions", multiple=True, default=PRECISIONS)
+@click.option("--compiled", is_flag=True, help="Also with training.compile, where microbatches are 0.")
+@click.option("--device", default="cuda")
+def main(steps: int, recipes: tuple[str, ...], precisions: tuple[str, ...], compiled: bool, device: str) -> None:
+    """Print the table."""
+    name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
+    click.echo(f"{name}, torch {torch.__version__}; images a second, one run each of {steps} steps\n")
+    click.echo(f"| recipe, batch | microbatches | {' | '.join(precisions)} |")
+    click.echo(f"| --- | --- | {' | '.join('---:' for _ in precisions)} |")
+    with tempfile.TemporaryDirectory() as folder:
+        shards = Path(folder, "synthetic")
+        build_shards("synthetic", shards)
+        for each in recipes:
+            recipe, _, batch = each.partition(":")
+            default = load_training_recipe(recipe, ()).training.microbatches
+            ways = [(str(default), ()), ("0", ("training.microbatches=0",))]
+            if compiled:
+                ways.append(("0, compiled", ("training.microbatches=0", "training.compile=true")))
+            for way, changes in ways:
+                rates = []
+                for precision in precisions:
+                    more = (f"training.global_batch_size={batch}", f'training.precision="{precision}"')
+                    try:
+                        rates.append(f"{images_per_second(recipe, (*changes, *more), steps, shards, device):,.0f}")
+                    except Exception as error:
+                        click.echo(f"{each} {way} {precision}: {error}", err=True)
+                        rates.append("failed")
+                click.echo(f"| `{recipe}`, {batch} | {way} | {' | '.join(rates)} |")
+
+
+if __name__ == "__main__":
+    main()
