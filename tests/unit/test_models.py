@@ -299,7 +299,7 @@ def test_summaries_are_distinct_and_the_first_is_the_published_network() -> None
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: classifier("resnet50"), "'resnet50' is unknown; valid: small_filters_cnn, resnet"),
+        (lambda: classifier("resnet50"), "'resnet50' is unknown; valid: small_filters_cnn, resnet, residual_stages"),
         (lambda: classifier("resnet", activation="gelu"), "'gelu' is unknown; valid: relu, leaky_relu, silu"),
         (lambda: SmallFiltersCNN(normalisation="layer"), "'layer' is unknown; valid: none, batch, group, sync_batch"),
         (lambda: SmallFiltersCNN(attention="se"), "'se' is unknown; valid: none, squeeze_excitation, self_attention"),

@@ -27,6 +27,10 @@ class AugmentationConfig(Section):
         return self.mixup > 0 or self.cutmix > 0
 
 
+Widths = Annotated[tuple[PositiveInt, ...], Field(min_length=1, max_length=5, strict=False)]
+"""One value for each stage; after five stages 32x32 pixels are 2x2."""
+
+
 class SmallFiltersCNNConfig(Section):
     """The baseline's CNN; with the defaults 57,332 parameters on 100 classes."""
 
@@ -57,6 +61,51 @@ class ResNetConfig(Section):
     """`batch` takes the statistics of each microbatch; `sync_batch` those of the global batch, and needs 0 of them."""
 
 
+class ResidualStagesConfig(Section):
+    """Stages of residual blocks, for small budgets; with the defaults 56,452 parameters on 100 classes."""
+
+    name: Literal["residual_stages"] = "residual_stages"
+    widths: Widths = (40, 64, 88)
+    """Channels of each stage; each stage after the first has half the height and width of the one before."""
+    blocks: Widths = (4, 3, 2)
+    """Blocks of each stage."""
+    block: Literal["basic", "bottleneck", "gated_depthwise"] = "bottleneck"
+    """`basic` is two 3x3 convolutions, `bottleneck` a 3x3 between two 1x1 (He et al. 2016); `gated_depthwise` is
+    `x + BN(1x1(attention(act(a) * b)))` with a, b = BN(1x1) of BN(depthwise 3x3)."""
+    inner_widths: Annotated[tuple[PositiveInt, ...], Field(max_length=5, strict=False)] = ()
+    """Channels of the 3x3 convolutions in the bottlenecks of each stage; empty for a quarter of `widths`."""
+    repeat: PositiveInt = 1
+    """How often each block is applied, with the same convolutions and with norms of each time's own."""
+    attention: Literal["none", "squeeze_excitation", "efficient_channel"] = "none"
+    """Scales channels in each block (Hu et al. 2018; Wang et al. 2020)."""
+    downsampling: Literal["average_pool", "max_pool", "depthwise", "stride"] = "average_pool"
+    """How a stage begins: 2x2 pooling, or a depthwise 3x3 convolution of stride 2, before a 1x1 convolution; or a
+    3x3 convolution of stride 2."""
+    activation: Literal["relu", "leaky_relu", "silu"] = "relu"
+    """Follows each convolution of `basic` and `bottleneck` and each sum; in `gated_depthwise` it is the gate's."""
+    normalisation: NormalisationKind = "batch"
+    """`batch` takes the statistics of each microbatch; `sync_batch` those of the global batch, and needs 0 of them."""
+    zero_init: bool = True
+    """Each block begins as the identity: the gain of its last norm starts at 0 (Goyal et al. 2017)."""
+
+    @property
+    def num_channels(self) -> set[int]:
+        """The numbers of channels that are normalised."""
+        inner = self.inner_widths or tuple(max(1, width // 4) for width in self.widths)
+        return {*self.widths, *(inner if self.block == "bottleneck" else ())}
+
+    @model_validator(mode="after")
+    def _lists_have_a_value_for_each_stage(self) -> Self:
+        if self.inner_widths and self.block != "bottleneck":
+            raise ValueError(f"model.inner_widths is for model.block = 'bottleneck', and not for {self.block!r}")
+        for key, values in (("blocks", self.blocks), ("inner_widths", self.inner_widths)):
+            if values and len(values) != len(self.widths):
+                raise ValueError(
+                    f"model.{key} = {list(values)} needs a value for each stage: model.widths = {list(self.widths)}"
+                )
+        return self
+
+
 class UnreadNetwork(Section):
     """The section of a network whose code is not imported: it can be shown, and not be built."""
 
@@ -67,13 +116,14 @@ class UnreadNetwork(Section):
 
 @register_network("small_filters_cnn", config=SmallFiltersCNNConfig)
 @register_network("resnet", config=ResNetConfig)
-def _built_in(config: SmallFiltersCNNConfig | ResNetConfig, data: DataSpec) -> Any:
+@register_network("residual_stages", config=ResidualStagesConfig)
+def _built_in(config: SmallFiltersCNNConfig | ResNetConfig | ResidualStagesConfig, data: DataSpec) -> Any:
     from cifarscale.tasks.classifier.networks import classifier
 
     return classifier(num_classes=data.num_classes, **config.model_dump())
 
 
-ClassifierConfig = Annotated[SmallFiltersCNNConfig | ResNetConfig, Field(discriminator="name")]
+ClassifierConfig = Annotated[SmallFiltersCNNConfig | ResNetConfig | ResidualStagesConfig, Field(discriminator="name")]
 
 
 class ClassifierRecipe(TrainingRecipe):
@@ -115,12 +165,15 @@ class ClassifierRecipe(TrainingRecipe):
     @model_validator(mode="after")
     def _groups_divide_the_channels(self) -> Self:
         model = self.model
-        if (
-            isinstance(model, SmallFiltersCNNConfig | ResNetConfig)
-            and model.normalisation == "group"
-            and model.width % 4
-        ):
+        if getattr(model, "normalisation", "none") != "group":
+            return self
+        if isinstance(model, SmallFiltersCNNConfig | ResNetConfig) and model.width % 4:
             raise ValueError(f"model.normalisation = 'group' needs model.width = {model.width} to be a multiple of 4")
+        if isinstance(model, ResidualStagesConfig) and any(channels % 4 for channels in model.num_channels):
+            raise ValueError(
+                "model.normalisation = 'group' needs multiples of 4 channels, and the network has "
+                f"{', '.join(map(str, sorted(model.num_channels)))}"
+            )
         return self
 
 
@@ -132,7 +185,7 @@ def classifier_recipe(networks: tuple[RegisteredNetwork, ...], is_open: bool) ->
         is_open: whether there are others, of which nothing is known.
     """
     sections = tuple(network.config for network in networks)
-    if sections == (ResNetConfig, SmallFiltersCNNConfig) and not is_open:
+    if sections == (ResidualStagesConfig, ResNetConfig, SmallFiltersCNNConfig) and not is_open:
         return ClassifierRecipe
     model: Any = Annotated[Union[sections], Field(discriminator="name")]  # noqa: UP007 (of a tuple)
     if is_open:

@@ -5,16 +5,21 @@ from typing import Any
 
 import torch
 
+from cifarscale.tasks.classifier.networks.residual_stages import ResidualStages
 from cifarscale.tasks.classifier.networks.resnet import ResNet
 from cifarscale.tasks.classifier.networks.small_filters_cnn import SmallFiltersCNN
 from cifarscale.training.cost import ModelSummary, summarise
 
-Classifier = SmallFiltersCNN | ResNet
+Classifier = SmallFiltersCNN | ResNet | ResidualStages
 """What `classifier` builds: `forward` gives logits (N, num_classes), `features` what its last layer sees."""
 
 IMAGE_SHAPE = (3, 32, 32)
 
-_CLASSIFIERS: dict[str, Callable[..., Classifier]] = {"small_filters_cnn": SmallFiltersCNN, "resnet": ResNet}
+_CLASSIFIERS: dict[str, Callable[..., Classifier]] = {
+    "small_filters_cnn": SmallFiltersCNN,
+    "resnet": ResNet,
+    "residual_stages": ResidualStages,
+}
 
 _DESCRIBED: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("small_filters_cnn", {}, "three 3x3 convolutions"),
@@ -27,6 +32,13 @@ _DESCRIBED: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("small_filters_cnn", {"width": 16}, "twice the channels"),
     ("resnet", {}, "10 layers"),
     ("resnet", {"blocks_per_stage": 2}, "16 layers"),
+    ("resnet", {"width": 13}, "10 layers"),
+    ("residual_stages", {}, "bottlenecks"),
+    (
+        "residual_stages",
+        {"block": "gated_depthwise", "widths": [24, 40, 60], "blocks": [3, 3, 2], "attention": "efficient_channel"},
+        "gated depthwise",
+    ),
 )
 
 
@@ -34,7 +46,7 @@ def classifier(name: str, **options: Any) -> Classifier:
     """A freshly initialised classifier of 32x32 RGB images.
 
     Args:
-        name: "small_filters_cnn" or "resnet".
+        name: "small_filters_cnn", "resnet" or "residual_stages".
         options: keyword arguments of that class, `num_classes` among them.
     Raises: ValueError for an unknown name or value, TypeError for an unknown option.
     """
