@@ -14,13 +14,15 @@ from cifarscale.cli.options import device_option, nproc_option, run_argument
 @nproc_option
 @device_option
 @click.option("--classes", is_flag=True, help="Show every class, not only the superclasses.")
-def evaluate(run: Path, split: str, data: str | None, nproc: int, device: str, classes: bool) -> None:
+@click.option("--flip", is_flag=True, help="Also by the mean logits of each image and its mirror image.")
+def evaluate(run: Path, split: str, data: str | None, nproc: int, device: str, classes: bool, flip: bool) -> None:
     """Evaluate the classifier of RUN, a run folder, on a split. The result is exact for any number of processes."""
     from cifarscale.cli.measured import measured
     from cifarscale.config.load import parse_recipe
     from cifarscale.runs.options import RunOptions
 
-    recipe = parse_recipe({"task": "evaluate", "name": "evaluate", "run": str(run), "split": split}, "evaluate")
+    values = {"task": "evaluate", "name": "evaluate", "run": str(run), "split": split, "flip": flip}
+    recipe = parse_recipe(values, "evaluate")
     path = run / f"evaluation-{split}.json"
     measured(recipe, data, RunOptions(device=device), nproc, path, run / "logs", in_full=classes)
     click.echo(f"all metrics  {path}")

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from cifarscale.config.code import load_code
 from cifarscale.config.keys import set_key
 from cifarscale.config.lookup import bundled_folders, find_file, named_files, read_toml
-from cifarscale.config.recipe import Recipe, TrainingRecipe, resolved
+from cifarscale.config.recipe import UNHASHED_VALUES, Recipe, TrainingRecipe, resolved
 from cifarscale.config.registry import registered_task, task_names
 from cifarscale.config.validation import explain, variants_of
 from cifarscale.errors import ConfigError
@@ -125,9 +125,11 @@ def recipe_toml(recipe: Recipe) -> str:
 def recipe_hash(recipe: Recipe) -> str:
     """Eight hexadecimal digits of what the recipe computes: all of it, resolved, but its name and who is told of it."""
     values = {key: value for key, value in resolved(recipe).items() if key not in _NOT_COMPUTED}
-    for key in ("later", "modules", "code"):
-        if not values.get(key):
-            values.pop(key, None)
+    for key, value in UNHASHED_VALUES.items():
+        section, _, last = key.rpartition(".")
+        holder = values.get(section) if section else values
+        if holder and holder.get(last) == value:
+            del holder[last]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 

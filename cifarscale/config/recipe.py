@@ -24,6 +24,7 @@ from cifarscale.config.keys import dotted, set_key
 from cifarscale.config.validation import explain
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Rate = Annotated[tuple[str, NonNegativeFloat], Field(strict=False)]
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 MAY_CHANGE = (
     "training.learning_rate",
@@ -37,6 +38,21 @@ MAY_CHANGE = (
     "objective.r2",
 )
 """Keys, and the beginnings of keys, that may change in the middle of a run: no state depends on them."""
+UNHASHED_VALUES: dict[str, Any] = {
+    "later": [],
+    "modules": [],
+    "code": "",
+    "training.rates": [],
+    "training.ema_statistics": 0,
+    "augmentation.alternating_flip": False,
+    "augmentation.padding": "black",
+    "augmentation.resolution": 0,
+    "distillation": {"teacher": "", "weights": "", "temperature": 4.0, "weight": 0.5},
+    "test_time_flip": False,
+    "flip": False,
+}
+"""Keys, or sections, that not all recipes have had, each with the value that changes nothing: with that value a key is
+no part of a recipe's hash, so that older runs keep theirs."""
 NormalisationKind = Literal["none", "batch", "sync_batch", "group"]
 """`batch` takes the statistics of each microbatch; `sync_batch` those of the global batch, and needs 0 of them."""
 
@@ -96,7 +112,26 @@ class SGDConfig(Section):
         return self
 
 
-OptimizerConfig = Annotated[AdamWConfig | SGDConfig, Field(discriminator="name")]
+class MuonConfig(Section):
+    """Momentum made orthogonal (Jordan et al. 2024) for dense kernels of convolutions, AdamW for all else.
+
+    Both take training.learning_rate: an orthogonal update is scaled to the size that AdamW's usually has.
+    """
+
+    name: Literal["muon"] = "muon"
+    momentum: Fraction = 0.95
+    """Share of the last update of a kernel that is kept; 0 is off."""
+    nesterov: bool = True
+    """Takes the gradient of a kernel where the momentum leads (Nesterov 1983)."""
+    betas: tuple[Beta, Beta] = Field(default=(0.9, 0.999), strict=False)
+    """Of AdamW: decays a step of the running means of the gradient and of its square."""
+    epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    """Of AdamW: added to the root of the second mean, so that nothing is divided by 0."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Applied to weights of two and more dimensions: not to biases and normalisation."""
+
+
+OptimizerConfig = Annotated[AdamWConfig | SGDConfig | MuonConfig, Field(discriminator="name")]
 
 
 class ScheduleConfig(Section):
@@ -120,10 +155,16 @@ class TrainingConfig(Section):
     by all-reduce, as DistributedDataParallel does: any number of ranks, equal to rounding only."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """Peak learning rate."""
+    rates: tuple[Rate, ...] = Field(default=(), strict=False)
+    """Factors of the learning rate for parameters by their names: `[["classifier.*", 2.0]]` doubles that of the layer
+    `classifier`. Of several patterns that match, the first one counts; 0 leaves parameters as they were drawn."""
     gradient_clip_norm: NonNegativeFloat = 0.0
     """Largest Euclidean norm of a network's gradient; 0 is off."""
     ema_decay: Fraction = 0.0
     """Decay a step of an exponential moving average of the weights, which is then what is evaluated; 0 is off."""
+    ema_statistics: NonNegativeInt = 0
+    """Batches, of the steps to come, on which batch normalisation's statistics are estimated for the averaged weights
+    before these are evaluated or saved (Izmailov et al. 2018); 0 takes those of the weights that are trained."""
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the forward and backward pass; weights stay float32. `fp32` is IEEE's everywhere; `tf32` rounds the
     inputs of products to 10 bits on GPUs that can; `bf16` and `fp16` are automatic mixed precision."""
@@ -145,6 +186,12 @@ class TrainingConfig(Section):
                 f"training.microbatches = {self.microbatches} promises the same ones: "
                 "set training.microbatches=0 too, or leave it out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _statistics_are_of_an_average(self) -> Self:
+        if self.ema_statistics and not self.ema_decay:
+            raise ValueError(f"training.ema_statistics = {self.ema_statistics} needs training.ema_decay above 0")
         return self
 
     @model_validator(mode="after")

@@ -51,6 +51,19 @@ class Accuracy:
         return torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
 
 
+class FlipAveraged(nn.Module):
+    """A classifier whose logits are the means of those of an image and of its mirror image."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.training = network.training
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = (self.network(images) + self.network(images.flip(-1))) / 2
+        return logits
+
+
 def evaluate_classifier(
     network: nn.Module,
     split: EvaluationSplit,

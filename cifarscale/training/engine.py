@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,13 +16,20 @@ from cifarscale.data.batches import Batch, Reader
 from cifarscale.distributed.cpu_pool import CpuPool
 from cifarscale.distributed.device import arithmetic
 from cifarscale.distributed.group import Group
-from cifarscale.errors import CheckpointError, DistributedError, Interrupted, NonFiniteLossError
+from cifarscale.errors import CheckpointError, ConfigError, DistributedError, Interrupted, NonFiniteLossError
 from cifarscale.runs.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from cifarscale.training.digest import digest_of
-from cifarscale.training.learner import Learner, Outputs
+from cifarscale.training.learner import Learner, Outputs, Prepared
 from cifarscale.training.metrics_buffer import MetricsBuffer
 from cifarscale.training.microbatches import Microbatches
-from cifarscale.training.optimisation import MovingAverage, build_optimizer, clip_gradient, learning_rate_factor
+from cifarscale.training.norm_layers import average_over_batches, has_statistics, reset_statistics
+from cifarscale.training.optimisation import (
+    MovingAverage,
+    build_optimizer,
+    clip_gradient,
+    learning_rate_factor,
+    unused_rates,
+)
 from cifarscale.training.signals import CONTINUE_LATER, StopRequest
 from cifarscale.training.timing import Timing
 
@@ -76,15 +84,29 @@ class Engine:
         training = recipe.training
         self._microbatches = Microbatches(learner.networks, training.microbatches, group, pool)
         self._batch_size = training.global_batch_size // self._microbatches.total
+        optimized = {name: learner.networks[name] for name in learner.optimized_networks}
+        for pattern in unused_rates(optimized.values(), training.rates):
+            raise ConfigError(f"training.rates: {pattern!r} is no parameter's first match; {_parameters_of(optimized)}")
         self._optimizers = {
-            name: build_optimizer(learner.networks[name], recipe.optimizer, training.learning_rate)
-            for name in learner.optimized_networks
+            name: build_optimizer(network, recipe.optimizer, training.learning_rate, training.rates)
+            for name, network in optimized.items()
         }
         self._averages = {
-            name: MovingAverage(learner.networks[name], training.ema_decay)
-            for name in learner.optimized_networks
+            name: MovingAverage(network, training.ema_decay)
+            for name, network in optimized.items()
             if training.ema_decay
         }
+        self._statistics: Microbatches | None = None
+        if training.ema_statistics:
+            if not has_statistics(self.networks.values()):
+                raise ConfigError(
+                    f"training.ema_statistics = {training.ema_statistics} is for batch normalisation, and the network "
+                    "has none: set it to 0"
+                )
+            self._statistics = Microbatches(self.networks, training.microbatches, group, pool)
+            for replica in self._statistics.replicas:
+                average_over_batches(replica.values())
+        self._statistics_of = -1
         self._scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "fp16")
         self._norms: dict[str, torch.Tensor] = {}
         self._buffer = MetricsBuffer(group, self._microbatches.total)
@@ -167,7 +189,7 @@ class Engine:
             for metrics, part, (loss, *others) in zip(logged, parts, outputs, strict=True):
                 metrics.update(self._learner.metrics(name, part, tuple(others)), loss=metrics.get("loss", 0) + loss)
             for parameters in optimizer.param_groups:
-                parameters["lr"] = training.learning_rate * factor
+                parameters["lr"] = training.learning_rate * factor * parameters.get("rate", 1.0)
             if training.gradient_clip_norm or (self._step + 1) % training.log_every == 0:
                 self._scaler.unscale_(optimizer)
                 self._norms[name] = clip_gradient(self._learner.networks[name], training.gradient_clip_norm)
@@ -250,15 +272,43 @@ class Engine:
     def _evaluate(self) -> None:
         self._check_losses()
         self._check_weights()
+        self._estimate_statistics()
         values = self._learner.evaluate(self.networks, self._step)
         self._evaluated_at = self._step
         if values and self._group.ranks.is_first:
             self._observer.evaluated(self._step, values)
 
+    def _estimate_statistics(self) -> None:
+        """Sets the averaged networks' statistics of batch normalisation to means over the batches of the next steps.
+
+        What is trained is left as it is: the statistics of its own follow from what it has seen.
+        """
+        if self._statistics is None or self._statistics_of == self._step:
+            return
+        estimated, learner = self._statistics, self._learner
+        for network in self.networks.values():
+            reset_statistics(network)
+        steps = range(self._step, self._step + self._recipe.training.ema_statistics)
+        for step, batch in zip(steps, self._reader.batches(self._step), strict=False):
+            prepared = learner.prepare(batch.to(self._device), step)
+            estimated.begin_step()
+            for name in learner.optimized_networks:
+                estimated.map(partial(self._forward, name, prepared, step))
+            estimated.end_step()
+        self._statistics_of = self._step
+
+    def _forward(self, name: str, prepared: Prepared, step: int, i: int) -> None:
+        """What a loss makes of local microbatch i, by the averaged networks."""
+        assert self._statistics is not None
+        part = prepared.part(i, self._statistics.local)
+        with self._autocast():
+            self._learner.loss(name, self._statistics.replicas[i], part, step)
+
     def _save(self) -> None:
         self._check_losses()
         self._check_weights()
         self._check_replicas()
+        self._estimate_statistics()
         if not self._group.ranks.is_first:
             return
         state = {
@@ -339,6 +389,12 @@ class Engine:
 
     def _due(self, every: int) -> bool:
         return every > 0 and self._step > 0 and self._step % every == 0
+
+
+def _parameters_of(networks: Mapping[str, nn.Module]) -> str:
+    """Names of parameters, for an error: of each kind of layer one."""
+    names = [name for network in networks.values() for name, _ in network.named_parameters()]
+    return f"parameters are {', '.join(names[:3])}, …, {names[-1]}"
 
 
 def newest_on_first(checkpoints: Path, group: Group) -> Path | None:

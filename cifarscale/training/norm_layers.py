@@ -1,11 +1,12 @@
 """Normalisation layers by name, and a batch normalisation whose batch is the global one on every backend."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 Normalisation = Literal["none", "batch", "group", "sync_batch"]
 
@@ -69,10 +70,31 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
-        assert self.momentum is not None, "a cumulative average was never offered"
         self.num_batches_tracked.add_(1)
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(unbiased_variance, self.momentum)
+        weight = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, weight)
+        self.running_var.lerp_(unbiased_variance, weight)
+
+
+def has_statistics(networks: Iterable[nn.Module]) -> bool:
+    """Whether there is a batch normalisation in one of the networks."""
+    return any(True for _ in _with_statistics(networks))
+
+
+def average_over_batches(networks: Iterable[nn.Module]) -> None:
+    """Makes the running statistics of batch normalisation plain means over all batches since their last reset."""
+    for layer in _with_statistics(networks):
+        layer.momentum = None
+
+
+def reset_statistics(network: nn.Module) -> None:
+    """Forgets the running statistics of batch normalisation."""
+    for layer in _with_statistics([network]):
+        layer.reset_running_stats()
+
+
+def _with_statistics(networks: Iterable[nn.Module]) -> Iterator[_NormBase]:
+    return (layer for network in networks for layer in network.modules() if isinstance(layer, _NormBase))
 
 
 class _SumOverRanks(torch.autograd.Function):

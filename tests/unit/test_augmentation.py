@@ -1,13 +1,18 @@
 """Augmentation: each kind against a loop over samples, and the same for any split of the batch."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from cifarscale.config.load import parse_recipe
 from cifarscale.data.batches import Batch
 from cifarscale.data.normalisation import Normalisation
-from cifarscale.tasks.classifier.augmentation import Augmentation, LabelledImages, cutout, random_crop
+from cifarscale.errors import ConfigError
+from cifarscale.tasks.classifier.augmentation import Augmentation, Epochs, LabelledImages, cutout, random_crop
 from cifarscale.tasks.classifier.recipe import AugmentationConfig
 
 MEAN, STD = (0.51, 0.49, 0.44), (0.27, 0.26, 0.28)
@@ -19,10 +24,13 @@ ALMOST_ONE = 1 - 2**-24
 CONFIGS = {
     "off": AugmentationConfig(),
     "crop": AugmentationConfig(crop_padding=4),
+    "reflected crop": AugmentationConfig(crop_padding=4, padding="reflect"),
     "flip": AugmentationConfig(flip=True),
+    "alternating flip": AugmentationConfig(alternating_flip=True),
     "cutout": AugmentationConfig(cutout=8),
     "mixup": AugmentationConfig(mixup=0.4),
     "cutmix": AugmentationConfig(cutmix=1.0),
+    "scaled": AugmentationConfig(crop_padding=4, resolution=24),
     "all": AugmentationConfig(crop_padding=4, flip=True, cutout=8, mixup=0.4, cutmix=1.0),
 }
 
@@ -42,7 +50,7 @@ def share(batch: Batch, rank: int, world_size: int) -> Batch:
 
 
 def augment(config: AugmentationConfig, batch: Batch, step: int = 3, seed: int = SEED) -> LabelledImages:
-    return Augmentation(config, NORMALISE, seed)(batch, step)
+    return Augmentation(config, NORMALISE, seed, Epochs(SIZE, 1000 + SIZE, SIZE))(batch, step)
 
 
 def normalised(images: Tensor) -> Tensor:
@@ -65,7 +73,8 @@ def test_augmented_images_are_float32_channels_last_and_the_batch_is_left_alone(
     batch = random_batch()
     before = batch.images.clone(), batch.labels.clone()
     result = augment(config, batch)
-    assert (result.images.dtype, result.images.shape) == (torch.float32, (SIZE, 3, 32, 32))
+    side = config.resolution or 32
+    assert (result.images.dtype, result.images.shape) == (torch.float32, (SIZE, 3, side, side))
     assert result.images.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(result.labels, before[1])
     assert torch.equal(batch.images, before[0])
@@ -89,6 +98,8 @@ def test_augmentation_is_a_function_of_seed_and_step(config: AugmentationConfig)
     batch = random_batch()
     first = augment(config, batch)
     assert same(augment(config, batch), first)
+    if config == CONFIGS["alternating flip"]:  # of seed and epoch
+        assert torch.equal(augment(config, batch, step=5).images, first.images)
     if config != CONFIGS["off"]:
         assert not torch.equal(augment(config, batch, step=4).images, first.images)
         assert not torch.equal(augment(config, batch, seed=SEED + 1).images, first.images)
@@ -135,16 +146,18 @@ def test_the_training_split_is_normalised_to_mean_0_and_deviation_1() -> None:
 # Crop and flip
 
 
+@pytest.mark.parametrize("border", ["black", "reflect"])
 @pytest.mark.parametrize("padding", [1, 2, 4, 8, 16])
-def test_a_crop_is_a_slice_of_the_padded_image(padding: int) -> None:
+def test_a_crop_is_a_slice_of_the_padded_image(padding: int, border: Any) -> None:
     images = random_batch().images
     generator = np.random.default_rng(padding)
     top, left = generator.random((2, SIZE), np.float32)
     top[:4], left[:4] = (0, 0, ALMOST_ONE, ALMOST_ONE), (0, ALMOST_ONE, 0, ALMOST_ONE)
-    result = random_crop(images, padding, torch.tensor(top), torch.tensor(left))
+    result = random_crop(images, padding, torch.tensor(top), torch.tensor(left), border)
     assert result.is_contiguous(memory_format=torch.channels_last)
     for i, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
-        padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
+        mode: Any = "constant" if border == "black" else "reflect"
+        padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)), mode)
         y, x = int(float(top[i]) * (2 * padding + 1)), int(float(left[i]) * (2 * padding + 1))
         np.testing.assert_array_equal(result[i].permute(1, 2, 0), padded[y : y + 32, x : x + 32])
 
@@ -165,6 +178,45 @@ def test_crops_reach_every_place_about_equally_often() -> None:
     assert found.tolist() == [y * 32 + x for y in range(14, 19) for x in range(14, 19)]
     assert counts.min() > 100  # 160 expected, with a deviation of 12
     assert counts.max() < 220
+
+
+def test_an_alternating_flip_shows_each_image_both_ways_in_two_epochs() -> None:
+    """Whatever the order of an epoch, and where batches straddle two of them."""
+    batch, config = random_batch(), AugmentationConfig(alternating_flip=True)
+    plain = normalised(batch.images)
+    order = torch.cat([torch.randperm(SIZE, generator=torch.Generator().manual_seed(i)) for i in range(6)])
+    augmentation = Augmentation(config, NORMALISE, SEED, Epochs(SIZE, 1000 + SIZE, 32))
+    seen: list[list[bool]] = [[] for _ in range(SIZE)]
+    for step, rows in enumerate(order.split(32)):
+        result = augmentation(Batch(batch.images[rows], batch.labels[rows], batch.ids[rows], range(32)), step)
+        for row, image in zip(rows.tolist(), result.images.double(), strict=True):
+            mirrored = torch.allclose(image, plain[row].flip(-1), rtol=0, atol=1e-5)
+            assert mirrored != torch.allclose(image, plain[row], rtol=0, atol=1e-5)
+            seen[row].append(mirrored)
+    assert {tuple(flips) for flips in seen} == {(True, False) * 3, (False, True) * 3}
+    assert 12 < sum(flips[0] for flips in seen) < 36
+
+
+@pytest.mark.parametrize("resolution", [16, 24, 40])
+def test_another_resolution_is_the_image_scaled(resolution: int) -> None:
+    batch = random_batch(4)
+    result = augment(AugmentationConfig(resolution=resolution), batch).images
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    for image, plain in zip(result, normalised(batch.images), strict=True):
+        expected = functional.interpolate(plain[None], (resolution, resolution), mode="bilinear", antialias=True)[0]
+        torch.testing.assert_close(image.double(), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"flip": True, "alternating_flip": True}, "two ways to flip: choose one"),
+        ({"padding": "reflect"}, "augmentation.padding = 'reflect' needs augmentation.crop_padding above 0"),
+    ],
+)
+def test_what_contradicts_or_has_no_effect_is_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_recipe({"task": "classifier", "augmentation": values}, "test")
 
 
 def test_half_of_the_images_are_mirrored_and_the_others_are_not() -> None:

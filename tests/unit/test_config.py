@@ -101,6 +101,7 @@ def test_resolved_toml_has_every_field_written_out() -> None:
 OTHER_VALUES: dict[str, Any] = {
     "seed": 1,
     "label_smoothing": 0.1,
+    "test_time_flip": True,
     "data.dataset": "synthetic",
     "data.fingerprint": "0123",
     "data.reader": "streaming",
@@ -118,8 +119,10 @@ OTHER_VALUES: dict[str, Any] = {
     "training.global_batch_size": 32,
     "training.microbatches": 2,
     "training.learning_rate": 2e-3,
+    "training.rates": [["classifier.*", 2.0]],
     "training.gradient_clip_norm": 1.0,
     "training.ema_decay": 0.9,
+    "training.ema_statistics": 5,
     "training.precision": "bf16",
     "training.compile": True,
     "training.log_every": 5,
@@ -134,7 +137,10 @@ OTHER_VALUES: dict[str, Any] = {
     "model.residual": True,
     "model.attention": "self_attention",
     "augmentation.crop_padding": 4,
+    "augmentation.padding": "reflect",
     "augmentation.flip": True,
+    "augmentation.alternating_flip": True,
+    "augmentation.resolution": 24,
     "augmentation.cutout": 8,
     "augmentation.mixup": 0.2,
     "augmentation.cutmix": 1.0,
@@ -159,7 +165,12 @@ def changed(key: str, value: Any) -> ClassifierRecipe:
 
 def base(key: str) -> ClassifierRecipe:
     """A recipe in which the key may have another value."""
-    return with_values(recipe_of(), training__microbatches=0) if key == "training.compile" else recipe_of()
+    needed = {
+        "training.compile": {"training__microbatches": 0},
+        "training.ema_statistics": {"training__ema_decay": 0.9},
+    }
+    needed["augmentation.padding"] = {"augmentation__crop_padding": 4}
+    return with_values(recipe_of(), **needed.get(key, {}))
 
 
 def test_the_list_of_other_values_is_complete() -> None:

@@ -7,8 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from cifarscale.config.recipe import AdamWConfig, ScheduleConfig, SGDConfig
-from cifarscale.training.optimisation import MovingAverage, build_optimizer, learning_rate_factor
+from cifarscale.config.recipe import AdamWConfig, MuonConfig, ScheduleConfig, SGDConfig
+from cifarscale.training.optimisation import (
+    MovingAverage,
+    build_optimizer,
+    learning_rate_factor,
+    orthogonalised,
+    unused_rates,
+)
 
 STEPS = 50
 
@@ -92,8 +98,12 @@ def train(module: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 5) -
         optimizer.step()
 
 
-@pytest.mark.parametrize("config", [AdamWConfig(weight_decay=0.1), SGDConfig(weight_decay=0.1)])
-def test_weight_decay_is_applied_to_weights_of_two_and_more_dimensions(config: AdamWConfig | SGDConfig) -> None:
+@pytest.mark.parametrize(
+    "config", [AdamWConfig(weight_decay=0.1), SGDConfig(weight_decay=0.1), MuonConfig(weight_decay=0.1)]
+)
+def test_weight_decay_is_applied_to_weights_of_two_and_more_dimensions(
+    config: AdamWConfig | SGDConfig | MuonConfig,
+) -> None:
     module = network()
     optimizer = build_optimizer(module, config, 1e-3)
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
@@ -117,6 +127,81 @@ def test_sgd_is_nesterov_momentum() -> None:
     train(theirs, torch.optim.SGD(theirs.parameters(), lr=1e-2, momentum=0.8, nesterov=True))
     for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(mine, other)
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_muon_is_that_of_torch_for_kernels_and_adamw_for_the_rest(nesterov: bool) -> None:
+    ours, theirs = network(), network()
+    config = MuonConfig(momentum=0.9, nesterov=nesterov, weight_decay=0.1)
+    train(ours, build_optimizer(ours, config, 1e-2))
+    kernel = nn.Parameter(theirs[0].weight.detach().flatten(1))  # type: ignore[operator, arg-type]
+    muon = torch.optim.Muon(
+        [kernel], lr=1e-2, weight_decay=0.1, momentum=0.9, nesterov=nesterov, adjust_lr_fn="match_rms_adamw"
+    )
+    groups = [
+        {"params": [theirs[3].weight], "weight_decay": 0.1},
+        {"params": [p for p in theirs.parameters() if p.dim() == 1], "weight_decay": 0.0},
+    ]
+    adamw = torch.optim.AdamW(groups, lr=1e-2, fused=True)
+
+    class Both:
+        def zero_grad(self) -> None:
+            theirs.zero_grad()
+
+        def step(self) -> None:
+            kernel.grad = theirs[0].weight.grad.flatten(1)  # type: ignore[operator, union-attr]
+            muon.step()
+            adamw.step()
+
+    train(theirs, Both())  # type: ignore[arg-type]
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-2, atol=1e-4)  # bfloat16, in another order
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 72), (2, 30, 10), (1, 1, 5)])
+def test_orthogonalised_matrices_have_singular_values_near_one(shape: tuple[int, ...]) -> None:
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonalised(matrices).float())
+    assert values.min() > 0.6
+    assert values.max() < 1.3
+    alone = torch.cat([orthogonalised(matrix[None]) for matrix in matrices])
+    torch.testing.assert_close(orthogonalised(matrices), alone, rtol=0.02, atol=0.02)
+
+
+def test_muon_takes_no_depthwise_kernels_and_goes_on_from_its_state() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, groups=4), nn.Flatten(), nn.Linear(64, 5))
+    twin = copy.deepcopy(module)
+    optimizer = build_optimizer(module, MuonConfig(), 1e-2)
+    kernels = [p for group in optimizer.param_groups for p in group["params"] if group["is_muon"]]
+    assert len(kernels) == 1
+    assert kernels[0] is module[0].weight
+    train(module, optimizer, steps=2)
+    twin.load_state_dict(module.state_dict())
+    again = build_optimizer(twin, MuonConfig(), 1e-2)
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    train(module, optimizer, steps=2)
+    train(twin, again, steps=2)
+    for mine, other in zip(module.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(mine, other)
+
+
+@pytest.mark.parametrize("config", [AdamWConfig(weight_decay=0.1), SGDConfig(), MuonConfig()])
+def test_rates_are_factors_for_the_parameters_that_match_first(config: AdamWConfig | SGDConfig | MuonConfig) -> None:
+    module = network()
+    rates = [("3.*", 2.0), ("*.bias", 0.0)]
+    optimizer = build_optimizer(module, config, 1e-2, rates)
+    factors = {id(p): group.get("rate", 1.0) for group in optimizer.param_groups for p in group["params"]}
+    by_name = {name: factors[id(p)] for name, p in module.named_parameters()}
+    assert by_name == {
+        "0.weight": 1.0,
+        "0.bias": 0.0,
+        "1.weight": 1.0,
+        "1.bias": 0.0,
+        "3.weight": 2.0,
+        "3.bias": 2.0,
+    }
+    assert unused_rates([module], [*rates, ("3.weight", 5.0), ("head", 1.0)]) == ["3.weight", "head"]
 
 
 def test_parameters_that_are_frozen_are_left_alone() -> None:

@@ -5,7 +5,7 @@ of (seed, step). So it is the same for any number of ranks, on any device.
 """
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from torch.nn import functional as F
@@ -33,13 +33,42 @@ class LabelledImages:
         return replace(self, images=self.images[take], labels=self.labels[take], others=self.others[take])
 
 
-class Augmentation:
-    """Crop, flip, cutout, mixup and cutmix, as far as the recipe wants them."""
+@dataclass(frozen=True)
+class Epochs:
+    """Which epoch a sample of a batch belongs to.
 
-    def __init__(self, config: AugmentationConfig, normalise: Normalisation, seed: int) -> None:
+    Attributes:
+        num_samples: of an epoch.
+        num_ids: ids lie below it; more than samples where some of them are set aside.
+    """
+
+    num_samples: int
+    num_ids: int
+    global_batch_size: int
+
+    def of(self, step: int, positions: range) -> torch.Tensor:
+        """The epochs (b,) of samples by their positions in the batch of a step; 0 is the first."""
+        return (step * self.global_batch_size + torch.tensor(positions)) // self.num_samples
+
+
+class Augmentation:
+    """Crop, flip, cutout, mixup and cutmix, as far as the recipe wants them, and another resolution."""
+
+    def __init__(
+        self, config: AugmentationConfig, normalise: Normalisation, seed: int, epochs: Epochs | None = None
+    ) -> None:
+        """
+        Args:
+            epochs: needed where the recipe has an alternating flip.
+        """
         self._config = config
         self._normalise = normalise
         self._seed = seed
+        self._epochs = epochs
+        self._first_flip = torch.empty(0)
+        if config.alternating_flip:
+            assert epochs is not None
+            self._first_flip = torch.from_numpy(uniforms(seed, "first flip", 0, range(epochs.num_ids), 1)[:, 0] < 0.5)
 
     def __call__(self, batch: Batch, step: int) -> LabelledImages:
         """The samples of a rank's share of the batch of `step`, normalised and augmented."""
@@ -49,15 +78,26 @@ class Augmentation:
             drawn = torch.from_numpy(uniforms(self._seed, "augmentation", step, batch.positions, 5))
             top, left, mirrored, hole_y, hole_x = drawn.to(images.device, non_blocking=True).unbind(1)
         if config.crop_padding:
-            images = random_crop(images, config.crop_padding, top, left)
+            images = random_crop(images, config.crop_padding, top, left, config.padding)
         if config.flip:
             images = torch.where((mirrored < 0.5).view(-1, 1, 1, 1), images.flip(-1), images)
+        if config.alternating_flip:
+            images = torch.where(self._alternates(batch, step).view(-1, 1, 1, 1), images.flip(-1), images)
         images = self._normalise(images)
+        if config.resolution:
+            images = scaled(images, config.resolution)
         if config.cutout:
             images = cutout(images, config.cutout, hole_y, hole_x)
         if config.mixes:
             return self._mix(images, batch.labels, step)
         return LabelledImages(images, batch.labels, batch.labels, 1.0)
+
+    def _alternates(self, batch: Batch, step: int) -> torch.Tensor:
+        """Which samples (b,) are mirrored: those drawn for the first epoch in even ones, the others in odd ones."""
+        assert self._epochs is not None
+        self._first_flip = self._first_flip.to(batch.ids.device)
+        is_odd = (self._epochs.of(step, batch.positions) % 2 == 1).to(batch.ids.device, non_blocking=True)
+        return self._first_flip[batch.ids] ^ is_odd
 
     def _mix(self, images: torch.Tensor, labels: torch.Tensor, step: int) -> LabelledImages:
         """Combines each sample with the one half a batch further on, which is in the same microbatch."""
@@ -79,15 +119,38 @@ class Augmentation:
         return LabelledImages(images, labels, other_labels, 1 - pasted)
 
 
-def random_crop(images: torch.Tensor, padding: int, top: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
-    """Crops of the original size from images with a black border; top and left are uniform in [0, 1), shape (b,)."""
+def random_crop(
+    images: torch.Tensor,
+    padding: int,
+    top: torch.Tensor,
+    left: torch.Tensor,
+    border: Literal["black", "reflect"] = "black",
+) -> torch.Tensor:
+    """Crops of the original size from images with a border; top and left are uniform in [0, 1), shape (b,)."""
     height, width = images.shape[-2:]
-    padded = F.pad(images.permute(0, 2, 3, 1), (0, 0, padding, padding, padding, padding))  # (b, H+2p, W+2p, 3)
+    rows_last = images.permute(0, 2, 3, 1)
+    if border == "black":
+        padded = F.pad(rows_last, (0, 0, padding, padding, padding, padding))  # (b, H+2p, W+2p, 3)
+    else:
+        rows, columns = (_reflected(size, padding, images.device) for size in (height, width))
+        padded = rows_last[:, rows][:, :, columns]
     windows = padded.unfold(1, height, 1).unfold(2, width, 1)  # (b, 2p+1, 2p+1, 3, H, W), a view
     places = 2 * padding + 1
     index = torch.arange(len(images), device=images.device)
     cropped = windows.permute(0, 1, 2, 4, 5, 3)[index, (top * places).long(), (left * places).long()]
     return cropped.permute(0, 3, 1, 2)
+
+
+def _reflected(size: int, padding: int, device: torch.device) -> torch.Tensor:
+    """Where pixels -padding … size + padding - 1 of a line are found if it is mirrored at its first and last one."""
+    places = torch.arange(-padding, size + padding, device=device).abs()
+    return torch.where(places < size, places, 2 * (size - 1) - places)
+
+
+def scaled(images: torch.Tensor, side: int) -> torch.Tensor:
+    """Images (b, 3, side, side), each a function of its own alone; bilinear, without aliasing."""
+    resized = F.interpolate(images, (side, side), mode="bilinear", antialias=True)
+    return resized.contiguous(memory_format=torch.channels_last)
 
 
 def cutout(images: torch.Tensor, side: int, centre_y: torch.Tensor, centre_x: torch.Tensor) -> torch.Tensor:

@@ -12,8 +12,8 @@ from cifarscale.config.registry import networks
 from cifarscale.data.batches import Batch
 from cifarscale.data.manifest import Manifest
 from cifarscale.data.normalisation import training_normalisation
-from cifarscale.evaluation.accuracy import Accuracy, evaluate_classifier
-from cifarscale.tasks.classifier.augmentation import Augmentation, LabelledImages
+from cifarscale.evaluation.accuracy import Accuracy, FlipAveraged, evaluate_classifier
+from cifarscale.tasks.classifier.augmentation import Augmentation, Epochs, LabelledImages
 from cifarscale.tasks.classifier.recipe import ClassifierRecipe
 from cifarscale.training.learner import Learner, LearnerContext, Outputs
 
@@ -26,6 +26,11 @@ def build_classifier(recipe: ClassifierRecipe, manifest: Manifest, device: torch
     return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
+def _epochs(recipe: ClassifierRecipe, manifest: Manifest) -> Epochs:
+    total = manifest.split("train").num_samples
+    return Epochs(total - recipe.data.num_validation, total, recipe.training.global_batch_size)
+
+
 class ClassifierLearner(Learner):
     optimized_networks: ClassVar[tuple[str, ...]] = ("classifier",)
 
@@ -35,7 +40,7 @@ class ClassifierLearner(Learner):
         manifest = context.data.manifest
         self.networks = {"classifier": build_classifier(recipe, manifest, context.device)}
         self._normalise = training_normalisation(manifest, context.device)
-        self._augment = Augmentation(recipe.augmentation, self._normalise, recipe.seed)
+        self._augment = Augmentation(recipe.augmentation, self._normalise, recipe.seed, _epochs(recipe, manifest))
         self._evaluated: dict[str, Accuracy] = {}
 
     def prepare(self, batch: Batch, step: int) -> LabelledImages:
@@ -65,7 +70,10 @@ class ClassifierLearner(Learner):
 
     def result(self, networks: Mapping[str, nn.Module]) -> dict[str, Any]:
         splits = ["train", "validation", "test"] if self._recipe.data.num_validation else ["train", "test"]
-        return {split: self._accuracy(networks, split) for split in splits}
+        result = {split: self._accuracy(networks, split) for split in splits}
+        if self._recipe.test_time_flip:
+            result |= {f"{split}_flip": self._accuracy(networks, split, flip=True) for split in splits}
+        return result
 
     def tables(self) -> dict[str, Any]:
         """How often each class of the test set was taken for which: rows are labels, columns predictions."""
@@ -79,10 +87,13 @@ class ClassifierLearner(Learner):
         }
         return {"confusion-test": confusion}
 
-    def _accuracy(self, networks: Mapping[str, nn.Module], split: str) -> dict[str, float]:
+    def _accuracy(self, networks: Mapping[str, nn.Module], split: str, flip: bool = False) -> dict[str, float]:
         samples = self._data.split(split)
         batch_size = self._recipe.evaluation.batch_size
-        self._evaluated[split] = evaluate_classifier(
-            networks["classifier"], samples, self._normalise, self._group, self._pool, batch_size
+        network = networks["classifier"]
+        accuracy = evaluate_classifier(
+            FlipAveraged(network) if flip else network, samples, self._normalise, self._group, self._pool, batch_size
         )
-        return self._evaluated[split].metrics
+        if not flip:
+            self._evaluated[split] = accuracy
+        return accuracy.metrics

@@ -3,7 +3,7 @@
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, Self, Union
 
-from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveInt, create_model, model_validator
+from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, create_model, model_validator
 
 from cifarscale.config.recipe import Fraction, Metric, NormalisationKind, Section, TrainingRecipe, check_sync_batch
 from cifarscale.config.registry import DataSpec, RegisteredNetwork, register_network
@@ -11,20 +11,39 @@ from cifarscale.config.registry import DataSpec, RegisteredNetwork, register_net
 
 class AugmentationConfig(Section):
     crop_padding: Annotated[int, Field(ge=0, le=16)] = 0
-    """Pixels of black border from which a random crop of the original size is cut; 0 is off."""
+    """Pixels of border around an image from which a random crop of the original size is cut; 0 is off."""
+    padding: Literal["black", "reflect"] = "black"
+    """What that border shows: nothing, or the image mirrored at its edge."""
     flip: bool = False
     """Mirrors half of the images left to right."""
+    alternating_flip: bool = False
+    """Mirrors a random half of the images in the first epoch, the others in the next one, and so on (Jordan 2024)."""
     cutout: Annotated[int, Field(ge=0, le=32)] = 0
     """Side in pixels of a square that is blanked at a random place (DeVries & Taylor 2017); 0 is off."""
     mixup: NonNegativeFloat = 0.0
     """Alpha of the Beta distribution from which a batch's mixing weight is drawn (Zhang et al. 2018); 0 is off."""
     cutmix: NonNegativeFloat = 0.0
     """Alpha for pasting a box of one image into another (Yun et al. 2019); 0 is off. With mixup, steps draw one."""
+    resolution: NonNegativeInt = 0
+    """Pixels of a side to which images are scaled in training (Touvron et al. 2019); 0 leaves them as they are. May
+    change in `later`."""
 
     @property
     def mixes(self) -> bool:
         """Whether two images of a batch are combined."""
         return self.mixup > 0 or self.cutmix > 0
+
+    @model_validator(mode="after")
+    def _flips_in_one_way(self) -> Self:
+        if self.flip and self.alternating_flip:
+            raise ValueError("augmentation.flip and augmentation.alternating_flip are two ways to flip: choose one")
+        return self
+
+    @model_validator(mode="after")
+    def _padding_is_of_a_crop(self) -> Self:
+        if self.padding != "black" and not self.crop_padding:
+            raise ValueError(f"augmentation.padding = {self.padding!r} needs augmentation.crop_padding above 0")
+        return self
 
 
 Widths = Annotated[tuple[PositiveInt, ...], Field(min_length=1, max_length=5, strict=False)]
@@ -136,6 +155,8 @@ class ClassifierRecipe(TrainingRecipe):
     augmentation: AugmentationConfig = AugmentationConfig()
     label_smoothing: Fraction = 0.0
     """Share of the target that is spread evenly over all classes (Szegedy et al. 2016)."""
+    test_time_flip: bool = False
+    """Also evaluates, at the end, by the mean logits of an image and its mirror image: `test_flip` in the result."""
 
     @property
     def metrics(self) -> tuple[Metric, ...]:

@@ -29,10 +29,15 @@ class ClassifierView(View):
         table = Table(title=cost(result), caption=rate(result))
         for column in ("split", "top-1", "top-5", "loss"):
             table.add_column(column, justify="left" if column == "split" else "right")
-        for split in ("train", "validation", "test"):
+        for split in ("train", "validation", "test", "train_flip", "validation_flip", "test_flip"):
             if split in result:
                 metrics = result[split]
-                table.add_row(split, f"{metrics['top1']:.2%}", f"{metrics['top5']:.2%}", f"{metrics['loss']:.4f}")
+                table.add_row(
+                    split.replace("_", ", "),
+                    f"{metrics['top1']:.2%}",
+                    f"{metrics['top5']:.2%}",
+                    f"{metrics['loss']:.4f}",
+                )
         Console().print(table)
         super().print_result(result, run_dir)
         click.echo(f"next    cifarscale evaluate {typed(run_dir)}")

@@ -13,3 +13,5 @@ class EvaluateRecipe(Recipe):
     """Folder of the classifier's run."""
     split: Literal["test", "validation", "train"] = "test"
     """Which part of the data set is classified."""
+    flip: bool = False
+    """Also classifies by the mean of the logits of each image and its mirror image: `flip` in the result."""

@@ -47,7 +47,7 @@ class EvaluateTask(MeasuringTask):
 
         from cifarscale.data.dataset import Dataset
         from cifarscale.data.normalisation import training_normalisation
-        from cifarscale.evaluation.accuracy import evaluate_classifier
+        from cifarscale.evaluation.accuracy import FlipAveraged, evaluate_classifier
         from cifarscale.tasks.load import load_classifier
 
         assert options.shards is not None
@@ -56,7 +56,12 @@ class EvaluateTask(MeasuringTask):
         config, manifest = trained.recipe, trained.manifest
         samples = Dataset(options.shards, config.data, device).split(split)
         normalise = training_normalisation(manifest, device)
-        accuracy = evaluate_classifier(trained.network, samples, normalise, group, pool, config.evaluation.batch_size)
+        size = config.evaluation.batch_size
+        accuracy = evaluate_classifier(trained.network, samples, normalise, group, pool, size)
+        flipped = {}
+        if recipe.flip:
+            both = FlipAveraged(trained.network)
+            flipped = {"flip": evaluate_classifier(both, samples, normalise, group, pool, size).metrics}
         fine = torch.arange(len(manifest.fine_names))
         coarse = torch.tensor(manifest.coarse_of_fine)
         return {
@@ -65,6 +70,7 @@ class EvaluateTask(MeasuringTask):
             "split": split,
             "samples": samples.num_samples,
             **accuracy.metrics,
+            **flipped,
             "superclasses": _by_name(manifest.coarse_names, accuracy.per_group(coarse, len(manifest.coarse_names))),
             "classes": _by_name(manifest.fine_names, accuracy.per_group(fine, len(fine))),
         }

@@ -25,7 +25,11 @@ class EvaluateView(View):
         if result is None:
             return []
         note = f"top-5 {percent(result['top5'])}, loss {result['loss']:.3f}"
-        return [Fact(f"{result['split']} top-1", percent(result["top1"]), note)]
+        facts = [Fact(f"{result['split']} top-1", percent(result["top1"]), note)]
+        if flip := result.get("flip"):
+            note = f"mean logits of image and mirror image; top-5 {percent(flip['top5'])}, loss {flip['loss']:.3f}"
+            facts.append(Fact(f"{result['split']} top-1, flip", percent(flip["top1"]), note))
+        return facts
 
     def print_result(self, result: Mapping[str, Any], run_dir: Path, in_full: bool = False) -> None:
         from rich.console import Console
@@ -39,6 +43,13 @@ class EvaluateView(View):
             highlight=False,
             soft_wrap=True,
         )
+        if flip := result.get("flip"):
+            console.print(
+                "by the mean logits of each image and its mirror image: "
+                f"top-1 {flip['top1']:.2%}, top-5 {flip['top5']:.2%}, loss {flip['loss']:.4f}",
+                highlight=False,
+                soft_wrap=True,
+            )
         ranked = sorted(result[groups].items(), key=lambda item: -(item[1] if item[1] is not None else -1))
         table = Table(groups, "top-1")
         for name, value in ranked:
