@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from runs import Run, run_recipe
+from torch.nn import functional
 
 from cifarscale.config.load import load_training_recipe
 from cifarscale.distributed.device import arithmetic, pick_device
@@ -92,15 +93,17 @@ def test_every_recipe_gives_the_same_bits_twice_and_resumed(
 
 def test_float32_is_ieee_and_tf32_is_asked_for() -> None:
     torch.manual_seed(0)
-    images, kernel = torch.randn(8, 32, 32, 32, device="cuda"), torch.randn(32, 32, 3, 3, device="cuda")
-    exact = torch.nn.functional.conv2d(images.double(), kernel.double())
+    images, kernel = torch.randn(64, 32, 32, 32, device="cuda"), torch.randn(32, 32, 3, 3, device="cuda")
+    matrix = torch.randn(1024, 1024, device="cuda")
 
-    def error(tf32: bool) -> float:
+    def errors(tf32: bool) -> list[float]:
         with arithmetic(images.device, tf32):
-            found = torch.nn.functional.conv2d(images, kernel)
-        return float((found - exact).norm() / exact.norm())
+            found = [functional.conv2d(images, kernel, padding=1), matrix @ matrix]
+        exact = [functional.conv2d(images.double(), kernel.double(), padding=1), matrix.double() @ matrix.double()]
+        return [float((mine - true).norm() / true.norm()) for mine, true in zip(found, exact, strict=True)]
 
-    assert error(tf32=False) < 1e-6 < 1e-5 < error(tf32=True)
+    assert max(errors(tf32=False)) < 1e-6
+    assert errors(tf32=True)[1] > 1e-5  # of convolutions there are some that cuDNN does not round
 
 
 def test_a_task_that_sees_one_gpu_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
