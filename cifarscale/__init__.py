@@ -11,17 +11,23 @@ if TYPE_CHECKING:
     from cifarscale.api.runs import train as train
     from cifarscale.config.recipe import Section as Section
     from cifarscale.config.registry import DataSpec as DataSpec
+    from cifarscale.config.registry import register_dataset as register_dataset
     from cifarscale.config.registry import register_network as register_network
     from cifarscale.config.registry import register_task as register_task
+    from cifarscale.data.source import ImageData as ImageData
+    from cifarscale.data.source import Sample as Sample
 
 __version__ = version("cifarscale")
 
 _PUBLIC = {
     "DataSpec": "cifarscale.config.registry",
+    "ImageData": "cifarscale.data.source",
     "Run": "cifarscale.api.runs",
+    "Sample": "cifarscale.data.source",
     "Section": "cifarscale.config.recipe",
     "distance": "cifarscale.api.runs",
     "load": "cifarscale.api.runs",
+    "register_dataset": "cifarscale.config.registry",
     "register_network": "cifarscale.config.registry",
     "register_task": "cifarscale.config.registry",
     "train": "cifarscale.api.runs",

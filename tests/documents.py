@@ -15,7 +15,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from preloaded import write_client
 
-from cifarscale.data.build import DATASETS, DEFAULT_NUM_SHARDS
+from cifarscale.data.build import DEFAULT_NUM_SHARDS
 from cifarscale.data.shards import write_shards
 from cifarscale.data.source import Source
 
@@ -126,7 +126,7 @@ def furnish(folder: Path, source: Source) -> None:
         (folder / name).symlink_to(ROOT / name)
     (folder / "slurm/profiles").mkdir(parents=True)
     (folder / "slurm/testcluster").symlink_to(ROOT / "slurm/testcluster")
-    for dataset in DATASETS:
+    for dataset in ("cifar100", "synthetic"):
         (folder / "shards" / dataset).mkdir(parents=True)
         write_shards(replace(source, dataset=dataset), folder / "shards" / dataset, DEFAULT_NUM_SHARDS, lambda _: None)
     (folder / "jobs").mkdir()

@@ -72,7 +72,7 @@ class Run:
     def generate(
         self, count: int, seed: int = 0, class_name: str | None = None, device: str = "auto"
     ) -> "NDArray[np.uint8]":
-        """Images (count, 32, 32, 3); image i is a function of the run, the seed, the class and i alone.
+        """Images (count, H, W, 3); image i is a function of the run, the seed, the class and i alone.
 
         Raises: RunError if this is no generator's run, or its generator does not know the class.
         """

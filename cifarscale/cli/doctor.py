@@ -4,13 +4,11 @@ from pathlib import Path
 
 import click
 
-from cifarscale.data.names import DATASETS
-
 
 @click.command(short_help="Check a cluster before you start a long job.")
 @click.option("--profile", help="A cluster profile.  [default: $CIFARSCALE_PROFILE, or gpu]")
 @click.option("--nodes", type=click.IntRange(min=1), help="Nodes to look at.  [default: 2 where there are two]")
-@click.option("--data", help=f"The shards that jobs will read: {' or '.join(DATASETS)}, or a folder.")
+@click.option("--data", help="The shards that jobs will read: a data set or a folder.  [default: cifar100]")
 @click.option(
     "--time-limit-s",
     type=click.IntRange(min=1),
@@ -42,11 +40,12 @@ def _shards(data: str | None) -> Path | None:
 
     Raises: DataError for a folder that holds no shards.
     """
-    from cifarscale.data.build import default_folder
-    from cifarscale.data.manifest import MANIFEST_NAME, Manifest
+    from cifarscale.data.build import folder_that_is_here
+    from cifarscale.data.manifest import Manifest
 
-    folder = default_folder(data or "cifar100") if data is None or data in DATASETS else Path(data)
-    if data is None and not (folder / MANIFEST_NAME).exists():
+    folder = folder_that_is_here(data or "cifar100")
+    if folder is None and data is None:
         return None
+    folder = folder or Path(data or "")
     Manifest.load(folder)
     return folder.resolve()

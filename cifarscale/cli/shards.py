@@ -1,10 +1,10 @@
 """`cifarscale shards`: build, verify and describe folders of shards."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from cifarscale.data.names import DATASETS
 from cifarscale.errors import typed
 
 
@@ -14,24 +14,43 @@ def shards() -> None:
 
 
 @shards.command()
-@click.option("--data", type=click.Choice(DATASETS), default="cifar100", show_default=True, help="Which set.")
+@click.option(
+    "--data",
+    default="cifar100",
+    show_default=True,
+    help="Which set: cifar100, cifar10, synthetic; folder, for images of your own; or one that a module registers.",
+)
 @click.option(
     "--source",
     type=click.Path(path_type=Path),
-    help="CIFAR-100's folder (with cifar-100-python/ in it) or archive; without it the archive is downloaded.",
+    help="With folder: DIR with train/CLASS/*.png (or .jpg …), and test/ or --holdout. With cifar10 and cifar100: the "
+    "folder or archive of its authors; without it the archive is downloaded.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for the shards.  [default: shards/DATA]")
-@click.option("--num-shards", type=int, default=64, show_default=True, help="Shards of the training split.")
+@click.option("--holdout", type=click.IntRange(min=1), help="Images of each class that are set aside for test.")
+@click.option(
+    "--size",
+    type=click.IntRange(min=1),
+    help="Scale and cut images to squares of so many pixels a side.  [default: their own size]",
+)
+@click.option("--name", help="What the set is called from now on.  [default: DATA, or the name of DIR]")
+@click.option("--module", help="The .py file, or importable module, that registers a set of your own.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the shards.  [default: shards/NAME]")
+@click.option("--num-shards", type=int, help="Shards of the training split.  [default: 64, or one an image]")
 @click.option("--force", is_flag=True, help="Replace what is in the folder.")
-def build(data: str, source: Path | None, out: Path | None, num_shards: int, force: bool) -> None:
-    """Convert a data set to shards."""
+def build(
+    data: str, module: str | None, out: Path | None, num_shards: int | None, source: Path | None, **options: Any
+) -> None:
+    """Convert a data set to shards. `--data NAME` of other commands finds it again, in shards/NAME."""
+    from cifarscale.config.code import load_module
     from cifarscale.data.build import build_shards, default_folder
     from cifarscale.data.manifest import published_manifest
 
-    folder = out or default_folder(data)
-    manifest = build_shards(data, folder, num_shards, source, force)
+    code = load_module(module, "shards build") if module else ""
+    given = {key: value for key, value in options.items() if value is not None}
+    manifest = build_shards(data, out, num_shards, source, code=code, **given)
+    folder = out or default_folder(manifest.dataset)
     _show(folder)
-    published = manifest == published_manifest(data)
+    published = manifest == published_manifest(manifest.dataset)
     click.echo(f"fingerprint {manifest.fingerprint}{', equal to the published one' if published else ''}")
     click.echo(f"next  cifarscale train cnn --data {typed(folder)}")
 
@@ -76,5 +95,7 @@ def _show(folder: Path) -> None:
         size = sum(path.stat().st_size for path in paths if path.exists()) / 1e6
         mean, std = (" ".join(f"{value:.3f}" for value in values) for values in (split.mean, split.std))
         table.add_row(name, f"{split.num_samples:,}", str(len(split.shards)), f"{size:,.1f}", mean, std)
-    table.caption = f"{len(manifest.fine_names)} classes in {len(manifest.coarse_names)} superclasses"
+    superclasses = f" in {len(manifest.coarse_names)} superclasses" if manifest.coarse_names else ""
+    height, width = manifest.image_size
+    table.caption = f"{len(manifest.fine_names)} classes{superclasses}, {width} x {height} pixels"
     Console().print(table)

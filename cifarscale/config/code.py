@@ -73,9 +73,20 @@ def load_code(modules: Sequence[str], folder: Path | None, digest: str, of_run: 
             f"{code.digest} now, and were {digest}). Restore them, or train the recipe that names them: another run"
         )
     if not is_copy or is_trusted(code.digest):
-        with registering(code.digest):
-            _import(code, where)
-        _IMPORTED[code.digest] = code
+        _register(code, where)
+    return code.digest
+
+
+def load_module(module: str, where: str) -> str:
+    """Imports a module that is named on the command line, a path or an importable name, and so trusted.
+
+    Returns: the digest of its code.
+    Raises: ConfigError as `load_code` does.
+    """
+    path = Path(module)
+    folder, name = (path.parent, path.name) if module.endswith(".py") else (Path(), module)
+    code = _read([name], folder, False, where)
+    _register(code, where)
     return code.digest
 
 
@@ -216,10 +227,17 @@ def _import(code: Code, where: str) -> None:
                 raise
             except Exception as error:
                 del sys.modules[name]
+                there = place(error, code.root) or ", ".join(code.modules)
                 raise ConfigError(
-                    f"{where}: modules: {_place(error, code)}: {type(error).__name__}: {error}. "
-                    "The built-in names work without it"
+                    f"{where}: modules: {there}: {type(error).__name__}: {error}. The built-in names work without it"
                 ) from error
+
+
+def _register(code: Code, where: str) -> None:
+    """Imports code; what it registers belongs to it."""
+    with registering(code.digest):
+        _import(code, where)
+    _IMPORTED[code.digest] = code
 
 
 def _dotted(path: str) -> str:
@@ -241,10 +259,10 @@ def _first_on_the_path(*folders: Path) -> Iterator[None]:
         sys.path.extend(name for name in names if name not in sys.path)
 
 
-def _place(error: Exception, code: Code) -> str:
-    """The file of the user's in which an error arose, and its line."""
+def place(error: Exception, root: Path) -> str:
+    """The file below a folder in which an error arose, and its line; empty if it arose elsewhere."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}, line {error.lineno}"
-    root = code.root.resolve()
+    root = root.resolve()
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if root in Path(frame.filename).parents]
-    return f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else ", ".join(code.modules)
+    return f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else ""

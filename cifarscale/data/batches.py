@@ -14,7 +14,7 @@ class Batch:
     """A rank's share of a global batch.
 
     Attributes:
-        images: (b, 3, 32, 32) uint8, channels last in memory.
+        images: (b, 3, H, W) uint8, channels last in memory.
         labels, ids: (b,) int64; an id is the sample's number within its split.
         positions: where in the global batch each sample stands.
     """
@@ -42,7 +42,7 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Chunk:
-    """Samples to evaluate: images (b, 3, 32, 32) uint8, labels (b,), and their rows (b,) within the split."""
+    """Samples to evaluate: images (b, 3, H, W) uint8, labels (b,), and their rows (b,) within the split."""
 
     images: torch.Tensor
     labels: torch.Tensor

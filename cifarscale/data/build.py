@@ -1,19 +1,27 @@
 """Building a folder of shards: once, whole, and by one process at a time. What only locates them imports no numpy."""
 
+import hashlib
+import logging
+import re
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from cifarscale.config.code import place
+from cifarscale.config.registry import RegisteredDataset, dataset_names, registered_dataset
+from cifarscale.config.validation import nearest
 from cifarscale.data.manifest import MANIFEST_NAME, Manifest
-from cifarscale.data.names import DATASETS
-from cifarscale.errors import DataError, writing_to
+from cifarscale.errors import CifarscaleError, DataError, typed, writing_to
 from cifarscale.log import console
 from cifarscale.runs.lease import lease
 
 if TYPE_CHECKING:
     from cifarscale.data.source import Source
 
+log = logging.getLogger(__name__)
+
 DEFAULT_NUM_SHARDS = 64
+"""Of the training split; fewer where it has fewer samples."""
 SHARDS_ROOT = Path("shards")
 
 
@@ -22,18 +30,38 @@ def default_folder(dataset: str) -> Path:
     return SHARDS_ROOT / dataset
 
 
-def locate_shards(data: str) -> Path:
-    """The folder of shards that `data` names: itself a folder of shards, or a known set, built where it is missing.
+def folder_that_is_here(data: str) -> Path | None:
+    """The folder of shards that `data` names: itself one, or that of a set which was built under this name."""
+    folders = (Path(data), default_folder(data))
+    return next((folder for folder in folders if data and (folder / MANIFEST_NAME).is_file()), None)
 
+
+def locate_shards(data: str, code: str = "") -> Path:
+    """The folder of shards that `data` names: itself a folder of shards, or a set, built where it is missing.
+
+    Args:
+        code: digest of a recipe's own code, which may register the set; empty for none.
     Raises: DataError if it is neither.
     """
-    if (Path(data) / MANIFEST_NAME).is_file():
-        return Path(data)
-    if data not in DATASETS:
-        raise DataError(f"--data {data} is neither a folder of shards nor one of: {', '.join(DATASETS)}")
-    folder = default_folder(data)
-    if not (folder / MANIFEST_NAME).is_file():
-        build_shards(data, folder)
+    folder = folder_that_is_here(data)
+    try:
+        dataset = registered_dataset(data, code)
+    except KeyError:
+        if folder is None:
+            names = _known_names(code)
+            raise DataError(
+                f"--data {data} is neither a folder of shards nor one of: {', '.join(names)}{nearest(data, names)}. Of "
+                "your own images: cifarscale shards build --data folder --source DIR"
+            ) from None
+        return folder
+    if folder is None:
+        build_shards(data, folder := default_folder(data), code=code)
+    elif not dataset.is_built_in and Manifest.load(folder).drawn_by != _digest(dataset):
+        log.warning(
+            "%s was built before %s changed, and is used as it is. To build it again: cifarscale shards build "
+            "--data %s --module %s --force",
+            *(folder, dataset.file, data, typed(dataset.file)),
+        )
     return folder
 
 
@@ -45,56 +73,78 @@ def shards_that_are_here(dataset: str, data: str | None) -> Path:
     Raises: DataError if there is none.
     """
     name = data or dataset
-    for folder in (Path(name), default_folder(name)):
-        if (folder / MANIFEST_NAME).is_file():
-            return folder
+    if (folder := folder_that_is_here(name)) is not None:
+        return folder
     raise DataError(f"the shards of {name} are not here, so no image was looked at. Name their folder with --data")
 
 
 def build_shards(
     dataset: str,
-    folder: Path,
-    num_shards: int = DEFAULT_NUM_SHARDS,
+    folder: Path | None = None,
+    num_shards: int | None = None,
     source: Path | None = None,
     force: bool = False,
+    *,
+    name: str = "",
+    size: int = 0,
+    holdout: int = 0,
+    code: str = "",
 ) -> Manifest:
-    """Builds the shards of a known set into `folder`, which appears in one step when all of it is there.
+    """Builds the shards of a set into `folder`, which appears in one step when all of it is there.
 
     Args:
-        source: CIFAR-100's folder or archive; it is downloaded where this is None.
+        folder: None for `shards/NAME`.
+        num_shards: of the training split; None for 64, or one a sample where there are fewer.
+        source, size, holdout: what the function of the set is given, if it takes them; see `register_dataset`.
         force: replace what is in `folder`.
+        name: what the set is called from now on; empty for `dataset`, or for that of the folder that `source` is.
+        code: see `locate_shards`.
     Returns: the manifest; if the same shards are there and whole already, theirs.
-    Raises: DataError if the folder holds something else, or another build is writing it.
+    Raises: DataError if there is no such set, or it cannot be made; if the folder holds something else, or another
+        build is writing it.
     """
     from rich.progress import Progress
 
     from cifarscale.data.shards import write_shards
 
-    if source is not None and dataset != "cifar100":
-        raise DataError(f"--source has no effect with --data {dataset}: it is drawn, not read")
+    known = _registered(dataset, code)
+    options = _options(known, source=source, size=size, holdout=holdout)
+    name = name or _name_of(dataset, source)
+    _check_name(name, dataset, code)
+    folder = folder or default_folder(name)
     if folder.is_symlink():  # to a larger disk, maybe: what it points to is built or replaced there
         folder = folder.resolve()
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder} is not a folder; name another with --out")
-    if folder.exists() and not force:
-        return _existing(dataset, folder, num_shards)
+    existing = _existing(name, folder, num_shards) if folder.exists() and not force else None
+    if existing is not None and known.is_built_in and set(known.options) <= {"source", "cache"}:
+        return existing  # it is always the same, and needs no comparison with what it is made of
     staging = folder.with_name(f".{folder.name}.building")
     with lease(folder.with_name(f".{folder.name}.lease"), lambda holder: _refusal(folder, holder)):
         replaced = _aside(folder)
         if replaced.exists() and not folder.exists():
             replaced.rename(folder)  # killed between two renames: the old set is what there is
-        built = _load(dataset, source, folder.parent)
+        built = _read(known, name, options, folder.parent)
+        total = sum(len(split.fine) for split in built.splits)
+        number = min(DEFAULT_NUM_SHARDS, len(built.splits[0].fine)) if num_shards is None else num_shards
         with writing_to(staging):
             shutil.rmtree(staging, ignore_errors=True)  # left by a build that was killed
             staging.mkdir()
         with Progress(console=console, disable=not console.is_terminal) as progress:
-            total = sum(len(split.fine) for split in built.splits)
             bar = progress.add_task(f"writing {folder}", total=total)
             try:
-                manifest = write_shards(built, staging, num_shards, lambda n: progress.advance(bar, n))
-                _put_in_place(staging, folder)
+                drawn_by = "" if known.is_built_in else _digest(known)
+                manifest = write_shards(built, staging, number, lambda n: progress.advance(bar, n), drawn_by)
+                if existing is None:
+                    _put_in_place(staging, folder)
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
+    if existing is not None and existing.fingerprint != manifest.fingerprint:
+        raise DataError(
+            f"{folder} holds {name} with fingerprint {existing.fingerprint}, and what would be built now has "
+            f"{manifest.fingerprint}: its images or options have changed. Name another folder with --out, or replace "
+            "it: --force"
+        )
     return manifest
 
 
@@ -118,7 +168,7 @@ def _put_in_place(staging: Path, folder: Path) -> None:
         shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _existing(dataset: str, folder: Path, num_shards: int) -> Manifest:
+def _existing(name: str, folder: Path, num_shards: int | None) -> Manifest:
     from cifarscale.data.shards import find_damage
 
     if not (folder / MANIFEST_NAME).is_file():
@@ -126,10 +176,11 @@ def _existing(dataset: str, folder: Path, num_shards: int) -> Manifest:
             f"{folder} exists and is not a folder of shards; name another with --out, or replace it: --force"
         )
     manifest = Manifest.load(folder)
-    num_existing = len(next(iter(manifest.splits.values())).shards)
-    if (manifest.dataset, num_existing) != (dataset, num_shards):
+    train = next(iter(manifest.splits.values()))
+    wanted = min(DEFAULT_NUM_SHARDS, train.num_samples) if num_shards is None else num_shards
+    if (manifest.dataset, len(train.shards)) != (name, wanted):
         raise DataError(
-            f"{folder} holds {manifest.dataset} in {num_existing} training shards, not {dataset} in {num_shards}; "
+            f"{folder} holds {manifest.dataset} in {len(train.shards)} training shards, not {name} in {wanted}; "
             "name another folder with --out, or replace it: --force"
         )
     if damage := find_damage(folder, manifest):
@@ -137,12 +188,80 @@ def _existing(dataset: str, folder: Path, num_shards: int) -> Manifest:
     return manifest
 
 
-def _load(dataset: str, source: Path | None, cache: Path) -> "Source":
-    """Reads or draws a known set; a launcher that only locates shards imports neither way."""
-    if dataset == "cifar100":
-        from cifarscale.data.cifar100 import cifar100_source
+def _registered(dataset: str, code: str) -> RegisteredDataset:
+    try:
+        return registered_dataset(dataset, code)
+    except KeyError:
+        names = ["folder", *dataset_names(code)]
+        raise DataError(
+            f"unknown data set {dataset!r}{nearest(dataset, names)}; there are: {', '.join(names)}. Name the file that "
+            "registers one of your own with --module FILE"
+        ) from None
 
-        return cifar100_source(source, cache)
-    from cifarscale.data.synthetic import synthetic_source
 
-    return synthetic_source()
+def _known_names(code: str) -> list[str]:
+    """What can be built, and what was built here under a name of its own."""
+    here = (path.parent.name for path in SHARDS_ROOT.glob(f"*/{MANIFEST_NAME}"))
+    return sorted({*dataset_names(code), *(name for name in here if not name.startswith("."))})
+
+
+def _name_of(dataset: str, source: Path | None) -> str:
+    """What a set is called of which one does not say it: `folder` is what the folder is called."""
+    if dataset != "folder" or source is None:
+        return dataset
+    return re.sub(r"[^\w.+-]", "-", source.resolve().name).lstrip(".+-") or dataset
+
+
+def _check_name(name: str, dataset: str, code: str) -> None:
+    """Raises: DataError for a name that is no folder's, or that is another set's."""
+    if not re.fullmatch(r"\w[\w.+-]*", name):
+        raise DataError(f"--name {name!r}: a name consists of letters, digits, and _ . + - after the first")
+    if name != dataset and name in ("folder", *dataset_names(code)):
+        raise DataError(f"the name {name} is that of another data set. Choose another one: --name NAME")
+
+
+def _options(dataset: RegisteredDataset, **given: Any) -> dict[str, Any]:
+    """What the function of a set is given. Raises: DataError for what it does not take, and for what it lacks."""
+    options = {key: value for key, value in given.items() if value}
+    for key in options:
+        if key not in dataset.options:
+            raise DataError(f"--{key} has no effect with --data {dataset.name}: it takes no {key}")
+    if lacking := [key for key in dataset.required if key != "cache" and key not in options]:
+        raise DataError(f"--data {dataset.name} needs --{lacking[0]}. Run: cifarscale shards build --help")
+    return options
+
+
+def _digest(dataset: RegisteredDataset) -> str:
+    """Of the file whose function gives a set; of nothing where there is no file, as in a notebook."""
+    try:
+        content = Path(dataset.file).read_bytes()
+    except OSError:
+        content = b""
+    return hashlib.sha256(content).hexdigest()
+
+
+def _read(dataset: RegisteredDataset, name: str, options: dict[str, Any], cache: Path) -> "Source":
+    """The set, as its function gives it.
+
+    Raises: DataError for what is wrong with it, naming the place in a function of one's own.
+    """
+    from dataclasses import replace
+
+    from cifarscale.data.source import source_of
+
+    where = ""
+    if "cache" in dataset.options:
+        options = {**options, "cache": cache}
+    if not dataset.is_built_in:
+        where = f"data set {dataset.name!r}: {dataset.file}"
+    try:
+        return replace(source_of(name, dataset.read(**options)), dataset=name)
+    except CifarscaleError as error:
+        if where:
+            raise DataError(f"{where}: {error}") from error
+        raise
+    except Exception as error:
+        if not where:
+            raise
+        there = place(error, Path(dataset.file).parent) or dataset.file
+        raise DataError(f"data set {dataset.name!r}: {there}: {type(error).__name__}: {error}") from error

@@ -58,7 +58,7 @@ class Dataset:
         if self._config.reader == "streaming":
             from cifarscale.data.streaming import StreamedSplit
 
-            return StreamedSplit(self.folder, entry, self._device)
+            return StreamedSplit(self.folder, self.manifest, stored, self._device)
         samples = read_split(self.folder, self.manifest, stored)
         if stored == "train" and self._config.num_validation:
             training, validation = validation_ids(entry.num_samples, self._config.num_validation)

@@ -1,16 +1,19 @@
 """Sets of images to be measured: of a split, of a folder, or whatever else gives them by number."""
 
 import logging
+import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from cifarscale.data.manifest import Manifest
 from cifarscale.data.shards import read_split
+from cifarscale.data.source import size_text
 from cifarscale.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -68,7 +71,7 @@ def images_of_folder(folder: Path, device: torch.device) -> ImageSet:
         for path, image in zip(paths[rows.start : rows.stop], pixels, strict=True):
             if image.shape[:2] != size:
                 raise DataError(
-                    f"{path} is {image.shape[1]} x {image.shape[0]}, and {paths[0].name} is {size[1]} x {size[0]}; "
+                    f"{path} is {size_text(image.shape)}, and {paths[0].name} is {size_text(size)}; "
                     "all images of a folder must have one size"
                 )
         return torch.from_numpy(np.stack(pixels)).to(device).permute(0, 3, 1, 2)
@@ -82,7 +85,10 @@ def is_image_file(path: Path) -> bool:
 
 
 def read_image(path: Path) -> Image.Image:
-    """An image file as one sees it: upright, in RGB of 8 bits; 65,536 greys are scaled to 256.
+    """An image file as one sees it: upright, in RGB of 8 bits.
+
+    65,536 greys are scaled to 256; what is transparent lies on white; of an animation the first frame counts; CMYK and
+    palettes are converted as Pillow does, without colour profiles.
 
     Raises: DataError if Pillow does not open it, or its pixels are floats or 32-bit numbers, whose range nobody knows.
     """
@@ -95,9 +101,25 @@ def read_image(path: Path) -> Image.Image:
                 raise DataError(f"cannot read {path} as an image: its pixels are {kind}. Save it with 8 or 16 bits")
             if deep:  # Pillow would clip them at 255
                 upright = upright.point(lambda value: value * (1 / 257))
+            elif upright.has_transparency_data:
+                rgba = upright.convert("RGBA")
+                upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
             return upright.convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise DataError(f"cannot read {path} as an image: {str(error).splitlines()[0]}") from error
+    except Image.DecompressionBombError as error:
+        raise DataError(f"cannot read {path} as an image: {error}") from error
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, zlib.error) as error:
+        # What Pillow raises for a damaged file depends on where the damage is.
+        reason = str(error).splitlines()[0] if str(error) else "it is damaged"
+        raise DataError(f"cannot read {path} as an image: {reason}") from error
+
+
+def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The middle of an image at a size (height, width); one of that size as it is.
+
+    It is scaled, by Lanczos, until it just covers that size, and what sticks out is cut off on both sides alike.
+    """
+    height, width = size
+    return image if image.size == (width, height) else ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
 
 
 def _pixels(path: Path) -> np.ndarray:

@@ -11,7 +11,7 @@ from cifarscale.distributed.ranks import Ranks
 
 
 class InMemorySplit:
-    """Images (n, 32, 32, 3) uint8, labels (n,) and ids (n,) int64 on the device."""
+    """Images (n, H, W, 3) uint8, labels (n,) and ids (n,) int64 on the device."""
 
     def __init__(self, samples: Samples, device: torch.device | str = "cpu") -> None:
         self.images = torch.tensor(samples.images, device=device)

@@ -3,9 +3,9 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from cifarscale.config.lookup import bundled_folders
 from cifarscale.config.registry import DataSpec
@@ -40,19 +40,35 @@ class Manifest(_Entry):
     dataset: str
     fine_names: tuple[str, ...]
     coarse_names: tuple[str, ...]
+    """None for a set without superclasses."""
     coarse_of_fine: tuple[int, ...]
     """Superclass of each class."""
+    image_size: tuple[int, int] = (32, 32)
+    """Height and width in pixels; not written for 32 x 32, as manifests were before there were other sizes."""
+    drawn_by: str = ""
+    """Sha256 of the file of one's own whose function gave the set; empty, and not written, for any other."""
     splits: dict[str, SplitEntry]
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As it was before there were keys with defaults: neither bytes nor fingerprints of older sets change."""
+        defaults = {name: field.default for name, field in type(self).model_fields.items() if not field.is_required()}
+        return {
+            key: value
+            for key, value in handler(self).items()
+            if key == "format" or key not in defaults or getattr(self, key) != defaults[key]
+        }
 
     @property
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that change when any sample, label, name or the cut into shards does."""
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:16]
+        values = self.model_dump(mode="json", exclude={"drawn_by"})
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def spec(self) -> DataSpec:
         """What a network is to know of the data."""
-        return DataSpec(len(self.fine_names))
+        return DataSpec(len(self.fine_names), (3, *self.image_size))
 
     def split(self, name: str) -> SplitEntry:
         """A split by name. Raises: DataError if there is none."""

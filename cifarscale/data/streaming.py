@@ -23,7 +23,7 @@ from webdataset.autodecode import Decoder, imagehandler
 from cifarscale.config.recipe import DataConfig
 from cifarscale.data.batches import Batch, Chunk
 from cifarscale.data.in_memory import InMemorySplit
-from cifarscale.data.manifest import ShardEntry, SplitEntry
+from cifarscale.data.manifest import Manifest, ShardEntry, SplitEntry
 from cifarscale.data.order import rank_positions
 from cifarscale.data.shards import read_shard
 from cifarscale.distributed.randomness import permutation
@@ -172,8 +172,9 @@ def _interleave(parts: tuple[torch.Tensor, ...], size: int) -> torch.Tensor:
 class StreamedSplit:
     """A split for evaluation, a shard at a time; each is checked before it is used."""
 
-    def __init__(self, folder: Path, split: SplitEntry, device: torch.device | str = "cpu") -> None:
-        self._folder, self._split, self._device = folder, split, device
+    def __init__(self, folder: Path, manifest: Manifest, name: str, device: torch.device | str = "cpu") -> None:
+        self._folder, self._split, self._device = folder, manifest.split(name), device
+        self._image_size = manifest.image_size
 
     @property
     def num_samples(self) -> int:
@@ -182,6 +183,6 @@ class StreamedSplit:
     def chunks(self, ranks: Ranks, batch_size: int) -> Iterator[Chunk]:
         """A rank's share; which samples stand together in a chunk does not depend on the number of ranks."""
         for entry in self._split.shards[ranks.rank :: ranks.world_size]:
-            shard = InMemorySplit(read_shard(self._folder, entry), self._device)
+            shard = InMemorySplit(read_shard(self._folder, entry, self._image_size), self._device)
             for chunk in shard.chunks(Ranks(), batch_size):
                 yield Chunk(chunk.images, chunk.labels, shard.ids[chunk.rows])

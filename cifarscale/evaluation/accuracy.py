@@ -22,19 +22,22 @@ class Accuracy:
         labels, predictions: (n,) int64.
         in_top5: (n,) bool, whether the label is among the five largest logits.
         losses: (n,) float64, cross-entropy in nats.
+        num_classes: how many logits there are.
     """
 
     labels: torch.Tensor
     predictions: torch.Tensor
     in_top5: torch.Tensor
     losses: torch.Tensor
+    num_classes: int
 
     @property
     def metrics(self) -> dict[str, float]:
-        """`top1` and `top5` as fractions, and the mean `loss` in nats."""
+        """`top1` and `top5` as fractions, and the mean `loss` in nats; of up to five classes no `top5`, always 1."""
+        top5 = {"top5": float(self.in_top5.double().mean())} if self.num_classes > 5 else {}
         return {
             "top1": float((self.predictions == self.labels).double().mean()),
-            "top5": float(self.in_top5.double().mean()),
+            **top5,
             "loss": float(self.losses.mean()),
         }
 
@@ -45,10 +48,10 @@ class Accuracy:
         right = torch.bincount(groups[self.predictions == self.labels], minlength=num_groups)
         return [int(r) / int(n) if n else None for r, n in zip(right, total, strict=True)]
 
-    def confusion(self, num_classes: int) -> torch.Tensor:
+    def confusion(self) -> torch.Tensor:
         """(num_classes, num_classes) int64: how many samples of each label were given each prediction."""
-        pairs = self.labels * num_classes + self.predictions
-        return torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
+        pairs = self.labels * self.num_classes + self.predictions
+        return torch.bincount(pairs, minlength=self.num_classes**2).view(self.num_classes, self.num_classes)
 
 
 class FlipAveraged(nn.Module):
@@ -71,6 +74,7 @@ def evaluate_classifier(
     group: Group,
     pool: CpuPool,
     batch_size: int,
+    num_classes: int,
 ) -> Accuracy:
     """Runs the network over the split, each rank on its share, and gathers every sample's outcome.
 
@@ -95,7 +99,7 @@ def evaluate_classifier(
             "Try a lower training.learning_rate, or training.gradient_clip_norm=1"
         )
     counts = table.T
-    return Accuracy(counts[1].long(), counts[2].long(), counts[3].bool(), counts[4].contiguous())
+    return Accuracy(counts[1].long(), counts[2].long(), counts[3].bool(), counts[4].contiguous(), num_classes)
 
 
 @torch.inference_mode()

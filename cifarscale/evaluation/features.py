@@ -108,31 +108,31 @@ def classifier_features(
     name: str,
     device: torch.device,
     precision: Precision = "exact",
+    image_size: tuple[int, int] = (32, 32),
 ) -> FeatureNetwork:
     """What the last layer of a classifier sees.
 
     Args:
-        network: in evaluation mode on the device; its `features` take images (b, 3, 32, 32) as floats.
+        network: in evaluation mode on the device; its `features` take images (b, 3, *image_size) as floats.
         normalise: makes these from uint8.
     """
-    size = 32
     content = io.BytesIO()
     torch.save({key: tensor.cpu() for key, tensor in network.state_dict().items()}, content)
-    probe = normalise(torch.arange(256, dtype=torch.uint8, device=device).repeat(12).view(1, 3, size, size))
+    probe = normalise(torch.arange(256, dtype=torch.uint8, device=device).repeat(12).view(1, 3, 32, 32))
     # What the normalisation does to every value of each channel is part of what the features are.
     digest = hashlib.sha256(content.getvalue() + probe.cpu().numpy().tobytes())
 
     def compute(images: Tensor) -> Tensor:
-        if images.shape[-2:] != (size, size):
+        if images.shape[-2:] != image_size:
             raise EvaluationError(
-                f"{name} takes images of {size} x {size}, and these are {images.shape[-1]} x {images.shape[-2]}; use "
-                "--features inception, or images of that size"
+                f"{name} takes images of {image_size[1]} x {image_size[0]}, and these are {images.shape[-1]} x "
+                f"{images.shape[-2]}; use --features inception, or images of that size"
             )
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "fast"):
             features: Tensor = network.features(normalise(images)).flatten(1)  # type: ignore[operator]
             return features
 
-    dim = compute(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device)).shape[1]
+    dim = compute(torch.zeros(1, 3, *image_size, dtype=torch.uint8, device=device)).shape[1]
     dtype = "bfloat16 by autocast" if precision == "fast" else "float32"
     return FeatureNetwork(name, digest.hexdigest()[:16], f"normalised as in training, {dtype}", dim, compute)
 

@@ -8,8 +8,9 @@ from typing import Any
 from cifarscale.config.keys import dotted
 from cifarscale.config.load import load_recipe, parse_recipe, recipe_files
 from cifarscale.config.recipe import Recipe, TrainingRecipe, resolved
+from cifarscale.config.registry import dataset_names
 from cifarscale.config.validation import variants_of
-from cifarscale.data.names import DATASETS
+from cifarscale.data.build import folder_that_is_here
 from cifarscale.errors import CifarscaleError
 from cifarscale.tasks.base import task_of
 
@@ -55,7 +56,8 @@ def command(recipe: Recipe, environment: Mapping[str, Any]) -> str:
     words = ["cifarscale", task_of(recipe).command, "recipe.toml"]
     if not isinstance(recipe, TrainingRecipe):
         return shlex.join(words)
-    if (dataset := recipe.data.dataset) not in DATASETS:
+    dataset = recipe.data.dataset
+    if dataset not in dataset_names(recipe.code) and folder_that_is_here(dataset) is None:
         words += ["--data", f"FOLDER-OF-{dataset}"]
     if (ranks := environment.get("world_size", 1)) != 1:
         words += ["--nproc", str(ranks)]

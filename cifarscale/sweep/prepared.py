@@ -7,7 +7,6 @@ from typing import Any
 from cifarscale.config.code import trust
 from cifarscale.config.ranks import batch_size_per_rank
 from cifarscale.config.recipe import TrainingRecipe
-from cifarscale.data.build import locate_shards
 from cifarscale.data.manifest import Manifest
 from cifarscale.errors import ConfigError
 from cifarscale.runs.options import RunOptions
@@ -16,7 +15,7 @@ from cifarscale.sweep.recipe import PbtConfig, SweepRecipe
 from cifarscale.sweep.space import check_sweep, corners, trial_recipe
 from cifarscale.sweep.trials import SweepFolder, default_sweep_dir
 from cifarscale.tasks.base import PreparedRun, task_of
-from cifarscale.tasks.training import TrainingTask, resolve
+from cifarscale.tasks.training import TrainingTask, locate_data, resolve
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +62,13 @@ def prepare_sweep(sweep: SweepRecipe, run_dir: Path | None, data: str | None, op
     assert isinstance(task, TrainingTask)
     task.check_needs(base, of_sweep=True)
     trust(base.code, base.modules)
-    shards = locate_shards(data or base.data.dataset).resolve()
-    base = resolve(base, shards)
+    shards = locate_data(base, data).resolve()
+    base, manifest = resolve(base, shards), Manifest.load(shards)
     for overrides in corners(sweep.space, base):
-        batch_size_per_rank(trial_recipe(sweep, base, overrides), sweep.workers_per_trial)
-    validation, samples = base.data.num_validation, Manifest.load(shards).split("train").num_samples
+        trial = trial_recipe(sweep, base, overrides)
+        task.check_data(trial, manifest.spec)
+        batch_size_per_rank(trial, sweep.workers_per_trial)
+    validation, samples = base.data.num_validation, manifest.split("train").num_samples
     if validation >= samples:
         raise ConfigError(f"data.num_validation = {validation} leaves nothing of {samples} samples to train on")
     folder = (run_dir or default_sweep_dir(sweep)).absolute()

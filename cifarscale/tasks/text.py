@@ -9,6 +9,12 @@ def cost(result: Mapping[str, Any]) -> str:
     return f"{result['name']}: {result['parameters']:,} parameters, {result['steps']:,} steps"
 
 
+def accuracy_note(metrics: Mapping[str, Any]) -> str:
+    """What goes with a top-1 accuracy."""
+    top5 = f"top-5 {100 * metrics['top5']:.1f} %, " if "top5" in metrics else ""
+    return f"{top5}loss {metrics['loss']:.3f}"
+
+
 def rate(result: Mapping[str, Any]) -> str:
     """How fast, and on what."""
     return f"{result['images_per_second']:,.0f} images/s on {result['world_size']} × {result['device']}"

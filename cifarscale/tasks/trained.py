@@ -9,14 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 from torch import nn
 
 from cifarscale.config.recipe import TrainingRecipe
-from cifarscale.data.images import ImageSet, read_image
+from cifarscale.data.images import ImageSet, fitted, read_image
 from cifarscale.data.manifest import Manifest
 from cifarscale.data.normalisation import training_normalisation
-from cifarscale.data.shards import IMAGE_SIZE
 from cifarscale.distributed.cpu_pool import CpuPool
 from cifarscale.distributed.device import arithmetic
 from cifarscale.errors import RunError
@@ -40,17 +38,20 @@ class Trained:
 
 @dataclass(frozen=True)
 class TrainedClassifier(Trained):
-    """Takes normalised images (b, 3, 32, 32) to logits (b, classes), and by `network.features` to features."""
+    """Takes normalised images (b, 3, H, W) to logits (b, classes), and by `network.features` to features."""
 
     def predict(self, images: Sequence[Path]) -> list[list[tuple[str, float]]]:
         """For each image file the five most probable classes with their probabilities, most probable first.
 
+        An image of another size than the classifier's is scaled, and cut to its middle.
+
         Raises: DataError if a file is not an image that Pillow opens.
         """
-        pixels = torch.from_numpy(np.stack([_thumbnail(path) for path in images])).permute(0, 3, 1, 2)
+        size = self.manifest.image_size
+        pixels = torch.from_numpy(np.stack([np.array(fitted(read_image(path), size)) for path in images]))
         normalise = training_normalisation(self.manifest, self.device)
         with torch.inference_mode(), arithmetic(self.device):
-            probabilities = self.network(normalise(pixels.to(self.device))).softmax(1).cpu()
+            probabilities = self.network(normalise(pixels.permute(0, 3, 1, 2).to(self.device))).softmax(1).cpu()
         names = self.manifest.fine_names
         top = probabilities.topk(min(TOP, len(names)), dim=1)
         return [
@@ -95,7 +96,7 @@ class TrainedGenerator(Trained, ABC):
         """
 
     def generate(self, seed: int, count: int, class_name: str | None = None) -> NDArray[np.uint8]:
-        """Images (count, 32, 32, 3) as `images` has them.
+        """Images (count, H, W, 3) as `images` has them.
 
         Raises: RunError for a class that it does not know.
         """
@@ -127,9 +128,3 @@ def drawn(images: ImageSet, pool: CpuPool) -> NDArray[np.uint8]:
     chunks = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
     pixels = torch.cat([chunk.cpu() for chunk in pool.stream(images.images, chunks)])
     return pixels.permute(0, 2, 3, 1).numpy()
-
-
-def _thumbnail(path: Path) -> np.ndarray:
-    """The middle square of an image at the classifier's size, (32, 32, 3) uint8; an image of that size as it is."""
-    fitted = ImageOps.fit(read_image(path), (IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.LANCZOS)
-    return np.array(fitted)

@@ -4,10 +4,11 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from cifarscale.config.code import trust
+from cifarscale.config.code import require_imported, trust
 from cifarscale.config.load import with_values
 from cifarscale.config.ranks import check_num_workers
 from cifarscale.config.recipe import TrainingRecipe
+from cifarscale.config.registry import DataSpec
 from cifarscale.data.build import locate_shards
 from cifarscale.data.manifest import Manifest
 from cifarscale.runs.options import RunOptions
@@ -48,13 +49,20 @@ class TrainingTask(Task):
         Raises: ConfigError, DataError, RunError or EvaluationError if it is not.
         """
 
+    def check_data(self, recipe: Any, data: DataSpec) -> None:
+        """Checks that the networks of a recipe can be trained on such images.
+
+        Raises: ConfigError if they cannot, with what they can.
+        """
+
     def wandb_tables(self, run_dir: Path) -> dict[str, Any]:
         """What W&B gets at the end of a run, beside its metrics, result and samples."""
         return {}
 
     def prepare(self, recipe: Any, run_dir: Path | None, data: str | None, options: RunOptions) -> PreparedRun:
         check_num_workers(recipe, options.num_workers)
-        shards = locate_shards(data or recipe.data.dataset)
+        require_imported(recipe.code, recipe.modules)
+        shards = locate_data(recipe, data)
         resolved, manifest = resolve(recipe, shards), Manifest.load(shards)
         trust(resolved.code, resolved.modules)
         folder = RunFolder((run_dir or default_run_dir(resolved)).absolute())
@@ -62,6 +70,7 @@ class TrainingTask(Task):
             folder.require(resolved)
         if folder.result() is None:
             manifest.require(resolved.data.fingerprint, shards)
+            self.check_data(resolved, manifest.spec)
             self.check_needs(resolved)
         return PreparedRun(resolved, folder.path, options.on(shards.resolve()), manifest)
 
@@ -77,6 +86,15 @@ class TrainingTask(Task):
 
         trainee = Trainee(self.learner, self.progress_metrics, self.wandb_tables)
         return train(trainee, recipe, folder, options, sink, stop)
+
+
+def locate_data(recipe: TrainingRecipe, data: str | None) -> Path:
+    """The folder of shards of a recipe, built where it is missing.
+
+    Args:
+        data: a data set or a folder of shards; None for the recipe's own, which its own code may register.
+    """
+    return locate_shards(data or recipe.data.dataset, recipe.code)
 
 
 def resolve(recipe: TrainingRecipe, shards: Path) -> TrainingRecipe:

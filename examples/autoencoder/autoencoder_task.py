@@ -88,7 +88,8 @@ class AutoencoderLearner(Learner):
         return {"brightness": part.images.mean()}
 
     def example_inputs(self, batch_size: int) -> dict[str, tuple[torch.Tensor, ...]]:
-        return {"autoencoder": (torch.zeros(batch_size, 3, 32, 32, device=self._device),)}
+        shape = self._data.manifest.spec.image_shape
+        return {"autoencoder": (torch.zeros(batch_size, *shape, device=self._device),)}
 
     def evaluate(self, networks: Mapping[str, nn.Module], step: int) -> dict[str, float]:
         return {"validation_error": self._error(networks)}

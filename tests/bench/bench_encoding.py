@@ -19,7 +19,7 @@ import numpy as np
 import webdataset as wds
 from PIL import Image
 
-from cifarscale.data.cifar100 import cifar100_source
+from cifarscale.data.cifar import CIFAR_100, cifar_source
 from cifarscale.data.manifest import Manifest
 from cifarscale.data.shards import read_split, write_shards
 from cifarscale.data.source import Source
@@ -78,7 +78,7 @@ def main(source: Path | None) -> None:
     """Print both encodings side by side."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        data = cifar100_source(source, folder) if source else synthetic_source()
+        data = cifar_source(CIFAR_100, source, folder) if source else synthetic_source()
         manifest: Manifest = write_shards(data, folder, 64, lambda _: None)
         write_png_shards(data, folder, 64)
         n = len(data.splits[0].fine)

@@ -189,7 +189,7 @@ def evaluate(split: EvaluationSplit, network: nn.Module | None = None) -> Accura
     torch.manual_seed(0)
     network = network or nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
     pool = CpuPool(one_core_each=True, num_cores=1)
-    return evaluate_classifier(network, split, lambda images: images.float(), Group(Ranks()), pool, 6)
+    return evaluate_classifier(network, split, lambda images: images.float(), Group(Ranks()), pool, 6, 10)
 
 
 TAMPERED: dict[str, tuple[Callable[[list[Chunk]], list[Chunk]], str]] = {
@@ -243,6 +243,6 @@ def test_a_network_that_has_diverged_has_no_figures() -> None:
 
 def test_a_group_without_samples_has_no_accuracy() -> None:
     labels = torch.tensor([0, 0, 2])
-    accuracy = Accuracy(labels, torch.tensor([0, 1, 2]), torch.ones(3, dtype=torch.bool), torch.zeros(3))
+    accuracy = Accuracy(labels, torch.tensor([0, 1, 2]), torch.ones(3, dtype=torch.bool), torch.zeros(3), 3)
     assert accuracy.per_group(torch.arange(4), 4) == [0.5, None, 1.0, None]
     assert accuracy.per_group(torch.tensor([1, 1, 1, 0]), 2) == [None, pytest.approx(2 / 3)]

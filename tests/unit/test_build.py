@@ -34,11 +34,11 @@ main(arguments)
 
 PAUSED = """
 write = shards.write_shards
-def paused(source, folder, num_shards, advance):
+def paused(source, folder, num_shards, advance, drawn_by):
     def pause(num_samples):
         print("paused", flush=True)
         sys.stdin.readline()
-    return write(source, folder, num_shards, pause)
+    return write(source, folder, num_shards, pause, drawn_by)
 shards.write_shards = paused
 main(sys.argv[1:])
 """
@@ -256,7 +256,9 @@ def test_what_is_neither_a_folder_nor_a_set_is_refused(
     data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    message = rf"^--data {data} is neither a folder of shards nor one of: cifar100, synthetic$"
+    message = (
+        rf"^--data {data} is neither a folder of shards nor one of: cifar10, cifar100, synthetic\. Of your own images: "
+    )
     with pytest.raises(DataError, match=message):
         locate_shards(data)
     assert not list(tmp_path.iterdir())

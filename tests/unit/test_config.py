@@ -303,10 +303,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "a fraction of a step": (["training.max_steps=1.5"], ["training.max_steps = 1.5", "valid integer"]),
     "a number for a switch": (["augmentation.flip=1"], ["augmentation.flip = 1", "boolean"]),
     "below the range": (["training.max_steps=0"], ["training.max_steps = 0", "greater than 0"]),
-    "above the range": (
-        ["augmentation.crop_padding=17"],
-        ["augmentation.crop_padding = 17", "less than or equal to 16"],
-    ),
+    "above the range": (["label_smoothing=1.5"], ["label_smoothing = 1.5", "less than 1"]),
     "not a number": (["training.learning_rate=nan"], ["training.learning_rate = nan", "finite"]),
     "infinite": (["training.learning_rate=inf"], ["training.learning_rate = inf", "finite"]),
     "seed too large": (["seed=9223372036854775808"], ["seed = 9223372036854775808", "less than"]),

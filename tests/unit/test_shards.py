@@ -15,9 +15,11 @@ import webdataset as wds
 from PIL import Image
 
 from cifarscale.data.manifest import MANIFEST_NAME, Manifest
-from cifarscale.data.shards import RECORD, find_damage, read_shard, read_split, sample_key, write_shards
+from cifarscale.data.shards import find_damage, read_shard, read_split, record, sample_key, write_shards
 from cifarscale.data.source import Source, Split
 from cifarscale.errors import CifarscaleError, DataError
+
+RECORD = record((32, 32))
 
 
 def write(source: Source, folder: Path, num_shards: int) -> Manifest:
@@ -186,7 +188,10 @@ def test_read_shard_gives_the_samples_between_its_bounds(source: Source, shards:
     for split in source.splits:
         start = 0
         for entry in manifest.split(split.name).shards:
-            samples, rows = read_shard(shards, entry), slice(start, start := start + entry.num_samples)
+            samples, rows = (
+                read_shard(shards, entry, manifest.image_size),
+                slice(start, start := start + entry.num_samples),
+            )
             np.testing.assert_array_equal(samples.images, split.images[rows])
             np.testing.assert_array_equal(samples.labels, split.fine[rows])
             np.testing.assert_array_equal(samples.ids, np.arange(rows.start, rows.stop))

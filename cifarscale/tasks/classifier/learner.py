@@ -61,7 +61,7 @@ class ClassifierLearner(Learner):
         return {"accuracy": (outputs[0].argmax(1) == part.labels).float().mean()}
 
     def example_inputs(self, batch_size: int) -> dict[str, tuple[torch.Tensor, ...]]:
-        images = torch.zeros(batch_size, 3, 32, 32, device=self._device)
+        images = torch.zeros(batch_size, *self._data.manifest.spec.image_shape, device=self._device)
         return {"classifier": (images.to(memory_format=torch.channels_last),)}
 
     def evaluate(self, networks: Mapping[str, nn.Module], step: int) -> dict[str, float]:
@@ -76,9 +76,12 @@ class ClassifierLearner(Learner):
         return result
 
     def tables(self) -> dict[str, Any]:
-        """How often each class of the test set was taken for which: rows are labels, columns predictions."""
+        """How often each class of the test set was taken for which: rows are labels, columns predictions.
+
+        Superclasses are empty lists where the data set has none.
+        """
         manifest = self._data.manifest
-        matrix = self._evaluated["test"].confusion(len(manifest.fine_names))
+        matrix = self._evaluated["test"].confusion()
         confusion = {
             "classes": manifest.fine_names,
             "superclasses": manifest.coarse_names,
@@ -89,10 +92,16 @@ class ClassifierLearner(Learner):
 
     def _accuracy(self, networks: Mapping[str, nn.Module], split: str, flip: bool = False) -> dict[str, float]:
         samples = self._data.split(split)
-        batch_size = self._recipe.evaluation.batch_size
+        batch_size, number = self._recipe.evaluation.batch_size, len(self._data.manifest.fine_names)
         network = networks["classifier"]
         accuracy = evaluate_classifier(
-            FlipAveraged(network) if flip else network, samples, self._normalise, self._group, self._pool, batch_size
+            FlipAveraged(network) if flip else network,
+            samples,
+            self._normalise,
+            self._group,
+            self._pool,
+            batch_size,
+            number,
         )
         if not flip:
             self._evaluated[split] = accuracy

@@ -7,19 +7,25 @@ from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, Positi
 
 from cifarscale.config.recipe import Fraction, Metric, NormalisationKind, Section, TrainingRecipe, check_sync_batch
 from cifarscale.config.registry import DataSpec, RegisteredNetwork, register_network
+from cifarscale.errors import ConfigError
+
+_LEAST_SIDE = 8
+"""Pixels a side of the smallest images that the built-in networks take: they halve it up to three times."""
 
 
 class AugmentationConfig(Section):
-    crop_padding: Annotated[int, Field(ge=0, le=16)] = 0
-    """Pixels of border around an image from which a random crop of the original size is cut; 0 is off."""
+    crop_padding: NonNegativeInt = 0
+    """Pixels of border around an image, up to half of its side, from which a random crop of the original size is cut; 0
+    is off."""
     padding: Literal["black", "reflect"] = "black"
     """What that border shows: nothing, or the image mirrored at its edge."""
     flip: bool = False
     """Mirrors half of the images left to right."""
     alternating_flip: bool = False
     """Mirrors a random half of the images in the first epoch, the others in the next one, and so on (Jordan 2024)."""
-    cutout: Annotated[int, Field(ge=0, le=32)] = 0
-    """Side in pixels of a square that is blanked at a random place (DeVries & Taylor 2017); 0 is off."""
+    cutout: NonNegativeInt = 0
+    """Side in pixels, up to the image's, of a square that is blanked at a random place (DeVries & Taylor 2017); 0 is
+    off."""
     mixup: NonNegativeFloat = 0.0
     """Alpha of the Beta distribution from which a batch's mixing weight is drawn (Zhang et al. 2018); 0 is off."""
     cutmix: NonNegativeFloat = 0.0
@@ -27,6 +33,16 @@ class AugmentationConfig(Section):
     resolution: NonNegativeInt = 0
     """Pixels of a side to which images are scaled in training (Touvron et al. 2019); 0 leaves them as they are. May
     change in `later`."""
+
+    def check_data(self, data: DataSpec) -> None:
+        """Raises: ConfigError for what would leave nothing of such images."""
+        side = min(data.image_shape[1:])
+        limits = (("crop_padding", self.crop_padding, side // 2), ("cutout", self.cutout, side))
+        for key, value, most in limits:
+            if value > most:
+                raise ConfigError(
+                    f"augmentation.{key} = {value} is too much for images of {_pixels(data)}: at most {most}"
+                )
 
     @property
     def mixes(self) -> bool:
@@ -65,6 +81,9 @@ class SmallFiltersCNNConfig(Section):
     attention: Literal["none", "squeeze_excitation", "self_attention"] = "none"
     """Channels scaled in each stage (Hu et al. 2018), or attention over the positions of the second stage."""
 
+    def check_data(self, data: DataSpec) -> None:
+        _check_size(self.name, data)
+
 
 class ResNetConfig(Section):
     """A wide residual network, for when a stronger classifier is wanted."""
@@ -78,6 +97,22 @@ class ResNetConfig(Section):
     """Follows each convolution."""
     normalisation: NormalisationKind = "batch"
     """`batch` takes the statistics of each microbatch; `sync_batch` those of the global batch, and needs 0 of them."""
+
+    def check_data(self, data: DataSpec) -> None:
+        _check_size(self.name, data)
+
+
+def _check_size(name: str, data: DataSpec, least: int = _LEAST_SIDE) -> None:
+    if min(data.image_shape[1:]) < least:
+        raise ConfigError(
+            f"model.name = {name!r} takes images of {least} x {least} pixels and more, and these have "
+            f"{_pixels(data)}. Build the shards with --size {least} or more"
+        )
+
+
+def _pixels(data: DataSpec) -> str:
+    _, height, width = data.image_shape
+    return f"{width} x {height}"
 
 
 class ResidualStagesConfig(Section):
@@ -107,6 +142,9 @@ class ResidualStagesConfig(Section):
     zero_init: bool = True
     """Each block begins as the identity: the gain of its last norm starts at 0 (Goyal et al. 2017)."""
 
+    def check_data(self, data: DataSpec) -> None:
+        _check_size(self.name, data, 2 ** (len(self.widths) - 1))
+
     @property
     def num_channels(self) -> set[int]:
         """The numbers of channels that are normalised."""
@@ -133,13 +171,19 @@ class UnreadNetwork(Section):
     name: str
 
 
-@register_network("small_filters_cnn", config=SmallFiltersCNNConfig)
 @register_network("resnet", config=ResNetConfig)
 @register_network("residual_stages", config=ResidualStagesConfig)
-def _built_in(config: SmallFiltersCNNConfig | ResNetConfig | ResidualStagesConfig, data: DataSpec) -> Any:
+def _residual(config: ResNetConfig | ResidualStagesConfig, data: DataSpec) -> Any:
     from cifarscale.tasks.classifier.networks import classifier
 
     return classifier(num_classes=data.num_classes, **config.model_dump())
+
+
+@register_network("small_filters_cnn", config=SmallFiltersCNNConfig)
+def _small_filters_cnn(config: SmallFiltersCNNConfig, data: DataSpec) -> Any:
+    from cifarscale.tasks.classifier.networks import classifier
+
+    return classifier(num_classes=data.num_classes, image_size=data.image_shape[1:], **config.model_dump())
 
 
 ClassifierConfig = Annotated[SmallFiltersCNNConfig | ResNetConfig | ResidualStagesConfig, Field(discriminator="name")]

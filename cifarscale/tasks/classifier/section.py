@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,6 +21,9 @@ from cifarscale.tasks.load import load_classifier
 from cifarscale.tasks.trained import TrainedClassifier
 from cifarscale.tracking.parts import Card, Cards, Matrix, Picture, Section, percent, picture
 
+_CONFUSION = "What it confuses"
+_LARGEST_MATRIX = 40
+"""Rows of a table of mistakes that a page has room for."""
 _HARDEST = 6
 _EXAMPLES = 8
 _CPU = torch.device("cpu")
@@ -32,42 +36,42 @@ def mistakes(run_dir: Path, recipe: ClassifierRecipe, data: str | None) -> list[
         return _computed(run_dir, recipe, split, shards_that_are_here(recipe.data.dataset, data))
     except CifarscaleError as error:
         written = _written(run_dir / "confusion-test.json")
-        return [Section("confusion", "What it confuses", written, note=f"Not computed: {error}")]
+        note = f"Not computed: {error}"
+        return [replace(written, note=note) if written else Section("confusion", _CONFUSION, None, note=note)]
 
 
 def _computed(run_dir: Path, recipe: ClassifierRecipe, split: str, shards: Path) -> list[Section]:
     trained = load_classifier(run_dir, _CPU)
     samples = Dataset(shards, recipe.data, _CPU).split(split)
     normalise = training_normalisation(trained.manifest, _CPU)
-    size = recipe.evaluation.batch_size
-    accuracy = evaluate_classifier(
-        trained.network, samples, normalise, Group(Ranks()), CpuPool(one_core_each=True), size
-    )
-    manifest = trained.manifest
-    number = len(manifest.fine_names)
-    pairs = torch.bincount(accuracy.labels * number + accuracy.predictions, minlength=number**2).view(number, number)
+    manifest, size = trained.manifest, recipe.evaluation.batch_size
+    pool, number = CpuPool(one_core_each=True), len(manifest.fine_names)
+    accuracy = evaluate_classifier(trained.network, samples, normalise, Group(Ranks()), pool, size, number)
+    pairs = accuracy.confusion()
     of = f"{samples.num_samples:,} images of the {split} split, after step {trained.step:,}"
-    matrix = _matrix(manifest.coarse_names, _by_superclass(pairs, manifest.coarse_of_fine), of)
+    confusion = _confusion(pairs, manifest.fine_names, manifest.coarse_names, manifest.coarse_of_fine, of)
     cards = _hardest(trained, samples, accuracy.labels, pairs)
     num = len(cards.cards[0].pictures)
     note = f"The first {num} images of each, not picked, with the most probable class: ✓ right, ✗ wrong."
     return [
-        Section("confusion", "What it confuses", matrix),
+        confusion,
         Section("hardest", "Hardest classes", cards, note=note),
     ]
 
 
-def _matrix(names: Sequence[str], counts: Sequence[Sequence[int]], of: str) -> Matrix:
-    caption = f"Percent of each superclass (row) that was taken for each (column): {of}"
-    return Matrix(caption, [_words(name) for name in names], counts)
-
-
-def _by_superclass(pairs: torch.Tensor, superclass: Sequence[int]) -> list[list[int]]:
-    """(classes, classes) counts summed over the classes of each superclass."""
-    number = max(superclass) + 1
-    member = torch.nn.functional.one_hot(torch.tensor(superclass), number)
-    counts: list[list[int]] = (member.T @ pairs @ member).tolist()
-    return counts
+def _confusion(
+    pairs: torch.Tensor, classes: Sequence[str], superclasses: Sequence[str], superclass: Sequence[int], of: str
+) -> Section:
+    """(classes, classes) counts, summed over the classes of each superclass where there are any."""
+    names, counts, what = classes, pairs, "class"
+    if superclasses:
+        member = torch.nn.functional.one_hot(torch.tensor(superclass), len(superclasses))
+        names, counts, what = superclasses, member.T @ pairs @ member, "superclass"
+    if len(names) > _LARGEST_MATRIX:
+        note = f"{len(names)} classes are too many for a table here; confusion-test.json in the run's folder has them."
+        return Section("confusion", _CONFUSION, None, note=note)
+    caption = f"Percent of each {what} (row) that was taken for each (column): {of}"
+    return Section("confusion", _CONFUSION, Matrix(caption, [_words(name) for name in names], counts.tolist()))
 
 
 def _hardest(trained: TrainedClassifier, samples: EvaluationSplit, labels: torch.Tensor, pairs: torch.Tensor) -> Cards:
@@ -86,11 +90,13 @@ def _hardest(trained: TrainedClassifier, samples: EvaluationSplit, labels: torch
         taken_for = ", ".join(
             f"{_words(manifest.fine_names[i])} {percent(int(wrong[i]) / int(totals[label]))}" for i in likely
         )
-        superclass = _words(manifest.coarse_names[manifest.coarse_of_fine[label]])
+        of_class = (
+            f" · {_words(manifest.coarse_names[manifest.coarse_of_fine[label]])}" if manifest.coarse_names else ""
+        )
         cards.append(
             Card(
                 _words(manifest.fine_names[label]),
-                f"{percent(int(right[label]) / int(totals[label]))} right · {superclass}",
+                f"{percent(int(right[label]) / int(totals[label]))} right{of_class}",
                 f"Most often taken for: {taken_for}" if taken_for else "",
                 [examples[row] for row in rows[label]],
             )
@@ -122,12 +128,13 @@ def _examples(
     return pictures
 
 
-def _written(path: Path) -> Matrix | None:
+def _written(path: Path) -> Section | None:
     """What the run itself wrote at its end; None if it is not there."""
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
-        counts = _by_superclass(torch.tensor(table["matrix"]), table["superclass_of_class"])
-        return _matrix(table["superclasses"], counts, "the test split, at the end of the run")
+        of = "the test split, at the end of the run"
+        names, superclasses = table["classes"], table["superclasses"]
+        return _confusion(torch.tensor(table["matrix"]), names, superclasses, table["superclass_of_class"], of)
     except (OSError, ValueError, KeyError):
         return None
 

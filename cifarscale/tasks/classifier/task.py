@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cifarscale.config.registry import is_imported, networks, register_task
+from cifarscale.config.registry import DataSpec, is_imported, networks, register_task
 from cifarscale.data.manifest import Manifest
+from cifarscale.errors import ConfigError
 from cifarscale.tasks.classifier.recipe import ClassifierRecipe, classifier_recipe
 from cifarscale.tasks.classifier.view import ClassifierView
 from cifarscale.tasks.training import TrainingTask
@@ -29,6 +30,17 @@ class ClassifierTask(TrainingTask):
 
     def schema(self, code: str = "") -> type[ClassifierRecipe]:
         return classifier_recipe(tuple(networks(code).values()), bool(code) and not is_imported(code))
+
+    def check_data(self, recipe: ClassifierRecipe, data: DataSpec) -> None:
+        if data.num_classes < 2:
+            raise ConfigError(f"a classifier needs two classes or more, and the data set has {data.num_classes}")
+        check = getattr(recipe.model, "check_data", None)
+        try:
+            if check is not None:
+                check(data)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        recipe.augmentation.check_data(data)
 
     def learner(self, recipe: ClassifierRecipe, context: "LearnerContext") -> "Learner":
         from cifarscale.tasks.classifier.learner import ClassifierLearner

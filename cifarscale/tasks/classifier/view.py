@@ -27,17 +27,14 @@ class ClassifierView(View):
         from cifarscale.tasks.text import cost, rate
 
         table = Table(title=cost(result), caption=rate(result))
-        for column in ("split", "top-1", "top-5", "loss"):
+        top5 = ("top5",) if "top5" in result["test"] else ()
+        for column in ("split", "top-1", *("top-5" for _ in top5), "loss"):
             table.add_column(column, justify="left" if column == "split" else "right")
         for split in ("train", "validation", "test", "train_flip", "validation_flip", "test_flip"):
             if split in result:
                 metrics = result[split]
-                table.add_row(
-                    split.replace("_", ", "),
-                    f"{metrics['top1']:.2%}",
-                    f"{metrics['top5']:.2%}",
-                    f"{metrics['loss']:.4f}",
-                )
+                shares = (f"{metrics[name]:.2%}" for name in ("top1", *top5))
+                table.add_row(split.replace("_", ", "), *shares, f"{metrics['loss']:.4f}")
         Console().print(table)
         super().print_result(result, run_dir)
         click.echo(f"next    cifarscale evaluate {typed(run_dir)}")
@@ -45,14 +42,14 @@ class ClassifierView(View):
     def facts(
         self, folder: RunFolder, recipe: Recipe, result: Mapping[str, Any] | None, lines: "Sequence[Line]"
     ) -> "list[Fact]":
+        from cifarscale.tasks.text import accuracy_note
         from cifarscale.tracking.parts import Fact, percent
 
         facts = []
         for split in ("test", "validation", "train"):
             if result and split in result:
                 metrics = result[split]
-                note = f"top-5 {percent(metrics['top5'])}, loss {metrics['loss']:.3f}"
-                facts.append(Fact(f"{split} top-1", percent(metrics["top1"]), note))
+                facts.append(Fact(f"{split} top-1", percent(metrics["top1"]), accuracy_note(metrics)))
             elif not result and (line := next((line for line in reversed(lines) if f"{split}_top1" in line), None)):
                 facts.append(Fact(f"{split} top-1 so far", percent(line[f"{split}_top1"]), f"at step {line['step']:,}"))
         return facts + super().facts(folder, recipe, result, lines)

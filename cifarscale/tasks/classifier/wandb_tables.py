@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 CONFUSION = "confusion-test.json"
+_LARGEST_PLOT = 10_000
+"""Rows that W&B takes for a plot."""
 
 
 def tables(run_dir: Path) -> dict[str, Any]:
@@ -15,20 +17,26 @@ def tables(run_dir: Path) -> dict[str, Any]:
     import wandb
 
     confusion = json.loads(path.read_text(encoding="utf-8"))
-    return {
+    superclasses = bool(confusion["superclasses"])
+    columns: list[str | int] = ["class", *(["superclass"] if superclasses else []), "samples", "top1"]
+    classes = {"classes": wandb.Table(columns=columns, data=by_class(confusion))}
+    rows = by_group(confusion)
+    if len(rows) > _LARGEST_PLOT:
+        return classes
+    return classes | {
         "confusion_matrix": wandb.plot_table(
             "wandb/confusion_matrix/v1",
-            wandb.Table(columns=["Actual", "Predicted", "nPredictions"], data=by_superclass(confusion)),
+            wandb.Table(columns=["Actual", "Predicted", "nPredictions"], data=rows),
             {"Actual": "Actual", "Predicted": "Predicted", "nPredictions": "nPredictions"},
-            {"title": "Confusion of superclasses on the test set"},
+            {"title": f"Confusion of {'superclasses' if superclasses else 'classes'} on the test set"},
         ),
-        "classes": wandb.Table(columns=["class", "superclass", "samples", "top1"], data=by_class(confusion)),
     }
 
 
-def by_superclass(confusion: dict[str, Any]) -> list[list[Any]]:
-    """Rows (actual, predicted, count) of the superclasses, zeros included."""
-    names, coarse_of_fine, matrix = confusion["superclasses"], confusion["superclass_of_class"], confusion["matrix"]
+def by_group(confusion: dict[str, Any]) -> list[list[Any]]:
+    """Rows (actual, predicted, count) of the superclasses, or of the classes without these; zeros included."""
+    names, matrix = confusion["superclasses"] or confusion["classes"], confusion["matrix"]
+    coarse_of_fine = confusion["superclass_of_class"] or range(len(names))
     counts = [[0] * len(names) for _ in names]
     for actual, row in enumerate(matrix):
         for predicted, count in enumerate(row):
@@ -37,11 +45,11 @@ def by_superclass(confusion: dict[str, Any]) -> list[list[Any]]:
 
 
 def by_class(confusion: dict[str, Any]) -> list[list[Any]]:
-    """Rows (class, superclass, samples, top-1 accuracy), the hardest first."""
+    """Rows (class, superclass if any, samples, top-1 accuracy), the hardest first."""
     names, coarse_of_fine = confusion["superclasses"], confusion["superclass_of_class"]
     rows = [
-        [name, names[coarse_of_fine[i]], sum(row), row[i] / sum(row)]
+        [name, *([names[coarse_of_fine[i]]] if names else []), sum(row), row[i] / sum(row)]
         for i, (name, row) in enumerate(zip(confusion["classes"], confusion["matrix"], strict=True))
         if sum(row)
     ]
-    return sorted(rows, key=lambda row: row[3])
+    return sorted(rows, key=lambda row: row[-1])

@@ -142,7 +142,8 @@ def _features(config: DistanceConfig, precision: Precision, group: Group, device
             f"the network of {run} has no method `features`, which images are compared by; name another classifier"
         )
     normalise = training_normalisation(trained.manifest, device)
-    return classifier_features(trained.network, normalise, f"cnn:{run.name}", device, precision)
+    size = trained.manifest.image_size
+    return classifier_features(trained.network, normalise, f"cnn:{run.name}", device, precision, size)
 
 
 def images_of(name: str, shards: Path | None, device: torch.device) -> tuple[ImageSet, tuple[str, ...]]:

@@ -15,6 +15,7 @@ from cifarscale.tasks.distance.needs import absolute_paths, is_split
 from cifarscale.tasks.distance.recipe import DistanceRecipe
 from cifarscale.tasks.distance.view import DistanceView
 from cifarscale.tasks.measuring import MeasuringTask
+from cifarscale.tasks.training import locate_data
 
 if TYPE_CHECKING:
     import torch
@@ -93,5 +94,7 @@ def _shards(recipe: DistanceRecipe, data: str | None) -> Path | None:
     if not is_split(recipe.images) and not is_split(recipe.distance.against):
         return None
     folder = RunFolder(Path(recipe.images))
-    of_run = folder.load_training_recipe().data.dataset if folder.recipe.exists() else "cifar100"
-    return locate_shards(data or recipe.dataset or of_run)
+    data = data or recipe.dataset or None
+    if folder.recipe.exists():
+        return locate_data(folder.load_training_recipe(), data)
+    return locate_shards(data or "cifar100")

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from cifarscale.config.load import with_values
 from cifarscale.config.registry import register_task
-from cifarscale.data.build import locate_shards
 from cifarscale.errors import ConfigError
 from cifarscale.runs.options import RunOptions
 from cifarscale.runs.run_folder import RunFolder, default_run_dir
@@ -14,6 +13,7 @@ from cifarscale.tasks.base import PreparedRun
 from cifarscale.tasks.evaluate.recipe import EvaluateRecipe
 from cifarscale.tasks.evaluate.view import EvaluateView
 from cifarscale.tasks.measuring import MeasuringTask
+from cifarscale.tasks.training import locate_data
 
 if TYPE_CHECKING:
     import torch
@@ -35,14 +35,14 @@ class EvaluateTask(MeasuringTask):
         if not recipe.run:
             raise ConfigError("evaluate needs the run to evaluate. Add: --set run=RUN")
         recipe = with_values(recipe, run=str(Path(recipe.run).absolute()))
-        dataset = RunFolder(Path(recipe.run)).load_training_recipe().data.dataset
+        trained = RunFolder(Path(recipe.run)).load_training_recipe()
         folder = (run_dir or default_run_dir(recipe)).absolute()
-        return PreparedRun(recipe, folder, options.on(locate_shards(data or dataset).resolve()))
+        return PreparedRun(recipe, folder, options.on(locate_data(trained, data).resolve()))
 
     def measure(
         self, recipe: EvaluateRecipe, options: RunOptions, group: "Group", pool: "CpuPool", device: "torch.device"
     ) -> dict[str, Any]:
-        """Returns: step, split, samples, top1, top5, loss, and accuracy by class and superclass name."""
+        """Returns: step, split, samples, metrics, and accuracy by the names of classes and, if any, superclasses."""
         import torch
 
         from cifarscale.data.dataset import Dataset
@@ -56,14 +56,17 @@ class EvaluateTask(MeasuringTask):
         config, manifest = trained.recipe, trained.manifest
         samples = Dataset(options.shards, config.data, device).split(split)
         normalise = training_normalisation(manifest, device)
-        size = config.evaluation.batch_size
-        accuracy = evaluate_classifier(trained.network, samples, normalise, group, pool, size)
+        number, size = len(manifest.fine_names), config.evaluation.batch_size
+        accuracy = evaluate_classifier(trained.network, samples, normalise, group, pool, size, number)
         flipped = {}
         if recipe.flip:
             both = FlipAveraged(trained.network)
-            flipped = {"flip": evaluate_classifier(both, samples, normalise, group, pool, size).metrics}
-        fine = torch.arange(len(manifest.fine_names))
-        coarse = torch.tensor(manifest.coarse_of_fine)
+            flipped = {"flip": evaluate_classifier(both, samples, normalise, group, pool, size, number).metrics}
+        coarse_names = manifest.coarse_names
+        by_superclass = {}
+        if coarse_names:
+            shares = accuracy.per_group(torch.tensor(manifest.coarse_of_fine), len(coarse_names))
+            by_superclass = {"superclasses": _by_name(coarse_names, shares)}
         return {
             "run": run_dir.name,
             "step": trained.step,
@@ -71,8 +74,8 @@ class EvaluateTask(MeasuringTask):
             "samples": samples.num_samples,
             **accuracy.metrics,
             **flipped,
-            "superclasses": _by_name(manifest.coarse_names, accuracy.per_group(coarse, len(manifest.coarse_names))),
-            "classes": _by_name(manifest.fine_names, accuracy.per_group(fine, len(fine))),
+            **by_superclass,
+            "classes": _by_name(manifest.fine_names, accuracy.per_group(torch.arange(number), number)),
         }
 
 

@@ -20,14 +20,14 @@ class EvaluateView(View):
     def facts(
         self, folder: RunFolder, recipe: Recipe, result: Mapping[str, Any] | None, lines: "Sequence[Line]"
     ) -> "list[Fact]":
+        from cifarscale.tasks.text import accuracy_note
         from cifarscale.tracking.parts import Fact, percent
 
         if result is None:
             return []
-        note = f"top-5 {percent(result['top5'])}, loss {result['loss']:.3f}"
-        facts = [Fact(f"{result['split']} top-1", percent(result["top1"]), note)]
+        facts = [Fact(f"{result['split']} top-1", percent(result["top1"]), accuracy_note(result))]
         if flip := result.get("flip"):
-            note = f"mean logits of image and mirror image; top-5 {percent(flip['top5'])}, loss {flip['loss']:.3f}"
+            note = f"mean logits of image and mirror image; {accuracy_note(flip)}"
             facts.append(Fact(f"{result['split']} top-1, flip", percent(flip["top1"]), note))
         return facts
 
@@ -35,11 +35,12 @@ class EvaluateView(View):
         from rich.console import Console
         from rich.table import Table
 
-        groups = "classes" if in_full else "superclasses"
+        groups = "superclasses" if "superclasses" in result and not in_full else "classes"
+        top5 = f", top-5 {result['top5']:.2%}" if "top5" in result else ""
         console = Console()
         console.print(
             f"{result['run']} after {result['step']:,} steps on {result['samples']:,} {result['split']} samples: "
-            f"top-1 {result['top1']:.2%}, top-5 {result['top5']:.2%}, loss {result['loss']:.4f}",
+            f"top-1 {result['top1']:.2%}{top5}, loss {result['loss']:.4f}",
             highlight=False,
             soft_wrap=True,
         )

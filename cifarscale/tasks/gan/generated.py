@@ -27,7 +27,7 @@ class GeneratedImages:
         return numbers.fill_(self._label) if self._label is not None else numbers % self._generator.num_classes
 
     def __call__(self, rows: range) -> torch.Tensor:
-        """Images `rows`, (b, 3, 32, 32) uint8 on the device. The generator must be in evaluation mode."""
+        """Images `rows`, (b, 3, H, W) uint8 on the device. The generator must be in evaluation mode."""
         first = rows.start // CHUNK * CHUNK
         # Whole chunks always: how many images are computed together decides over their last bits.
         images = torch.cat([self._chunk(start) for start in range(first, rows.stop, CHUNK)])

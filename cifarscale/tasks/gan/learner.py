@@ -28,7 +28,9 @@ SAMPLES_SIDE = 8
 def build_networks(recipe: GanRecipe, manifest: Manifest, device: torch.device) -> tuple[Generator, Discriminator]:
     """Both networks with freshly drawn weights, a function of the seed; channels last in memory."""
     model = recipe.model
-    num_classes = len(manifest.fine_names) if model.conditional else 0
+    data = manifest.spec
+    num_classes = data.num_classes if model.conditional else 0
+    size = data.image_shape[-1]
     torch.manual_seed(recipe.seed)
     generator = Generator(
         model.latent_size,
@@ -37,6 +39,7 @@ def build_networks(recipe: GanRecipe, manifest: Manifest, device: torch.device) 
         model.upsampling,
         num_classes,
         model.class_embedding,
+        size,
     )
     discriminator = Discriminator(
         model.discriminator_width,
@@ -45,6 +48,7 @@ def build_networks(recipe: GanRecipe, manifest: Manifest, device: torch.device) 
         model.spectral,
         model.minibatch,
         num_classes,
+        size,
     )
     for network in (generator, discriminator):
         network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -69,7 +73,7 @@ class GanBatch:
     """Real images and what as many generated ones are made from.
 
     Attributes:
-        images: (b, 3, 32, 32) in [-1, 1].
+        images: (b, 3, H, W) in [-1, 1].
         latents: (b, latent_size).
         labels: (b,) int64, also of the generated images.
         draws: (b, 4, NUM_DRAWS) for augmentation: the discriminator's real and generated images, the generator's.
@@ -96,6 +100,7 @@ class GanLearner(Learner):
         """
         self._recipe, self._samples, self._comparison = recipe, context.folder.samples, comparison
         self._group, self._pool, self._device = context.group, context.pool, context.device
+        self._image_shape = context.data.manifest.spec.image_shape
         self._augments = augments(recipe.augmentation)
         generator, discriminator = build_networks(recipe, context.data.manifest, context.device)
         self.networks = {"discriminator": discriminator, "generator": generator}
@@ -179,7 +184,8 @@ class GanLearner(Learner):
         return metrics
 
     def example_inputs(self, batch_size: int) -> dict[str, tuple[torch.Tensor, ...]]:
-        images = torch.zeros(batch_size, 3, 32, 32, device=self._device).to(memory_format=torch.channels_last)
+        images = torch.zeros(batch_size, *self._image_shape, device=self._device)
+        images = images.to(memory_format=torch.channels_last)
         latents = torch.zeros(batch_size, self._recipe.model.latent_size, device=self._device)
         labels = torch.zeros(batch_size, dtype=torch.int64, device=self._device)
         classes = (labels,) if self._recipe.model.conditional else ()

@@ -14,17 +14,22 @@ from cifarscale.config.recipe import (
     TrainingRecipe,
     check_sync_batch,
 )
+from cifarscale.config.registry import DataSpec
+from cifarscale.errors import ConfigError
+
+_SIZES = (8, 16, 32, 64, 128, 256)
+"""Pixels a side: 4, doubled once or more."""
 
 
 class DcganModelConfig(Section):
-    """Radford et al. 2016 for 32 x 32; with the defaults 370,624 parameters generate and 167,808 discriminate."""
+    """Radford et al. 2016; for 32 x 32 with the defaults 370,624 parameters generate and 167,808 discriminate."""
 
     latent_size: PositiveInt = 100
     """Standard normal numbers that an image is generated from."""
     generator_width: PositiveInt = 32
-    """Channels of the generator's last hidden layer; the ones before have twice and four times as many."""
+    """Channels of the generator's last hidden layer; each one before has twice as many."""
     discriminator_width: PositiveInt = 32
-    """Channels of the discriminator's first layer; the next two have twice and four times as many."""
+    """Channels of the discriminator's first layer; each one after it has twice as many."""
     generator_normalisation: NormalisationKind = "batch"
     """`batch` takes the statistics of each microbatch; `sync_batch` those of the global batch, and needs 0 of them."""
     discriminator_normalisation: NormalisationKind = "batch"
@@ -42,6 +47,15 @@ class DcganModelConfig(Section):
     """Whether images are generated and judged by class: an embedding appended to the noise, and a projection."""
     class_embedding: PositiveInt = 32
     """Numbers a class that are appended to the noise; conditional only."""
+
+    def check_data(self, data: DataSpec) -> None:
+        """Raises: ConfigError for images that the networks do not make."""
+        _, height, width = data.image_shape
+        if height != width or height not in _SIZES:
+            raise ConfigError(
+                f"the networks of task gan make squares of {', '.join(map(str, _SIZES))} pixels a side, and the images "
+                f"of the data set have {width} x {height}. Build its shards with one of these as --size"
+            )
 
 
 class GanAugmentationConfig(Section):

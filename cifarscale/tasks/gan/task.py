@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from cifarscale.config.registry import register_task
+from cifarscale.config.registry import DataSpec, register_task
 from cifarscale.data.manifest import Manifest
 from cifarscale.tasks.distance.needs import check_features
 from cifarscale.tasks.gan.recipe import GanRecipe
@@ -29,6 +29,9 @@ class GanTask(TrainingTask):
 
     def check_needs(self, recipe: GanRecipe, of_sweep: bool = False) -> None:
         check_features(recipe.distance, of_sweep)
+
+    def check_data(self, recipe: GanRecipe, data: DataSpec) -> None:
+        recipe.model.check_data(data)
 
     def learner(self, recipe: GanRecipe, context: "LearnerContext") -> "Learner":
         from cifarscale.tasks.distance.reference import open_reference

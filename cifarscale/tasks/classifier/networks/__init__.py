@@ -14,6 +14,7 @@ Classifier = SmallFiltersCNN | ResNet | ResidualStages
 """What `classifier` builds: `forward` gives logits (N, num_classes), `features` what its last layer sees."""
 
 IMAGE_SHAPE = (3, 32, 32)
+"""By which networks are compared."""
 
 _CLASSIFIERS: dict[str, Callable[..., Classifier]] = {
     "small_filters_cnn": SmallFiltersCNN,
@@ -43,7 +44,7 @@ _DESCRIBED: tuple[tuple[str, dict[str, Any], str], ...] = (
 
 
 def classifier(name: str, **options: Any) -> Classifier:
-    """A freshly initialised classifier of 32x32 RGB images.
+    """A freshly initialised classifier of RGB images.
 
     Args:
         name: "small_filters_cnn", "resnet" or "residual_stages".

@@ -1,4 +1,4 @@
-"""A residual network for 32x32 images: the stronger classifier, still small enough for a CPU."""
+"""A residual network for small images: the stronger classifier, still small enough for a CPU."""
 
 from torch import Tensor, nn
 
@@ -7,10 +7,10 @@ from cifarscale.training.norm_layers import Normalisation, normalisation
 
 
 class ResNet(nn.Module):
-    """Classifier of 32x32 RGB images: pre-activation residual blocks, 6 * blocks_per_stage + 4 layers deep.
+    """Classifier of RGB images, 8x8 and larger: pre-activation residual blocks, 6 * blocks_per_stage + 4 layers deep.
 
-    A 3x3 convolution; three stages of `PreActivationBlock` with width, 2 width and 4 width channels at 32x32, 16x16
-    and 8x8; normalisation, activation, global average pooling, and one linear layer.
+    A 3x3 convolution; three stages of `PreActivationBlock` with width, 2 width and 4 width channels at the
+    images' size, half and a quarter of it; normalisation, activation, global average pooling, and one linear layer.
 
     Args:
         num_classes: number of logits.
@@ -43,12 +43,12 @@ class ResNet(nn.Module):
         self.classifier = nn.Linear(in_channels, num_classes)
 
     def features(self, x: Tensor) -> Tensor:
-        """What the linear layer sees: images (N, 3, 32, 32) to (N, 4 * width)."""
-        maps: Tensor = self.blocks(x)  # (N, 4 * width, 8, 8)
+        """What the linear layer sees: images (N, 3, H, W) to (N, 4 * width)."""
+        maps: Tensor = self.blocks(x)  # (N, 4 * width, H / 4, W / 4)
         return maps.mean((2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (N, 3, 32, 32) to logits (N, num_classes)."""
+        """Images (N, 3, H, W) to logits (N, num_classes)."""
         logits: Tensor = self.classifier(self.features(x))
         return logits
 

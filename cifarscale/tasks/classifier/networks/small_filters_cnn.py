@@ -27,7 +27,7 @@ def activation(kind: Activation) -> nn.Module:
 
 
 class SmallFiltersCNN(nn.Module):
-    """Classifier of 32x32 RGB images; with the defaults 57,332 parameters.
+    """Classifier of RGB images; with the defaults 57,332 parameters.
 
     Three stages of (3x3 convolution with bias, normalisation, activation, 2x2 max pooling) with width, 2 width and
     4 width channels, then one linear layer. Parameters are created in the order of the layers, with torch's default
@@ -40,6 +40,7 @@ class SmallFiltersCNN(nn.Module):
         normalisation: "none", "batch", "group" or "sync_batch", between convolution and activation.
         residual: whether a `BasicBlock` follows the pooling of each stage.
         attention: "none"; "squeeze_excitation" at the end of each stage; or "self_attention" at the end of the second.
+        image_size: height and width, 8 and more; an odd one loses a row or column in pooling.
 
     Raises: ValueError for an unknown option, or a width that does not suit it.
     """
@@ -52,6 +53,7 @@ class SmallFiltersCNN(nn.Module):
         normalisation: Normalisation = "none",
         residual: bool = False,
         attention: Attention = "none",
+        image_size: tuple[int, int] = (32, 32),
     ) -> None:
         super().__init__()
         if attention not in _ATTENTIONS:
@@ -64,7 +66,7 @@ class SmallFiltersCNN(nn.Module):
                 layers.append(BasicBlock(channels, activation, normalisation))
             if attention == "squeeze_excitation":
                 layers.append(SqueezeExcitation(channels))
-            # Self-attention stands at 8x8: a position there has seen 10 of 32 pixels each way, and the third
+            # Self-attention stands at 8x8 (of 32x32): a position there has seen 10 of 32 pixels each way, and the third
             # convolution can still use what it gathers. At 4x4 the linear layer sees every position anyway, and at
             # 16x16 the products over pairs of positions would cost more than the rest of the network.
             if attention == "self_attention" and channels == 2 * width:
@@ -72,15 +74,15 @@ class SmallFiltersCNN(nn.Module):
             stages.append(nn.Sequential(*layers))
             in_channels = channels
         self.stages = nn.Sequential(*stages)
-        self.classifier = nn.Linear(4 * width * 4 * 4, num_classes)
+        self.classifier = nn.Linear(4 * width * (image_size[0] // 8) * (image_size[1] // 8), num_classes)
 
     def features(self, x: Tensor) -> Tensor:
-        """What the linear layer sees: images (N, 3, 32, 32) to (N, 64 * width)."""
-        maps: Tensor = self.stages(x)  # (N, 4 * width, 4, 4)
+        """What the linear layer sees: images (N, 3, H, W) to (N, 4 * width * H / 8 * W / 8)."""
+        maps: Tensor = self.stages(x)  # (N, 4 * width, H / 8, W / 8)
         return maps.flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (N, 3, 32, 32) to logits (N, num_classes)."""
+        """Images (N, 3, H, W) to logits (N, num_classes)."""
         logits: Tensor = self.classifier(self.features(x))
         return logits
 

@@ -1,4 +1,4 @@
-"""The DCGAN of Radford et al. 2016 (arXiv 1511.06434) for 32x32 images, and what later papers added to it."""
+"""The DCGAN of Radford et al. 2016 (arXiv 1511.06434) for square images, and what later papers added to it."""
 
 from collections.abc import Iterable
 from typing import Literal
@@ -23,8 +23,9 @@ _MINIBATCHES = ("none", "discrimination", "stddev")
 class Generator(nn.Module):
     """Noise to images; with the defaults 4x4 transposed convolutions without biases, 370,624 parameters.
 
-    One transposed convolution from the noise to 4x4 positions with 4 width channels, then three that double the size,
-    to 2 width, width and 3 channels, with normalisation and ReLU before each, and tanh at the end.
+    For 32x32: one transposed convolution from the noise to 4x4 positions with 4 width channels, then three that double
+    the size, to 2 width, width and 3 channels, with normalisation and ReLU before each, and tanh at the end. Another
+    size has more or fewer doublings, and with them channels at 4x4.
 
     Args:
         latent_size: standard normal numbers that an image is generated from.
@@ -35,6 +36,7 @@ class Generator(nn.Module):
         num_classes: 0, or how many classes an image can be asked of.
         class_embedding: learned numbers a class, which are appended to the noise (Mirza & Osindero 2014, arXiv
             1411.1784, section 3.2, but for the embedding). Without effect where `num_classes` is 0.
+        image_size: pixels a side: 4, doubled once or more.
 
     Raises: ValueError for an unknown option, or a width that does not suit it.
     """
@@ -47,6 +49,7 @@ class Generator(nn.Module):
         upsampling: Upsampling = "transposed",
         num_classes: int = 0,
         class_embedding: int = 32,
+        image_size: int = 32,
     ) -> None:
         super().__init__()
         _check("upsampling", upsampling, _UPSAMPLINGS)
@@ -54,8 +57,9 @@ class Generator(nn.Module):
             raise ValueError(f"upsampling 'residual' halves the width, and received the odd width {width}")
         self.latent_size, self.num_classes = latent_size, num_classes
         in_channels = latent_size + class_embedding if num_classes else latent_size
-        layers: list[nn.Module] = [nn.ConvTranspose2d(in_channels, 4 * width, 4, bias=False)]
-        for channels in (4 * width, 2 * width, width):
+        stages = [width << i for i in reversed(range(_num_doublings(image_size)))]
+        layers: list[nn.Module] = [nn.ConvTranspose2d(in_channels, stages[0], 4, bias=False)]
+        for channels in stages:
             if upsampling == "residual":
                 layers.append(UpBlock(channels, channels // 2, normalisation))
             else:
@@ -74,7 +78,7 @@ class Generator(nn.Module):
         self.class_embedding = nn.Embedding(num_classes, class_embedding) if num_classes else None
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-        """(N, latent_size), and labels (N,) int64 where there are classes, to images (N, 3, 32, 32) in [-1, 1]."""
+        """(N, latent_size), and labels (N,) int64 where there are classes, to images (N, 3, H, H) in [-1, 1]."""
         classes = _embedded(self.class_embedding, labels)
         if classes is not None:
             latents = torch.cat([latents, classes], 1)
@@ -85,8 +89,8 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """Images to logits of being real; with the defaults 4x4 convolutions without biases, 167,808 parameters.
 
-    Three convolutions that halve the size, to width, 2 width and 4 width channels, the last two with normalisation, all
-    with LeakyReLU 0.2; then one of the 4x4 positions that are left.
+    For 32x32: three convolutions that halve the size, to width, 2 width and 4 width channels, all but the first with
+    normalisation, all with LeakyReLU 0.2; then one of the 4x4 positions that are left. Another size has more or fewer.
 
     Args:
         width: channels of the first layer; the next two have twice and four times as many.
@@ -101,6 +105,7 @@ class Discriminator(nn.Module):
         num_classes: 0, or the number of classes in the labels. The logit then has a second term, the product of a
             learned vector of the class with the last features, summed over positions (the projection of Miyato &
             Koyama 2018, arXiv 1802.05637).
+        image_size: pixels a side: 4, doubled once or more.
 
     Raises: ValueError for an unknown option, or a width that does not suit it.
     """
@@ -113,13 +118,14 @@ class Discriminator(nn.Module):
         spectral: bool = False,
         minibatch: Minibatch = "none",
         num_classes: int = 0,
+        image_size: int = 32,
     ) -> None:
         super().__init__()
         _check("downsampling", downsampling, _DOWNSAMPLINGS)
         self.num_classes = num_classes
         layers: list[nn.Module] = []
         in_channels = 3
-        for channels in (width, 2 * width, 4 * width):
+        for channels in (width << i for i in range(_num_doublings(image_size))):
             first = channels == width
             if downsampling == "residual":
                 layers.append(DownBlock(in_channels, channels, normalisation, of_images=first))
@@ -142,16 +148,24 @@ class Discriminator(nn.Module):
             _normalise_spectrally(self)
 
     def features(self, images: Tensor) -> Tensor:
-        """What the last layer sees, but for what `minibatch` appends: (N, 3, 32, 32) to (N, 4 * width, 4, 4)."""
+        """What the last layer sees, but for what `minibatch` appends: (N, 3, H, H) to (N, C, 4, 4)."""
         maps: Tensor = self.layers(images)
         return maps
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """(N, 3, 32, 32) in [-1, 1], and labels (N,) int64 where there are classes, to the logits (N,)."""
+        """(N, 3, H, H) in [-1, 1], and labels (N,) int64 where there are classes, to the logits (N,)."""
         classes = _embedded(self.class_embedding, labels)
         maps = self.features(images)
         logits: Tensor = self.output(self.minibatch(maps)).flatten()
         return logits if classes is None else logits + (classes * maps.sum((2, 3))).sum(1)
+
+
+def _num_doublings(image_size: int) -> int:
+    """How often 4 is doubled to the size. Raises: ValueError for another size."""
+    number = (image_size // 4).bit_length() - 1
+    if number < 1 or 4 << number != image_size:
+        raise ValueError(f"image_size {image_size} is not 4, doubled once or more")
+    return number
 
 
 def _check(option: str, value: str, valid: tuple[str, ...]) -> None:

@@ -1,6 +1,6 @@
-"""CIFAR-100 from its authors' files: downloads that break, and files that are not what they should be.
+"""CIFAR-10 and CIFAR-100 from their authors' files: downloads that break, and files that are not what they should be.
 
-The server is a real one, on this machine; the set is a small one of the same form, with md5 values of its own.
+The server is a real one, on this machine; the sets are small ones of the same form, with md5 values of their own.
 """
 
 import hashlib
@@ -10,14 +10,16 @@ import socket
 import tarfile
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cifarscale.data import cifar100
-from cifarscale.data.cifar100 import cifar100_source, download
+from cifarscale.data import download as downloads
+from cifarscale.data.build import build_shards
+from cifarscale.data.cifar import CIFAR_10, CIFAR_100, Archive, cifar_source
 from cifarscale.errors import CifarscaleError, DataError
 
 NUM_TRAIN, NUM_TEST = 40, 20
@@ -42,7 +44,7 @@ class Server(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/{cifar100.ARCHIVE}"
+        return f"http://127.0.0.1:{self.server_port}/{CIFAR_100.file}"
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -94,48 +96,69 @@ def closed_port() -> Iterator[int]:
         yield taken.getsockname()[1]
 
 
+def download(url: str, target: Path, md5: str) -> None:
+    downloads.download(url, target, md5, "Copy it.")
+
+
 def pixel(i: int) -> list[list[int]]:
     """Red, green and blue planes of the i-th image: each pixel tells its place in its plane, i, and the plane."""
     return [[(place + i + 100 * plane) % 256 for place in range(1024)] for plane in range(3)]
 
 
-def split_content(name: str, n: int) -> bytes:
+def split_content(archive: Archive, name: str, numbers: range) -> bytes:
     content = {
-        b"filenames": [f"{name}_s_{i:06d}.png".encode() for i in range(n)],
-        b"fine_labels": [i % 100 for i in range(n)],
-        b"coarse_labels": [i % 20 for i in range(n)],
-        b"data": np.array([np.concatenate(pixel(i)) for i in range(n)], np.uint8),
+        b"filenames": [f"{name}_s_{i:06d}.png".encode() for i in numbers],
+        archive.labels: [i % 2 for i in numbers],
+        b"data": np.array([np.concatenate(pixel(i)) for i in numbers], np.uint8),
     }
+    if archive.coarse_names:
+        content[b"coarse_labels"] = [1 - i % 2 for i in numbers]
     return pickle.dumps(content, protocol=2)
 
 
-@pytest.fixture
-def members(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
-    """The three files of a small set, which is taken for the official one."""
-    names = {b"fine_label_names": [b"apple", b"baby"], b"coarse_label_names": [b"fish", b"people"]}
-    files = {
-        "train": split_content("train", NUM_TRAIN),
-        "test": split_content("test", NUM_TEST),
-        "meta": pickle.dumps(names, protocol=2),
-    }
-    monkeypatch.setattr(
-        cifar100, "MEMBER_MD5", {name: hashlib.md5(content).hexdigest() for name, content in files.items()}
-    )
-    return files
+@dataclass(frozen=True)
+class Small:
+    """A small set, which is taken for the official one.
+
+    Attributes:
+        files: what is in each of its files.
+    """
+
+    archive: Archive
+    files: dict[str, bytes]
+
+    def without(self, name: str) -> "Small":
+        return replace(self, files={file: content for file, content in self.files.items() if file != name})
 
 
-def write_folder(folder: Path, members: dict[str, bytes]) -> Path:
-    (folder / cifar100.FOLDER).mkdir(parents=True)
-    for name, content in members.items():
-        (folder / cifar100.FOLDER / name).write_bytes(content)
+@pytest.fixture(params=[CIFAR_10, CIFAR_100], ids=lambda archive: archive.dataset)
+def small(request: pytest.FixtureRequest) -> Small:
+    archive: Archive = request.param
+    names = {archive.fine_names: [b"apple", b"baby"], archive.coarse_names: [b"fish", b"people"]}
+    files = {archive.meta: pickle.dumps(names, protocol=2)}
+    for split, of_split, n in (("train", archive.train, NUM_TRAIN), ("test", archive.test, NUM_TEST)):
+        size = n // len(of_split)
+        for i, name in enumerate(of_split):
+            files[name] = split_content(archive, split, range(i * size, (i + 1) * size))
+    return Small(replace(archive, members={name: md5(content) for name, content in files.items()}), files)
+
+
+def md5(content: bytes) -> str:
+    return hashlib.md5(content).hexdigest()
+
+
+def write_folder(folder: Path, small: Small) -> Path:
+    (folder / small.archive.folder).mkdir(parents=True)
+    for name, content in small.files.items():
+        (folder / small.archive.folder / name).write_bytes(content)
     return folder
 
 
-def archive_of(members: dict[str, bytes]) -> bytes:
+def archive_of(small: Small) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        for name, content in members.items():
-            entry = tarfile.TarInfo(f"{cifar100.FOLDER}/{name}")
+        for name, content in small.files.items():
+            entry = tarfile.TarInfo(f"{small.archive.folder}/{name}")
             entry.size = len(content)
             tar.addfile(entry, io.BytesIO(content))
     return buffer.getvalue()
@@ -212,9 +235,9 @@ def test_part_that_does_not_fit_is_fetched_again_from_zero(server: Server, tmp_p
     assert server.ranges == [f"bytes={length}-", None]
 
 
-def test_content_encoding_does_not_change_the_bytes(server: Server, tmp_path: Path, members: dict[str, bytes]) -> None:
+def test_content_encoding_does_not_change_the_bytes(server: Server, tmp_path: Path, small: Small) -> None:
     server.script = ["encoded"]
-    server.content = archive_of(members)
+    server.content = archive_of(small)
     target = tmp_path / "set.tar.gz"
     download(server.url, target, hashlib.md5(server.content).hexdigest())
     assert target.read_bytes() == server.content
@@ -239,19 +262,20 @@ def test_connection_that_always_breaks_is_an_error_that_keeps_what_came(server: 
         download(server.url, target, CONTENT_MD5)
     assert "\n" not in str(error.value)
     assert "no network" not in str(error.value)
-    assert len(server.ranges) == cifar100.ATTEMPTS
+    assert len(server.ranges) == downloads.ATTEMPTS
     assert CONTENT.startswith(part_of(target).read_bytes())
     assert not target.exists()
 
 
-def test_no_network_names_the_reason_and_the_ways_out(closed_port: int, tmp_path: Path) -> None:
-    url = f"http://127.0.0.1:{closed_port}/set.tar.gz"
+@pytest.mark.parametrize("archive", [CIFAR_10, CIFAR_100], ids=lambda archive: archive.dataset)
+def test_no_network_names_the_reason_and_the_ways_out(archive: Archive, closed_port: int, tmp_path: Path) -> None:
+    url = f"http://127.0.0.1:{closed_port}/{archive.file}"
     message = (
-        rf"^cannot download {url}: no network \(Connection refused\)\. Copy cifar-100-python\.tar\.gz to this machine "
-        r"and run: cifarscale shards build --source PATH; or train on built-in data: --data synthetic$"
+        rf"^cannot download {url}: no network \(Connection refused\)\. Copy {archive.file} to this machine and run: "
+        rf"cifarscale shards build --data {archive.dataset} --source PATH; or train on built-in data: --data synthetic$"
     )
     with pytest.raises(DataError, match=message):
-        download(url, tmp_path / "set.tar.gz", CONTENT_MD5)
+        cifar_source(replace(archive, url=url), None, tmp_path)
 
 
 def test_error_of_the_server_is_named(server: Server, tmp_path: Path) -> None:
@@ -278,44 +302,53 @@ def test_full_disk_is_named(server: Server, tmp_path: Path) -> None:
 # Reading
 
 
-def assert_small_set(source: Path | None, cache_dir: Path) -> None:
-    found = cifar100_source(source, cache_dir)
-    assert found.dataset == "cifar100"
-    assert (found.fine_names, found.coarse_names) == (("apple", "baby"), ("fish", "people"))
+def assert_small_set(small: Small, source: Path | None, cache_dir: Path) -> None:
+    found = cifar_source(small.archive, source, cache_dir)
+    superclasses = ("fish", "people") if small.archive.coarse_names else ()
+    assert (found.dataset, found.fine_names) == (small.archive.dataset, ("apple", "baby"))
+    assert found.coarse_names == superclasses
     assert [split.name for split in found.splits] == ["train", "test"]
     for split, n in zip(found.splits, (NUM_TRAIN, NUM_TEST), strict=True):
-        assert (split.images.dtype, split.fine.dtype, split.coarse.dtype) == (np.uint8, np.int64, np.int64)
+        assert (split.images.dtype, split.fine.dtype) == (np.uint8, np.int64)
         assert split.images.flags.c_contiguous
         expected = np.array([pixel(i) for i in range(n)]).reshape(n, 3, 32, 32)
         np.testing.assert_array_equal(split.images, np.moveaxis(expected, 1, 3))
-        assert split.fine.tolist() == [i % 100 for i in range(n)]
-        assert split.coarse.tolist() == [i % 20 for i in range(n)]
+        assert split.fine.tolist() == [i % 2 for i in range(n)]
+        assert (split.coarse is None) == (not superclasses)
+        assert split.coarse is None or split.coarse.tolist() == [1 - i % 2 for i in range(n)]
         assert split.filenames == tuple(f"{split.name}_s_{i:06d}.png" for i in range(n))
 
 
-def test_folder_around_the_files_or_theirs(members: dict[str, bytes], tmp_path: Path) -> None:
-    folder = write_folder(tmp_path / "with space", members)
-    assert_small_set(folder, tmp_path)
-    assert_small_set(folder / cifar100.FOLDER, tmp_path)
+def test_folder_around_the_files_or_theirs(small: Small, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "with space", small)
+    assert_small_set(small, folder, tmp_path)
+    assert_small_set(small, folder / small.archive.folder, tmp_path)
 
 
-def test_archive(members: dict[str, bytes], tmp_path: Path) -> None:
+def test_archive(small: Small, tmp_path: Path) -> None:
     archive = tmp_path / "any name.tgz"
-    archive.write_bytes(archive_of(members))
-    assert_small_set(archive, tmp_path)
+    archive.write_bytes(archive_of(small))
+    assert_small_set(small, archive, tmp_path)
     assert list(tmp_path.iterdir()) == [archive]  # nothing is extracted
 
 
-def test_downloaded_archive(
-    server: Server, members: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    server.content = archive_of(members)
-    monkeypatch.setattr(cifar100, "URL", server.url)
-    monkeypatch.setattr(cifar100, "ARCHIVE_MD5", hashlib.md5(server.content).hexdigest())
-    assert_small_set(None, tmp_path / "cache")
-    assert (tmp_path / "cache" / "cifar-100-python.tar.gz").read_bytes() == server.content
-    assert_small_set(None, tmp_path / "cache")
+def test_downloaded_archive(server: Server, small: Small, tmp_path: Path) -> None:
+    server.content = archive_of(small)
+    url = server.url.replace(CIFAR_100.file, small.archive.file)
+    small = replace(small, archive=replace(small.archive, url=url, md5=md5(server.content)))
+    assert_small_set(small, None, tmp_path / "cache")
+    assert (tmp_path / "cache" / small.archive.file).read_bytes() == server.content
+    assert_small_set(small, None, tmp_path / "cache")
     assert len(server.ranges) == 1
+
+
+def test_a_small_set_becomes_shards_by_its_name(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    constant = "CIFAR_100" if small.archive.coarse_names else "CIFAR_10"
+    monkeypatch.setattr(f"cifarscale.data.cifar.{constant}", small.archive)
+    source = write_folder(tmp_path / "source", small)
+    manifest = build_shards(small.archive.dataset, tmp_path / "shards", 4, source)
+    assert (manifest.dataset, manifest.fine_names) == (small.archive.dataset, ("apple", "baby"))
+    assert manifest.coarse_of_fine == ((1, 0) if small.archive.coarse_names else ())
 
 
 class Trap:
@@ -328,77 +361,80 @@ class Trap:
         return Path.mkdir, (self.path,)
 
 
-@pytest.mark.parametrize("name", ["train", "test", "meta"])
+def written(small: Small, folder: Path, archived: bool) -> Path:
+    """As an archive, or as a folder."""
+    if not archived:
+        return write_folder(folder / "set", small)
+    (folder / "set.tar.gz").write_bytes(archive_of(small))
+    return folder / "set.tar.gz"
+
+
 @pytest.mark.parametrize("archived", [False, True])
-def test_wrong_member_is_never_unpickled(members: dict[str, bytes], tmp_path: Path, name: str, archived: bool) -> None:
+@pytest.mark.parametrize("place", [0, 1, -1])
+def test_wrong_member_is_never_unpickled(small: Small, tmp_path: Path, place: int, archived: bool) -> None:
+    name = list(small.files)[place]
     sprung = tmp_path / "sprung"
     trap = pickle.dumps(Trap(sprung))
     pickle.loads(trap)
     assert sprung.exists()  # the trap does work
     sprung.rmdir()
-    if archived:
-        source = tmp_path / "set.tar.gz"
-        source.write_bytes(archive_of(members | {name: trap}))
-    else:
-        source = write_folder(tmp_path / "set", members | {name: trap})
-    with pytest.raises(DataError, match=rf"^'{name}' in .* is not CIFAR-100's: its md5 is .* should be \w{{32}}"):
-        cifar100_source(source, tmp_path)
+    wrong = replace(small, files=small.files | {name: trap})
+    source = written(wrong, tmp_path, archived)
+    with pytest.raises(
+        DataError, match=rf"^'{name}' in .* is not {small.archive.title}'s: its md5 is .* should be \w{{32}}"
+    ):
+        cifar_source(small.archive, source, tmp_path)
     assert not sprung.exists()
 
 
 @pytest.mark.parametrize("archived", [False, True])
-def test_missing_member_is_named(members: dict[str, bytes], tmp_path: Path, archived: bool) -> None:
-    del members["meta"]
-    if archived:
-        source = tmp_path / "set.tar.gz"
-        source.write_bytes(archive_of(members))
-    else:
-        source = write_folder(tmp_path / "set", members)
+def test_missing_member_is_named(small: Small, tmp_path: Path, archived: bool) -> None:
+    source = written(small.without(small.archive.meta), tmp_path, archived)
     with pytest.raises(DataError, match=r"^cannot read .*meta"):
-        cifar100_source(source, tmp_path)
+        cifar_source(small.archive, source, tmp_path)
 
 
-def test_member_that_is_not_a_file_is_named(members: dict[str, bytes], tmp_path: Path) -> None:
+def test_member_that_is_not_a_file_is_named(small: Small, tmp_path: Path) -> None:
     source = tmp_path / "set.tar.gz"
     with tarfile.open(source, "w:gz") as tar:
-        for name in members:
-            entry = tarfile.TarInfo(f"{cifar100.FOLDER}/{name}")
+        for name in small.files:
+            entry = tarfile.TarInfo(f"{small.archive.folder}/{name}")
             entry.type = tarfile.DIRTYPE
             tar.addfile(entry)
-    with pytest.raises(DataError, match=r"^cannot read .*train.* is not a file"):
-        cifar100_source(source, tmp_path)
+    with pytest.raises(DataError, match=r"^cannot read .* is not a file"):
+        cifar_source(small.archive, source, tmp_path)
 
 
-def test_truncated_archive_is_an_error_wherever_it_ends(members: dict[str, bytes], tmp_path: Path) -> None:
-    whole = archive_of(members)
+def test_truncated_archive_is_an_error_wherever_it_ends(small: Small, tmp_path: Path) -> None:
+    whole = archive_of(small)
     source = tmp_path / "set.tar.gz"
-    for length in range(0, len(whole) - 8, len(whole) // 40):
+    for length in range(0, len(whole) * 9 // 10, len(whole) // 40):
         source.write_bytes(whole[:length])
         with pytest.raises(DataError):
-            cifar100_source(source, tmp_path)
+            cifar_source(small.archive, source, tmp_path)
 
 
-def test_damaged_archive_is_an_error_wherever_the_damage_is(members: dict[str, bytes], tmp_path: Path) -> None:
-    whole = archive_of(members)
+def test_damaged_archive_is_an_error_wherever_the_damage_is(small: Small, tmp_path: Path) -> None:
+    whole = archive_of(small)
     source = tmp_path / "set.tar.gz"
     for place in range(12, len(whole) - 2000, len(whole) // 40):
         source.write_bytes(whole[:place] + bytes(99) + whole[place + 99 :])
         with pytest.raises(DataError):
-            cifar100_source(source, tmp_path)
+            cifar_source(small.archive, source, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["missing", "text.tar.gz", "empty folder"])
-def test_source_that_is_something_else(tmp_path: Path, name: str) -> None:
+def test_source_that_is_something_else(small: Small, tmp_path: Path, name: str) -> None:
     (tmp_path / "text.tar.gz").write_text("not an archive")
     (tmp_path / "empty folder").mkdir()
-    with pytest.raises(DataError, match=rf"^cannot read .*{name}.*{cifar100.FOLDER}") as error:
-        cifar100_source(tmp_path / name, tmp_path)
+    with pytest.raises(DataError, match=rf"^cannot read .*{name}.*{small.archive.folder}") as error:
+        cifar_source(small.archive, tmp_path / name, tmp_path)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.real_data
 def test_real_set(real_data: Path, tmp_path: Path) -> None:
-    found = cifar100_source(real_data, tmp_path)
+    found = cifar_source(CIFAR_100, real_data, tmp_path)
     assert (len(found.fine_names), len(found.coarse_names)) == (100, 20)
     assert (found.fine_names[0], found.coarse_names[0]) == ("apple", "aquatic_mammals")
     for split, n in zip(found.splits, (50_000, 10_000), strict=True):
