@@ -65,7 +65,8 @@ class Section(BaseModel):
 
 class DataConfig(Section):
     dataset: str = "cifar100"
-    """Name of the set, as in its manifest: `cifar100`, `synthetic`, or your own."""
+    """Name of the set: `cifar100`, `cifar10`, `synthetic`, one that `modules` registers, or one that was built under
+    this name."""
     fingerprint: str = ""
     """Identity of the shards; filled in at the first start, and shards with another one are then refused."""
     reader: Literal["in_memory", "streaming"] = "in_memory"

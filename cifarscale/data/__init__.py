@@ -1,1 +1,1 @@
-"""CIFAR-100 to shards, shards to batches."""
+"""Data sets to shards, shards to batches."""

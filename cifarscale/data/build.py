@@ -137,6 +137,8 @@ def build_shards(
                 manifest = write_shards(built, staging, number, lambda n: progress.advance(bar, n), drawn_by)
                 if existing is None:
                     _put_in_place(staging, folder)
+                elif existing.fingerprint == manifest.fingerprint:
+                    manifest.save(folder)  # which says what drew the set last
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
     if existing is not None and existing.fingerprint != manifest.fingerprint:

@@ -42,9 +42,8 @@ def folder_source(source: Path, size: int = 0, holdout: int = 0) -> Source:
     if not source.is_dir():
         raise DataError(f"--source {source} is not a folder. Name one that holds train/CLASS/ with images")
     train_folder = source / "train" if (source / "train").is_dir() else source
-    train, test = _files(train_folder), _files(source / "test") if (source / "test").is_dir() else []
-    if train_folder == source:
-        train = [file for file in train if file.label != "test"]
+    train = _files(train_folder, "test" if train_folder == source else "")
+    test = _files(source / "test") if (source / "test").is_dir() else []
     if not train:
         raise DataError(
             f"{train_folder} holds no images in folders of classes: it needs CLASS/*.png, one folder a class; names of "
@@ -84,19 +83,30 @@ def folder_source(source: Path, size: int = 0, holdout: int = 0) -> Source:
     return made
 
 
-def _files(folder: Path) -> list[_File]:
-    """The image files of each class, sorted by class and name; says what is left out."""
-    found, left_out, hidden = [], [], []
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        if path.is_dir():
+def _files(folder: Path, other: str = "") -> list[_File]:
+    """The image files of each class, sorted by class and name; says what is left out.
+
+    Args:
+        other: a folder in it that is no class.
+    """
+    found: list[_File] = []
+    left_out, hidden, empty = [], [], []
+    for entry in sorted(folder.iterdir()):
+        if entry.is_dir() and entry.name == other:
             continue
-        if any(part.startswith(".") for part in relative.parts):
-            hidden.append(relative)
-        elif len(relative.parts) > 1 and (is_image_file(path) or path.suffix.lower() == ".gif"):
-            found.append(_File(path, _text(relative.parts[0])))
-        else:
-            left_out.append(relative)
+        before = len(found)
+        for path in sorted(entry.rglob("*")) if entry.is_dir() else [entry]:
+            relative = path.relative_to(folder)
+            if path.is_dir():
+                continue
+            if any(part.startswith(".") for part in relative.parts):
+                hidden.append(relative)
+            elif path != entry and (is_image_file(path) or path.suffix.lower() == ".gif"):
+                found.append(_File(path, _text(entry.name)))
+            else:
+                left_out.append(relative)
+        if entry.is_dir() and not entry.name.startswith(".") and len(found) == before:
+            empty.append(entry.name)
     if hidden:
         log.warning("%s: %d hidden files are left out, such as %s", folder, len(hidden), hidden[0])
     if left_out:
@@ -104,9 +114,7 @@ def _files(folder: Path) -> list[_File]:
             "%s: %d files are left out, such as %s: they are no images by their names, or lie in no class's folder",
             *(folder, len(left_out), left_out[0]),
         )
-    labels = {file.label for file in found}
-    visible = (_text(path.name) for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if empty := sorted(set(visible) - labels):
+    if empty:
         log.warning("%s: %d folders without images are no classes, such as %s", folder, len(empty), empty[0])
     return found
 

@@ -66,7 +66,7 @@ def prepare_sweep(sweep: SweepRecipe, run_dir: Path | None, data: str | None, op
     base, manifest = resolve(base, shards), Manifest.load(shards)
     for overrides in corners(sweep.space, base):
         trial = trial_recipe(sweep, base, overrides)
-        task.check_data(trial, manifest.spec)
+        task.check_data(trial, manifest.spec, sweep.metric)
         batch_size_per_rank(trial, sweep.workers_per_trial)
     validation, samples = base.data.num_validation, manifest.split("train").num_samples
     if validation >= samples:

@@ -9,7 +9,7 @@ from cifarscale.config.load import with_values
 from cifarscale.config.ranks import check_num_workers
 from cifarscale.config.recipe import TrainingRecipe
 from cifarscale.config.registry import DataSpec
-from cifarscale.data.build import locate_shards
+from cifarscale.data.build import folder_that_is_here, locate_shards
 from cifarscale.data.manifest import Manifest
 from cifarscale.runs.options import RunOptions
 from cifarscale.runs.run_folder import RunFolder, default_run_dir
@@ -49,9 +49,11 @@ class TrainingTask(Task):
         Raises: ConfigError, DataError, RunError or EvaluationError if it is not.
         """
 
-    def check_data(self, recipe: Any, data: DataSpec) -> None:
+    def check_data(self, recipe: Any, data: DataSpec, metric: str = "") -> None:
         """Checks that the networks of a recipe can be trained on such images.
 
+        Args:
+            metric: by which a sweep compares runs; empty for none.
         Raises: ConfigError if they cannot, with what they can.
         """
 
@@ -61,7 +63,6 @@ class TrainingTask(Task):
 
     def prepare(self, recipe: Any, run_dir: Path | None, data: str | None, options: RunOptions) -> PreparedRun:
         check_num_workers(recipe, options.num_workers)
-        require_imported(recipe.code, recipe.modules)
         shards = locate_data(recipe, data)
         resolved, manifest = resolve(recipe, shards), Manifest.load(shards)
         trust(resolved.code, resolved.modules)
@@ -93,8 +94,12 @@ def locate_data(recipe: TrainingRecipe, data: str | None) -> Path:
 
     Args:
         data: a data set or a folder of shards; None for the recipe's own, which its own code may register.
+    Raises: DataError if there is none; ConfigError if code of a run would have to build it that is not trusted.
     """
-    return locate_shards(data or recipe.data.dataset, recipe.code)
+    name = data or recipe.data.dataset
+    if folder_that_is_here(name) is None:
+        require_imported(recipe.code, recipe.modules)
+    return locate_shards(name, recipe.code)
 
 
 def resolve(recipe: TrainingRecipe, shards: Path) -> TrainingRecipe:

@@ -121,6 +121,8 @@ def test_images_are_set_aside_evenly_and_always_the_same_ones(folder: Path, said
 
 def test_classes_may_lie_in_the_folder_itself(folder: Path) -> None:
     named = folder_source(folder / "train", holdout=1)
+    shutil.move(folder / "train/dog", folder / "dog")
+    (folder / "train/dog").symlink_to(folder / "dog")
     shutil.move(folder / "test", folder / "train/test")
     beside = folder_source(folder / "train")
     assert named.fine_names == beside.fine_names == ("Vögel", "cat", "dog")

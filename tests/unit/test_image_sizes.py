@@ -1,6 +1,7 @@
 """Other sizes than 32 x 32, other numbers of classes than 100, and no superclasses: in shards and networks."""
 
 import json
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 
@@ -136,10 +137,10 @@ def test_a_gan_makes_images_of_the_set_s_size(layers: tuple[str, str], side: int
     assert discriminator(images, labels).shape == (2,)
 
 
-def check(recipe: object, data: DataSpec) -> None:
+def check(recipe: object, data: DataSpec, metric: str = "") -> None:
     task = task_of(recipe)  # type: ignore[arg-type]
     assert isinstance(task, TrainingTask)
-    task.check_data(recipe, data)
+    task.check_data(recipe, data, metric)
 
 
 @pytest.mark.parametrize(
@@ -185,6 +186,10 @@ def test_larger_images_may_be_cropped_further() -> None:
 
 @pytest.mark.parametrize(("num_classes", "has_top5"), [(2, False), (5, False), (6, True)])
 def test_top5_is_left_out_where_it_is_always_1(num_classes: int, has_top5: bool) -> None:
+    """And no sweep can compare by it."""
+    recipe, metric = load_training_recipe("cnn"), "validation_top5"
+    with nullcontext() if has_top5 else pytest.raises(ConfigError, match="Take validation_top1"):
+        check(recipe, DataSpec(num_classes), metric)
     labels = torch.tensor([0, 1])
     accuracy = Accuracy(labels, labels, torch.ones(2, dtype=torch.bool), torch.zeros(2), num_classes)
     assert ("top5" in accuracy.metrics) == has_top5

@@ -31,9 +31,14 @@ class ClassifierTask(TrainingTask):
     def schema(self, code: str = "") -> type[ClassifierRecipe]:
         return classifier_recipe(tuple(networks(code).values()), bool(code) and not is_imported(code))
 
-    def check_data(self, recipe: ClassifierRecipe, data: DataSpec) -> None:
+    def check_data(self, recipe: ClassifierRecipe, data: DataSpec, metric: str = "") -> None:
         if data.num_classes < 2:
             raise ConfigError(f"a classifier needs two classes or more, and the data set has {data.num_classes}")
+        if metric.endswith("top5") and data.num_classes <= 5:
+            raise ConfigError(
+                f"metric = {metric!r} is not reported with {data.num_classes} classes, where it is always 1. Take "
+                f"{metric[:-1]}1"
+            )
         check = getattr(recipe.model, "check_data", None)
         try:
             if check is not None:

@@ -30,7 +30,7 @@ class GanTask(TrainingTask):
     def check_needs(self, recipe: GanRecipe, of_sweep: bool = False) -> None:
         check_features(recipe.distance, of_sweep)
 
-    def check_data(self, recipe: GanRecipe, data: DataSpec) -> None:
+    def check_data(self, recipe: GanRecipe, data: DataSpec, metric: str = "") -> None:
         recipe.model.check_data(data)
 
     def learner(self, recipe: GanRecipe, context: "LearnerContext") -> "Learner":
