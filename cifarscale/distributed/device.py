@@ -37,10 +37,9 @@ def check_gpus(num_ranks: int) -> None:
     """Raises: ConfigError unless this process sees a GPU for each of the ranks of a node."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count < num_ranks:
-        fewer = f"Run {count} a node, or with --device cpu" if count else "Run with --device cpu"
+        fewer = f"Run {count} ranks a node, or with --device cpu" if count else "Run with --device cpu"
         raise ConfigError(
-            f"{num_ranks} {'ranks need a GPU each' if num_ranks > 1 else 'rank needs a GPU'}, and "
-            f"torch {torch.__version__} sees {count}. {fewer}"
+            f"each rank needs a GPU, so {num_ranks} of them, and torch {torch.__version__} sees {count}. {fewer}"
         )
 
 

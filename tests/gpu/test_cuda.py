@@ -110,7 +110,7 @@ def test_a_task_that_sees_one_gpu_takes_it(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert pick_device("cuda", 3) == torch.device("cuda", 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(ConfigError, match=r"4 ranks need a GPU each, and torch .* sees 2"):
+    with pytest.raises(ConfigError, match=r"so 4 of them, and torch .* sees 2"):
         pick_device("cuda", 3)
 
 

@@ -22,7 +22,7 @@ def test_a_rank_takes_the_gpu_of_its_number_or_the_one_it_sees(
 ) -> None:
     sees(monkeypatch, visible)
     if index is None:
-        with pytest.raises(ConfigError, match=rf"^{local_rank + 1} ranks need a GPU each, .* sees {visible}\. Run "):
+        with pytest.raises(ConfigError, match=rf"needs a GPU, so {local_rank + 1} of them, .* sees {visible}\. Run "):
             pick_device(wanted, local_rank)
     else:
         assert pick_device(wanted, local_rank) == torch.device("cuda", index)
@@ -31,7 +31,7 @@ def test_a_rank_takes_the_gpu_of_its_number_or_the_one_it_sees(
 def test_without_a_gpu_auto_is_the_cpu_and_cuda_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     sees(monkeypatch, 0)
     assert pick_device("auto", 3) == pick_device("cpu", 3) == torch.device("cpu")
-    with pytest.raises(ConfigError, match=r"1 rank needs a GPU, and torch .* sees 0\. Run with --device cpu"):
+    with pytest.raises(ConfigError, match=r"so 1 of them, and torch .* sees 0\. Run with --device cpu"):
         check_gpus(1)
 
 
