@@ -56,13 +56,15 @@ def build(
 
 
 @shards.command()
-@click.argument("folder", type=click.Path(path_type=Path), default=Path("shards/cifar100"))
-def verify(folder: Path) -> None:
-    """Compare every byte in FOLDER with its manifest."""
+@click.argument("data", default="cifar100")
+def verify(data: str) -> None:
+    """Compare every byte of DATA, a folder of shards or the name of a built set, with its manifest."""
+    from cifarscale.data.build import folder_that_is_here
     from cifarscale.data.manifest import Manifest
     from cifarscale.data.shards import find_damage
     from cifarscale.errors import DataError
 
+    folder = folder_that_is_here(data) or Path(data)
     manifest = Manifest.load(folder)
     problems = find_damage(folder, manifest)
     if problems:
@@ -74,10 +76,12 @@ def verify(folder: Path) -> None:
 
 
 @shards.command()
-@click.argument("folder", type=click.Path(path_type=Path), default=Path("shards/cifar100"))
-def info(folder: Path) -> None:
-    """Describe the shards in FOLDER."""
-    _show(folder)
+@click.argument("data", default="cifar100")
+def info(data: str) -> None:
+    """Describe the shards of DATA, a folder of shards or the name of a built set."""
+    from cifarscale.data.build import folder_that_is_here
+
+    _show(folder_that_is_here(data) or Path(data))
 
 
 def _show(folder: Path) -> None:

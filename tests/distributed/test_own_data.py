@@ -119,7 +119,7 @@ def test_a_folder_that_nobody_prepared_is_trained_evaluated_and_reported(cifarsc
     shown = cifarscale(*build, "--name", "tones")
     assert "3 classes, 16 x 16 pixels" in shown
     assert cifarscale(*build, "--name", "tones") == shown, "the same shards are found again"
-    cifarscale("shards", "verify", "shards/tones")
+    cifarscale("shards", "verify", "tones")
 
     batch = ("--set", "training.global_batch_size=16")
     cifarscale("train", "cnn", "--data", "tones", *SHORT, *batch, "--run-dir", "cnn")

@@ -9,10 +9,12 @@ import pytest
 
 from cifarscale.config import registry
 from cifarscale.config.code import load_module
+from cifarscale.config.load import load_recipe
 from cifarscale.config.registry import dataset_names, registered_dataset
 from cifarscale.data.build import build_shards, locate_shards
 from cifarscale.data.manifest import Manifest
 from cifarscale.errors import ConfigError, DataError
+from cifarscale.launch.run import prepare
 
 DOTS = """
 import numpy as np
@@ -129,6 +131,24 @@ def test_shards_of_an_older_file_are_used_and_it_is_said(
     build_shards("dots", code=code, force=True)
     locate_shards("dots", code)
     assert not caplog.text
+
+
+def test_a_sweep_over_it_is_checked_before_anything_starts() -> None:
+    """Its shards are built, and a trial that cannot be trained on them is refused."""
+    write()
+    Path("base.toml").write_text(
+        'task = "classifier"\nmodules = ["own.py"]\ndata = { dataset = "dots", num_validation = 2 }\n'
+        "training = { max_steps = 2, global_batch_size = 4 }\n",
+        encoding="utf-8",
+    )
+    sweep = 'task = "sweep"\nbase = "base.toml"\nnum_trials = 2\n[space]\n'
+    Path("good.toml").write_text(sweep + '"augmentation.cutout" = { choice = [0, 9] }', encoding="utf-8")
+    Path("bad.toml").write_text(sweep + '"augmentation.cutout" = { choice = [0, 10] }', encoding="utf-8")
+    assert prepare(load_recipe("good.toml")).options.shards == Path("shards/dots").resolve()
+    with pytest.raises(ConfigError, match="cutout = 10 is too much for images of 9 x 9: at most 9"):
+        prepare(load_recipe("bad.toml"))
+    with pytest.raises(ConfigError, match="metric = 'validation_top5' is not reported with 2 classes"):
+        prepare(load_recipe("good.toml", ("metric=validation_top5",)))
 
 
 def test_a_package_s_set_is_found_by_its_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

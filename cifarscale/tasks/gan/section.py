@@ -1,11 +1,13 @@
 """How a run's generator came to what it draws, and how near that is to real images."""
 
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from cifarscale.data.build import shards_that_are_here
 from cifarscale.data.dataset import Dataset
@@ -21,7 +23,10 @@ _GRIDS = 10
 """Of a run at most, so that a page stays small."""
 _GENERATED = 8
 _NEIGHBOURS = 5
-_BLOCK = 5000
+_WIDEST = 640
+"""Pixels of a grid on a page: what 8 images of 64 pixels side by side need, and more than a half of it shows."""
+_BLOCK = 5000 * 3 * 32 * 32
+"""Numbers in the images that are compared at a time."""
 _CPU = torch.device("cpu")
 
 
@@ -30,10 +35,21 @@ def samples(folder: RunFolder) -> list[Section]:
     paths = {_step(path): path for path in sorted(folder.samples.glob("step-*.png"))}
     slides = []
     for step in _chosen(sorted(paths)):
-        uri = data_uri(paths[step].read_bytes(), "image/png")
+        uri = data_uri(_for_page(paths[step]), "image/png")
         slides.append((step, Picture(uri, f"A grid of images generated at step {step:,}")))
     block = Slides("always from the same noise", slides)
     return [Section("samples", "Samples through training", block, is_half=True)] if slides else []
+
+
+def _for_page(path: Path) -> bytes:
+    """A grid as it is, or scaled down: a page shows all of them at one width."""
+    with Image.open(path) as image:
+        if image.width <= _WIDEST:
+            return path.read_bytes()
+        image.thumbnail((_WIDEST, _WIDEST))
+        file = io.BytesIO()
+        image.save(file, "PNG")
+        return file.getvalue()
 
 
 def _measured(folder: RunFolder) -> list[Mapping[str, Any]]:
@@ -72,8 +88,9 @@ def nearest(run_dir: Path, recipe: GanRecipe, data: str | None) -> Section:
         return Section("nearest", _NEAREST, None, note=f"Not computed: {error}", is_half=True)
     wanted = torch.from_numpy(generated).permute(0, 3, 1, 2).flatten(1).float()
     pixel_distances = torch.empty(_GENERATED, 0)
-    for start in range(0, real.num_images, _BLOCK):
-        pixels = real.images(range(start, min(start + _BLOCK, real.num_images))).flatten(1).float()
+    block = max(1, _BLOCK // wanted.shape[1])
+    for start in range(0, real.num_images, block):
+        pixels = real.images(range(start, min(start + block, real.num_images))).flatten(1).float()
         pixel_distances = torch.cat([pixel_distances, torch.cdist(wanted, pixels)], 1)
     rows = []
     for i, places in enumerate(pixel_distances.topk(min(_NEIGHBOURS, real.num_images), largest=False).indices.tolist()):
