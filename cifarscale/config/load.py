@@ -20,7 +20,7 @@ from cifarscale.config.validation import explain, variants_of
 from cifarscale.errors import ConfigError
 
 SomeRecipe = TypeVar("SomeRecipe", bound=Recipe)
-_NOT_COMPUTED = ("name", "description", "tracking")
+_NOT_COMPUTED = ("name", "description", "budget", "tracking")
 
 
 def recipe_folders() -> tuple[Path, ...]:
@@ -123,13 +123,16 @@ def recipe_toml(recipe: Recipe) -> str:
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """Eight hexadecimal digits of what the recipe computes: all of it, resolved, but its name and who is told of it."""
+    """Eight hexadecimal digits of what the recipe computes: all of it, resolved, but its name, its budget, and who is
+    told of it."""
     values = {key: value for key, value in resolved(recipe).items() if key not in _NOT_COMPUTED}
     for key, value in UNHASHED_VALUES.items():
         section, _, last = key.rpartition(".")
         holder = values.get(section) if section else values
         if holder and holder.get(last) == value:
             del holder[last]
+    if values.get("distillation", {}).get("weights"):
+        del values["distillation"]["teacher"]  # it is known by its weights, wherever it lies
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 

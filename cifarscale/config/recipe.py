@@ -215,6 +215,15 @@ class EvaluationConfig(Section):
     """Samples evaluated at a time. Fixed here so that the metrics do not depend on the number of ranks."""
 
 
+class BudgetConfig(Section):
+    """What a run may cost; one that would cost more is refused before it begins. No part of the recipe's hash."""
+
+    max_parameters: NonNegativeInt = 0
+    """Trainable parameters of all networks that are trained together; 0 is no limit."""
+    max_steps: NonNegativeInt = 0
+    """Optimisation steps; 0 is no limit."""
+
+
 class TrackingConfig(Section):
     """Whether Weights & Biases is told of a run, and as what. No part of what is computed, nor of the recipe's hash."""
 
@@ -303,6 +312,7 @@ class TrainingRecipe(Recipe):
     schedule: ScheduleConfig = ScheduleConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    budget: BudgetConfig = BudgetConfig()
     tracking: TrackingConfig = TrackingConfig()
     modules: list[str] = Field(default=[])
     """Your own code: files, relative to the recipe's, or importable modules, that register what the recipe names."""
@@ -326,12 +336,26 @@ class TrainingRecipe(Recipe):
         """Samples that must lie in one microbatch."""
         return 1
 
+    @property
+    def changes_input(self) -> bool:
+        """Whether networks are trained on samples of another shape than those of the data."""
+        return False
+
     @model_validator(mode="after")
     def _warmup_fits_the_run(self) -> Self:
         if self.schedule.warmup_steps >= self.training.max_steps:
             raise ValueError(
                 f"schedule.warmup_steps = {self.schedule.warmup_steps} must be below "
                 f"training.max_steps = {self.training.max_steps}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _steps_are_within_the_budget(self) -> Self:
+        if 0 < self.budget.max_steps < self.training.max_steps:
+            raise ValueError(
+                f"training.max_steps = {self.training.max_steps} is more than "
+                f"budget.max_steps = {self.budget.max_steps}"
             )
         return self
 

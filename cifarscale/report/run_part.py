@@ -92,7 +92,10 @@ def _read(folder: RunFolder, recipe: Recipe, key: str, data: str | None) -> RunP
 
 _OF_A_RESULT: dict[str, Callable[[Any], tuple[str, str]]] = {
     "parameters": lambda value: ("parameters", f"{value:,}"),
+    "macs": lambda value: ("multiply-accumulates an image", f"{value:,}"),
     "steps": lambda value: ("steps", f"{value:,}"),
+    "images": lambda value: ("images seen", f"{value:,}"),
+    "training_flops": lambda value: ("FLOPs in training", f"{value:.2e}"),
     "images_per_second": lambda value: ("images a second", f"{value:,.0f}"),
     "seconds": lambda value: ("time in steps", f"{value / 60:,.1f} min" if value >= 60 else f"{value:.1f} s"),
 }

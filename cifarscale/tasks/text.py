@@ -18,3 +18,11 @@ def accuracy_note(metrics: Mapping[str, Any]) -> str:
 def rate(result: Mapping[str, Any]) -> str:
     """How fast, and on what."""
     return f"{result['images_per_second']:,.0f} images/s on {result['world_size']} × {result['device']}"
+
+
+def computed(result: Mapping[str, Any]) -> str:
+    """What it took to train that, and what it takes to use it, as far as it is known."""
+    parts = [f"{result['images']:,} images seen" if "images" in result else ""]
+    parts += [f"{result['training_flops']:.2g} FLOPs in training" if "training_flops" in result else ""]
+    parts += [f"{result['macs'] / 1e6:.2f} M multiply-accumulates an image" if "macs" in result else ""]
+    return ", ".join(part for part in parts if part)

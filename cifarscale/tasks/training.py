@@ -7,19 +7,20 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from cifarscale.config.code import require_imported, trust
 from cifarscale.config.load import with_values
 from cifarscale.config.ranks import check_num_workers
-from cifarscale.config.recipe import TrainingRecipe
+from cifarscale.config.recipe import TrainingRecipe, stages_of
 from cifarscale.config.registry import DataSpec
 from cifarscale.data.build import folder_that_is_here, locate_shards
 from cifarscale.data.manifest import Manifest
 from cifarscale.runs.options import RunOptions
 from cifarscale.runs.run_folder import RunFolder, default_run_dir
-from cifarscale.tasks.base import PreparedRun, Task
+from cifarscale.tasks.base import PreparedRun, Task, task_of
 
 if TYPE_CHECKING:
     import torch
 
     from cifarscale.tasks.trained import Trained
     from cifarscale.tracking.sink import Sink
+    from cifarscale.training.cost import Cost
     from cifarscale.training.learner import Learner, LearnerContext
     from cifarscale.training.signals import StopRequest
 
@@ -57,6 +58,20 @@ class TrainingTask(Task):
         Raises: ConfigError if they cannot, with what they can.
         """
 
+    def tie(self, recipe: Any) -> Any:
+        """The recipe tied to what it refers to outside of its data: of files and runs the place and the identity.
+
+        Raises: ConfigError or RunError if that is not here, or does not fit.
+        """
+        return recipe
+
+    def cost(self, recipe: Any, manifest: Manifest) -> "Cost | None":
+        """What a stage of a recipe costs; None if that is known only when it runs.
+
+        Raises: ConfigError if the network does not take the images of this stage.
+        """
+        return None
+
     def wandb_tables(self, run_dir: Path) -> dict[str, Any]:
         """What W&B gets at the end of a run, beside its metrics, result and samples."""
         return {}
@@ -73,7 +88,19 @@ class TrainingTask(Task):
             manifest.require(resolved.data.fingerprint, shards)
             self.check_data(resolved, manifest.spec)
             self.check_needs(resolved)
+            self._check_cost(resolved, manifest)
         return PreparedRun(resolved, folder.path, options.on(shards.resolve()), manifest)
+
+    def _check_cost(self, recipe: TrainingRecipe, manifest: Manifest) -> None:
+        """Raises: ConfigError if the networks exceed the budget, or do not take what they will be given."""
+        budget, stages = recipe.budget, stages_of(recipe)
+        if not budget.max_parameters and not any(stage.recipe.changes_input for stage in stages):
+            return
+        from cifarscale.training.cost import check_budget
+
+        costs = [self.cost(stage.recipe, manifest) for stage in stages]
+        if cost := costs[0]:
+            check_budget(cost.parameters, budget)
 
     def run(
         self,
@@ -85,7 +112,7 @@ class TrainingTask(Task):
     ) -> dict[str, Any]:
         from cifarscale.training.run import Trainee, train
 
-        trainee = Trainee(self.learner, self.progress_metrics, self.wandb_tables)
+        trainee = Trainee(self.learner, self.cost, self.progress_metrics, self.wandb_tables)
         return train(trainee, recipe, folder, options, sink, stop)
 
 
@@ -106,4 +133,7 @@ def resolve(recipe: TrainingRecipe, shards: Path) -> TrainingRecipe:
     """The recipe tied to the shards that it runs on: the identity of a run is that of its data, too."""
     manifest = Manifest.load(shards)
     fingerprint = recipe.data.fingerprint or manifest.fingerprint
-    return with_values(recipe, data__dataset=manifest.dataset, data__fingerprint=fingerprint)
+    task = task_of(recipe)
+    assert isinstance(task, TrainingTask)
+    tied: TrainingRecipe = task.tie(with_values(recipe, data__dataset=manifest.dataset, data__fingerprint=fingerprint))
+    return tied

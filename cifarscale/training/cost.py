@@ -1,4 +1,4 @@
-"""What a network costs: parameters, and multiply-accumulates of a sample."""
+"""What a network costs, and a training: parameters, and multiply-accumulates of a sample."""
 
 import copy
 from dataclasses import dataclass
@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from cifarscale.config.recipe import BudgetConfig
+from cifarscale.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,34 @@ class ModelSummary:
     """Trainable parameters."""
     macs: int
     """Multiply-accumulates of one forward pass on one sample."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a stage of a training costs.
+
+    Attributes:
+        parameters: of all networks that are trained.
+        macs: multiply-accumulates of what is used in the end, for one sample; None if they are not known.
+        training_macs: those of an optimisation step for each sample of its batch; None if they are not known.
+    """
+
+    parameters: int
+    macs: int | None = None
+    training_macs: int | None = None
+
+
+BACKWARD = 2
+"""Multiply-accumulates of a backward pass for each of the forward pass: the gradients of inputs and of weights."""
+
+
+def check_budget(parameters: int, budget: BudgetConfig) -> None:
+    """Raises: ConfigError if networks with so many parameters exceed the budget."""
+    if 0 < budget.max_parameters < parameters:
+        raise ConfigError(
+            f"the networks have {parameters:,} parameters, and budget.max_parameters = {budget.max_parameters} allows "
+            "no more than that: make them smaller, or raise the budget"
+        )
 
 
 def count_parameters(module: nn.Module) -> int:

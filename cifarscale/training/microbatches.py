@@ -9,7 +9,6 @@ within a rank.
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 import torch
@@ -41,9 +40,8 @@ class Microbatches:
         self.total = num_microbatches or group.ranks.world_size
         self.local = self.total // group.ranks.world_size
         self.replicas = [{name: _replica(network) for name, network in networks.items()} for _ in range(self.local)]
-        replicated = (zip(*(r[name].buffers() for r in self.replicas), strict=True) for name in networks)
-        originals = (network.buffers() for network in networks.values())
-        self._buffers = list(zip(chain(*originals), chain(*replicated), strict=True))
+        self._averaged = [_buffers(each, averaged=True) for each in (networks, *self.replicas)]
+        self._counted = [_buffers(each, averaged=False) for each in (networks, *self.replicas)]
 
     def gradients(self, name: str, loss: Loss, parts: Sequence[Any], step: int) -> tuple[Tensors, list[Outputs]]:
         """The gradients of one network's loss, means over the local microbatches, and the outputs of each microbatch.
@@ -75,20 +73,29 @@ class Microbatches:
 
     def begin_step(self) -> None:
         """Gives every replica the networks' buffers."""
-        for buffer, copies in self._buffers:
+        for original, *copies in (self._averaged, self._counted):
             for mine in copies:
-                mine.copy_(buffer)
+                _copy(mine, original)
 
     def end_step(self) -> None:
         """Sets the networks' buffers to the means over all microbatches of what the step made of them."""
-        averaged = [(buffer, copies) for buffer, copies in self._buffers if buffer.is_floating_point()]
-        if averaged:
-            local = tree_mean(list(zip(*(copies for _, copies in averaged), strict=True)))
-            for (buffer, _), mean in zip(averaged, mean_over_ranks(local, self._group, self._in_order), strict=True):
-                buffer.copy_(mean)
-        for buffer, copies in self._buffers:
-            if not buffer.is_floating_point():
-                buffer.copy_(copies[0])  # a count of steps
+        original, *copies = self._averaged
+        if original:
+            _copy(original, mean_over_ranks(tree_mean(copies), self._group, self._in_order))
+        original, *copies = self._counted
+        _copy(original, copies[0])  # counts of steps
+
+
+def _buffers(networks: Mapping[str, nn.Module], averaged: bool) -> list[torch.Tensor]:
+    """The networks' buffers that are floats, or those that are not."""
+    buffers = (buffer for network in networks.values() for buffer in network.buffers())
+    return [buffer for buffer in buffers if buffer.is_floating_point() == averaged]
+
+
+def _copy(into: Sequence[torch.Tensor], of: Sequence[torch.Tensor]) -> None:
+    """All at once, which on a GPU are a few launches in place of one for each."""
+    if into:
+        torch._foreach_copy_(list(into), list(of))
 
 
 def _replica(network: nn.Module) -> nn.Module:

@@ -219,5 +219,5 @@ class MovingAverage:
         mine: list[torch.Tensor] = list(self.network.parameters())
         theirs: list[torch.Tensor] = list(network.parameters())
         torch._foreach_lerp_(mine, theirs, weight)
-        for average, buffer in zip(self.network.buffers(), network.buffers(), strict=True):
-            average.copy_(buffer)
+        if buffers := list(self.network.buffers()):
+            torch._foreach_copy_(buffers, list(network.buffers()))

@@ -15,6 +15,7 @@ from cifarscale.config.load import recipe_hash
 from cifarscale.config.ranks import batch_size_per_rank
 from cifarscale.config.recipe import TrainingRecipe, stages_of
 from cifarscale.data.dataset import Dataset
+from cifarscale.data.manifest import Manifest
 from cifarscale.distributed.cpu_pool import CpuPool
 from cifarscale.distributed.device import arithmetic, device_name, pick_device
 from cifarscale.distributed.group import Group, process_group
@@ -31,7 +32,7 @@ from cifarscale.tracking.progress import TrainingProgress
 from cifarscale.tracking.sink import Sink, Sinks
 from cifarscale.tracking.wandb_mode import wandb_mode
 from cifarscale.tracking.wandb_sink import Media, sinks_of
-from cifarscale.training.cost import count_parameters
+from cifarscale.training.cost import Cost, check_budget, count_parameters
 from cifarscale.training.engine import Engine, newest_on_first
 from cifarscale.training.learner import Learner, LearnerContext
 from cifarscale.training.signals import StopRequest, stop_on_signals
@@ -45,11 +46,13 @@ class Trainee:
 
     Attributes:
         build: makes the learner of a stage of the recipe.
+        cost: what a stage costs; None if that is not known.
         progress_metrics: logged values that the progress bar shows.
         media: see `Media`.
     """
 
     build: Callable[[TrainingRecipe, LearnerContext], Learner]
+    cost: Callable[[TrainingRecipe, Manifest], Cost | None]
     progress_metrics: tuple[str, ...]
     media: Media
 
@@ -176,6 +179,8 @@ def _train(
         observer = _Observer(sinks, progress, MetricsLog(folder.metrics))
         for stage in stages:
             learner = trainee.build(stage.recipe, context)
+            parameters = sum(count_parameters(network) for network in learner.networks.values())
+            check_budget(parameters, recipe.budget)
             reader = data.reader(stage.recipe, group, num_workers)
             engine = Engine(
                 stage, recipe_hash(recipe), learner, reader, group, pool, device, folder.checkpoints, observer, stop
@@ -185,8 +190,10 @@ def _train(
     result = {
         "name": recipe.name,
         "task": recipe.task,
-        "parameters": sum(count_parameters(network) for network in learner.networks.values()),
+        "parameters": parameters,
         "steps": max_steps,
+        "images": max_steps * recipe.training.global_batch_size,
+        **_macs(trainee, recipe, data.manifest),
         "images_per_second": round(engine.timing.images_per_second or _last_rate(folder), 1),
         "seconds": round(engine.timing.seconds, 1),
         "world_size": group.ranks.world_size,
@@ -199,6 +206,21 @@ def _train(
         write_json_atomically(folder.result_file, result)
     group.wait()
     return result
+
+
+def _macs(trainee: Trainee, recipe: TrainingRecipe, manifest: Manifest) -> dict[str, int]:
+    """Multiply-accumulates for a sample in the end, and floating-point operations of the training, if known."""
+    stages = stages_of(recipe)
+    costs = [trainee.cost(stage.recipe, manifest) for stage in stages]
+    last = costs[-1]
+    known = {"macs": last.macs} if last and last.macs is not None else {}
+    total, before = 0, 0
+    for stage, cost in zip(stages, costs, strict=True):
+        if cost is None or cost.training_macs is None:
+            return known
+        total += (stage.until - before) * recipe.training.global_batch_size * cost.training_macs
+        before = stage.until
+    return {**known, "training_flops": 2 * total}
 
 
 def _last_rate(folder: RunFolder) -> float:

@@ -141,20 +141,26 @@ OTHER_VALUES: dict[str, Any] = {
     "augmentation.flip": True,
     "augmentation.alternating_flip": True,
     "augmentation.resolution": 24,
+    "distillation.teacher": "runs/other",
+    "distillation.weights": "0123",
+    "distillation.temperature": 2.0,
+    "distillation.weight": 1.0,
     "augmentation.cutout": 8,
     "augmentation.mixup": 0.2,
     "augmentation.cutmix": 1.0,
     "later": [{"step": 5, "set": {"training.learning_rate": 0.1}}],
 }
 
-TRACKING: dict[str, Any] = {
+NOT_COMPUTED: dict[str, Any] = {
+    "budget.max_parameters": 1_000_000,
+    "budget.max_steps": 1_000_000,
     "tracking.wandb": "offline",
     "tracking.project": "other",
     "tracking.group": "other",
     "tracking.tags": ["other"],
     "tracking.artifact": True,
 }
-"""Who is told of a run makes it no other run."""
+"""What a run may cost, and who is told of it, make it no other run."""
 
 
 def changed(key: str, value: Any) -> ClassifierRecipe:
@@ -174,9 +180,11 @@ def base(key: str) -> ClassifierRecipe:
 
 
 def test_the_list_of_other_values_is_complete() -> None:
-    keys = set(all_values(tomllib.loads(recipe_toml(recipe_of())))) - {"task", "name", "description"} - set(TRACKING)
+    keys = (
+        set(all_values(tomllib.loads(recipe_toml(recipe_of())))) - {"task", "name", "description"} - set(NOT_COMPUTED)
+    )
     of_files = {"modules", "code"}  # tested in tests/distributed/test_own_network.py
-    assert set(OTHER_VALUES) == keys - of_files
+    assert set(OTHER_VALUES) | set(NOT_COMPUTED) == keys - of_files
 
 
 @pytest.mark.parametrize("key", OTHER_VALUES)
@@ -188,11 +196,19 @@ def test_hash_is_the_same_whatever_name_and_description() -> None:
     assert recipe_hash(recipe_of(name="other", description="something")) == recipe_hash(recipe_of())
 
 
-@pytest.mark.parametrize("key", TRACKING)
-def test_hash_is_the_same_whoever_is_told_of_the_run(key: str) -> None:
-    other = changed(key, TRACKING[key])
+@pytest.mark.parametrize("key", NOT_COMPUTED)
+def test_hash_is_the_same_whatever_is_no_part_of_what_is_computed(key: str) -> None:
+    other = changed(key, NOT_COMPUTED[key])
     assert other != recipe_of()
     assert recipe_hash(other) == recipe_hash(recipe_of())
+
+
+def test_a_teacher_is_known_by_its_weights_wherever_it_lies() -> None:
+    def distilled(**values: Any) -> str:
+        return recipe_hash(recipe_of(distillation=values))
+
+    assert distilled(teacher="runs/a", weights="01") == distilled(teacher="elsewhere", weights="01")
+    assert distilled(teacher="runs/a", weights="01") != distilled(teacher="runs/a", weights="02")
 
 
 def test_hashes_are_those_that_runs_have_had_since_the_beginning() -> None:

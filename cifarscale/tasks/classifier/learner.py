@@ -1,5 +1,6 @@
 """How a classifier is trained: cross-entropy on augmented images; evaluated by accuracy."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -12,10 +13,15 @@ from cifarscale.config.registry import networks
 from cifarscale.data.batches import Batch
 from cifarscale.data.manifest import Manifest
 from cifarscale.data.normalisation import training_normalisation
+from cifarscale.errors import ConfigError
 from cifarscale.evaluation.accuracy import Accuracy, FlipAveraged, evaluate_classifier
 from cifarscale.tasks.classifier.augmentation import Augmentation, Epochs, LabelledImages
 from cifarscale.tasks.classifier.recipe import ClassifierRecipe
+from cifarscale.tasks.classifier.teacher import load_teacher
+from cifarscale.training.cost import BACKWARD, Cost, count_macs, count_parameters
 from cifarscale.training.learner import Learner, LearnerContext, Outputs
+
+log = logging.getLogger(__name__)
 
 
 def build_classifier(recipe: ClassifierRecipe, manifest: Manifest, device: torch.device) -> nn.Module:
@@ -24,6 +30,37 @@ def build_classifier(recipe: ClassifierRecipe, manifest: Manifest, device: torch
     torch.manual_seed(recipe.seed)
     network: nn.Module = networks(recipe.code)[recipe.model.name].build(recipe.model, manifest.spec)
     return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def cost_of(recipe: ClassifierRecipe, manifest: Manifest) -> Cost:
+    """What a stage costs; in training a teacher classifies every image, too.
+
+    Raises: ConfigError if a network does not take images of the stage's resolution.
+    """
+    cpu = torch.device("cpu")
+    all_networks = [build_classifier(recipe, manifest, cpu)]
+    if recipe.distillation.teacher:
+        all_networks.append(load_teacher(recipe, cpu))
+    shape, side = manifest.spec.image_shape, recipe.augmentation.resolution
+    macs = [_macs(network, shape) for network in all_networks]
+    trained = [_macs(network, (shape[0], side, side)) for network in all_networks] if side else macs
+    if None in trained and None not in macs:
+        raise ConfigError(
+            f"augmentation.resolution = {side}: not every network here takes images of that size; "
+            f"set it to 0 for {shape[1]} x {shape[2]} pixels, or take a network that pools over all positions"
+        )
+    own, *teachers = trained
+    training_macs = None if own is None or None in teachers else (1 + BACKWARD) * own + sum(filter(None, teachers))
+    return Cost(count_parameters(all_networks[0]), macs[0], training_macs)
+
+
+def _macs(network: nn.Module, shape: tuple[int, ...]) -> int | None:
+    """None where that cannot be counted: a network of one's own may do what the meta device does not."""
+    try:
+        return count_macs(network, shape)
+    except Exception as error:
+        log.debug("multiply-accumulates are not counted: %s", error)
+        return None
 
 
 def _epochs(recipe: ClassifierRecipe, manifest: Manifest) -> Epochs:
@@ -42,6 +79,7 @@ class ClassifierLearner(Learner):
         self._normalise = training_normalisation(manifest, context.device)
         self._augment = Augmentation(recipe.augmentation, self._normalise, recipe.seed, _epochs(recipe, manifest))
         self._evaluated: dict[str, Accuracy] = {}
+        self._teacher = load_teacher(recipe, context.device) if recipe.distillation.teacher else None
 
     def prepare(self, batch: Batch, step: int) -> LabelledImages:
         return self._augment(batch, step)
@@ -55,6 +93,12 @@ class ClassifierLearner(Learner):
         if part.weight < 1:
             others = F.cross_entropy(logits, part.others, label_smoothing=smoothing)
             loss = part.weight * loss + (1 - part.weight) * others
+        if self._teacher is not None:
+            # Here and not in `prepare`: what it says to the last bit depends on the images that it sees together.
+            with torch.no_grad():
+                taught = self._teacher(part.images)
+            config = self._recipe.distillation
+            loss = torch.lerp(loss, distillation_loss(logits, taught, config.temperature), config.weight)
         return loss, (logits,)
 
     def metrics(self, update: str, part: LabelledImages, outputs: Outputs) -> dict[str, torch.Tensor]:
@@ -106,3 +150,14 @@ class ClassifierLearner(Learner):
         if not flip:
             self._evaluated[split] = accuracy
         return accuracy.metrics
+
+
+def distillation_loss(logits: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
+    """The divergence of softened predictions from the teacher's, times the squared temperature, a mean over samples.
+
+    Args:
+        logits, taught: (b, classes), of the network and of its teacher.
+    Source: Hinton et al. 2015 (arXiv 1503.02531), section 2.
+    """
+    softened, target = ((each.float() / temperature).log_softmax(1) for each in (logits, taught))
+    return F.kl_div(softened, target, reduction="batchmean", log_target=True) * temperature**2

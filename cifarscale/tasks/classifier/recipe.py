@@ -189,6 +189,19 @@ def _small_filters_cnn(config: SmallFiltersCNNConfig, data: DataSpec) -> Any:
 ClassifierConfig = Annotated[SmallFiltersCNNConfig | ResNetConfig | ResidualStagesConfig, Field(discriminator="name")]
 
 
+class DistillationConfig(Section):
+    """Learning what another classifier takes the images for (Hinton et al. 2015), beside their labels."""
+
+    teacher: str = ""
+    """Folder of that classifier's run, which is complete and of the same data; empty is off."""
+    weights: str = ""
+    """Digest of the teacher's weights; filled in at the first start, and a teacher with another one is then refused."""
+    temperature: Annotated[float, Field(gt=0)] = 4.0
+    """By which the logits of both are divided; the higher, the more of what the teacher thinks less probable counts."""
+    weight: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of the teacher in the loss; the labels have the rest."""
+
+
 class ClassifierRecipe(TrainingRecipe):
     """Trains an image classifier."""
 
@@ -197,6 +210,7 @@ class ClassifierRecipe(TrainingRecipe):
     task: Literal["classifier"] = "classifier"
     model: ClassifierConfig = SmallFiltersCNNConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
+    distillation: DistillationConfig = DistillationConfig()
     label_smoothing: Fraction = 0.0
     """Share of the target that is spread evenly over all classes (Szegedy et al. 2016)."""
     test_time_flip: bool = False
@@ -211,6 +225,10 @@ class ClassifierRecipe(TrainingRecipe):
     @property
     def samples_together(self) -> int:
         return 2 if self.augmentation.mixes else 1
+
+    @property
+    def changes_input(self) -> bool:
+        return self.augmentation.resolution > 0
 
     @model_validator(mode="after")
     def _mixing_needs_pairs(self) -> Self:

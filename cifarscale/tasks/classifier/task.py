@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cifarscale.config.load import with_values
 from cifarscale.config.registry import DataSpec, is_imported, networks, register_task
 from cifarscale.data.manifest import Manifest
 from cifarscale.errors import ConfigError
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from cifarscale.tasks.trained import TrainedClassifier
-    from cifarscale.training.cost import ModelSummary
+    from cifarscale.training.cost import Cost, ModelSummary
     from cifarscale.training.learner import Learner, LearnerContext
 
 
@@ -46,6 +47,19 @@ class ClassifierTask(TrainingTask):
         except ValueError as error:
             raise ConfigError(str(error)) from error
         recipe.augmentation.check_data(data)
+
+    def tie(self, recipe: ClassifierRecipe) -> ClassifierRecipe:
+        if not recipe.distillation.teacher:
+            return recipe
+        from cifarscale.tasks.classifier.teacher import find_teacher
+
+        path, weights = find_teacher(recipe)
+        return with_values(recipe, distillation__teacher=str(path), distillation__weights=weights)
+
+    def cost(self, recipe: ClassifierRecipe, manifest: Manifest) -> "Cost":
+        from cifarscale.tasks.classifier.learner import cost_of
+
+        return cost_of(recipe, manifest)
 
     def learner(self, recipe: ClassifierRecipe, context: "LearnerContext") -> "Learner":
         from cifarscale.tasks.classifier.learner import ClassifierLearner

@@ -24,7 +24,7 @@ class ClassifierView(View):
         from rich.console import Console
         from rich.table import Table
 
-        from cifarscale.tasks.text import cost, rate
+        from cifarscale.tasks.text import computed, cost, rate
 
         table = Table(title=cost(result), caption=rate(result))
         top5 = ("top5",) if "top5" in result["test"] else ()
@@ -36,6 +36,8 @@ class ClassifierView(View):
                 shares = (f"{metrics[name]:.2%}" for name in ("top1", *top5))
                 table.add_row(split.replace("_", ", "), *shares, f"{metrics['loss']:.4f}")
         Console().print(table)
+        if text := computed(result):
+            click.echo(f"cost    {text}")
         super().print_result(result, run_dir)
         click.echo(f"next    cifarscale evaluate {typed(run_dir)}")
 

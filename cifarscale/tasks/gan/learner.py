@@ -19,6 +19,7 @@ from cifarscale.tasks.gan.objectives import discriminator_loss, generator_loss, 
 from cifarscale.tasks.gan.recipe import GanRecipe
 from cifarscale.tasks.trained import drawn
 from cifarscale.tracking.samples import save_grid
+from cifarscale.training.cost import Cost, count_parameters
 from cifarscale.training.learner import Learner, LearnerContext, Outputs
 
 SAMPLES_SIDE = 8
@@ -53,6 +54,11 @@ def build_networks(recipe: GanRecipe, manifest: Manifest, device: torch.device) 
     for network in (generator, discriminator):
         network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return generator, discriminator
+
+
+def cost_of(recipe: GanRecipe, manifest: Manifest) -> Cost:
+    """What a stage costs: the parameters of both networks."""
+    return Cost(sum(count_parameters(network) for network in build_networks(recipe, manifest, torch.device("cpu"))))
 
 
 class Comparison(Protocol):

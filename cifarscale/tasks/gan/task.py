@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from cifarscale.tasks.gan.generated import TrainedGan
-    from cifarscale.training.cost import ModelSummary
+    from cifarscale.training.cost import Cost, ModelSummary
     from cifarscale.training.learner import Learner, LearnerContext
 
 
@@ -32,6 +32,11 @@ class GanTask(TrainingTask):
 
     def check_data(self, recipe: GanRecipe, data: DataSpec, metric: str = "") -> None:
         recipe.model.check_data(data)
+
+    def cost(self, recipe: GanRecipe, manifest: Manifest) -> "Cost":
+        from cifarscale.tasks.gan.learner import cost_of
+
+        return cost_of(recipe, manifest)
 
     def learner(self, recipe: GanRecipe, context: "LearnerContext") -> "Learner":
         from cifarscale.tasks.distance.reference import open_reference
