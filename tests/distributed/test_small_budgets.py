@@ -1,0 +1,211 @@
+"""Runs of the options for small budgets: each a function of its recipe, on any number of ranks and after any stop."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import Run, run_recipe
+
+from cifarscale.config.load import load_training_recipe, recipe_hash
+from cifarscale.config.recipe import TrainingRecipe
+from cifarscale.data.dataset import Dataset
+from cifarscale.data.manifest import Manifest
+from cifarscale.errors import ConfigError, Interrupted
+from cifarscale.launch.run import prepare
+from cifarscale.runs.options import RunOptions
+from cifarscale.tasks.classifier.learner import distillation_loss
+from cifarscale.tasks.classifier.teacher import digest_of
+from cifarscale.tasks.load import load_classifier
+from cifarscale.tasks.training import resolve
+from cifarscale.training.signals import StopRequest
+
+pytestmark = pytest.mark.distributed
+
+RECIPE = """
+task = "classifier"
+test_time_flip = true
+
+[model]
+name = "residual_stages"
+widths = [8, 12]
+blocks = [1, 1]
+{model}
+
+[augmentation]
+crop_padding = 4
+padding = "reflect"
+alternating_flip = true
+
+[optimizer]
+{optimizer}
+
+[training]
+max_steps = 8
+global_batch_size = 16
+ema_decay = 0.9
+ema_statistics = 2
+rates = [["classifier.*", 2.0], ["*.norms.*", 0.5]]
+log_every = 1
+checkpoint_every = 3
+
+[evaluation]
+every = 4
+batch_size = 60
+
+[[later]]
+step = 5
+set = {{ "augmentation.resolution" = 24, "augmentation.crop_padding" = 2 }}
+"""
+MODELS = {
+    "gated": ('block = "gated_depthwise"\nattention = "efficient_channel"\nrepeat = 2', 'name = "muon"'),
+    "bottleneck": ('attention = "squeeze_excitation"\ndownsampling = "depthwise"', 'name = "sgd"'),
+}
+"""By their names sections `model`, but for what all have, and `optimizer`."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A recipe, tied to its data, and its run by one rank that nothing stopped."""
+
+    recipe: TrainingRecipe
+    run: Run
+
+
+@pytest.fixture(scope="module")
+def teacher(train_here: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train_here(tmp_path_factory.mktemp("teacher") / "run", "training.max_steps=2", "model.name=resnet")
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def case(request: pytest.FixtureRequest, teacher: Run, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    folder = tmp_path_factory.mktemp(request.param)
+    file = folder / "recipe.toml"
+    model, optimizer = MODELS[request.param]
+    file.write_text(RECIPE.format(model=model, optimizer=optimizer), encoding="utf-8")
+    distilled = (f"distillation.teacher={teacher.path}",) if request.param == "bottleneck" else ()
+    recipe = resolve(load_training_recipe(str(file), distilled), shards)
+    run_recipe(recipe, folder / "run", RunOptions(shards, "cpu"))
+    return Case(recipe, Run(folder / "run"))
+
+
+@pytest.mark.parametrize("step", [2, 5])
+def test_interrupted_anywhere_it_ends_the_same(step: int, case: Case, shards: Path, tmp_path: Path) -> None:
+    stop = StopRequest()
+    stop.after_step = step
+    with pytest.raises(Interrupted):
+        run_recipe(case.recipe, tmp_path / "run", RunOptions(shards, "cpu"), None, stop)
+    run_recipe(case.recipe, tmp_path / "run", RunOptions(shards, "cpu"))
+    Run(tmp_path / "run").assert_same_as(case.run)
+
+
+def test_two_ranks_do_the_same(case: Case, cifarscale: Callable[..., Any], shards: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    ended = cifarscale("train", case.run.path / "recipe.toml", "--data", shards, "--run-dir", folder, "--nproc", 2)
+    assert ended.returncode == 0, ended.stderr
+    assert "multiply-accumulates an image" in ended.stdout
+    Run(folder).assert_same_as(case.run)
+
+
+def test_the_result_says_what_it_cost(case: Case, teacher: Run) -> None:
+    result = case.run.result()
+    assert result["images"] == 8 * 16
+    assert result["training_flops"] > 0
+    macs = result["macs"]
+    taught = teacher.result()["macs"] if case.recipe.distillation.teacher else 0  # type: ignore[attr-defined]
+    at_full_size = 2 * 16 * 8 * (3 * macs + taught)
+    smaller = 2 * 16 * (5 + 3 * (24 / 32) ** 2) * (3 * macs + taught)
+    assert result["training_flops"] < at_full_size
+    assert result["training_flops"] == pytest.approx(smaller, rel=0.02)  # but for what does not depend on the size
+    assert {f"{split}_flip" for split in ("train", "test")} <= result.keys()
+    assert result["test_flip"] != result["test"]
+
+
+def test_averaged_weights_have_statistics_of_their_own(case: Case, shards: Path) -> None:
+    """They are the means over the augmented batches of the next steps, each cut into microbatches."""
+    state = case.run.state()
+    average, network = state["averages"]["classifier"], state["networks"]["classifier"]
+    means = [name for name in average if name.endswith("running_mean")]
+    assert means
+    assert not any(torch.equal(average[name], network[name]) for name in means)
+    counts = [average[name] for name in average if name.endswith("num_batches_tracked")]
+    assert all(count == 2 for count in counts)
+    trained = load_classifier(case.run.path, torch.device("cpu"))
+    data = Dataset(shards, case.recipe.data, torch.device("cpu"))
+    assert data.manifest.fingerprint == Manifest.load(shards).fingerprint
+    for key, value in trained.network.state_dict().items():
+        assert torch.equal(value, average[key]), key
+
+
+def test_evaluation_with_flips_finds_what_the_run_has_found(
+    case: Case, cifarscale: Callable[..., Any], shards: Path
+) -> None:
+    ended = cifarscale("evaluate", case.run.path, "--data", shards, "--flip")
+    assert ended.returncode == 0, ended.stderr
+    assert "by the mean logits of each image and its mirror image: top-1" in ended.stdout
+    found = json.loads((case.run.path / "evaluation-test.json").read_text(encoding="utf-8"))
+    assert found["flip"] == case.run.result()["test_flip"]
+
+
+# Distillation
+
+
+def test_the_divergence_is_the_cross_entropy_less_the_teachers_entropy() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, taught = (torch.randn(5, 7, generator=generator, dtype=torch.float32) for _ in range(2))
+    p, q = ((each / 3).softmax(1).double() for each in (taught, logits))
+    expected = 9 * (p * (p.log() - q.log())).sum(1).mean()
+    torch.testing.assert_close(distillation_loss(logits, taught, 3.0).double(), expected)
+    assert float(distillation_loss(taught, taught, 3.0)) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_teacher_is_part_of_the_recipe_by_its_weights(teacher: Run, tiny: Path, shards: Path) -> None:
+    recipe = resolve(load_training_recipe(str(tiny), (f"distillation.teacher={teacher.path}",)), shards)
+    weights = digest_of(load_classifier(teacher.path, torch.device("cpu")).network)
+    assert recipe.distillation.weights == weights  # type: ignore[attr-defined]
+    assert recipe_hash(recipe) != recipe_hash(resolve(load_training_recipe(str(tiny)), shards))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (("distillation.teacher=nowhere",), "distillation.teacher = 'nowhere': there is no complete run"),
+        (("data.num_validation=10",), "has trained on images that this recipe sets aside for validation"),
+        (("distillation.weights=0123",), "than those that this recipe names (distillation.weights = '0123')"),
+        (("augmentation.resolution=24",), "augmentation.resolution = 24: not every network here takes images"),
+        (("budget.max_parameters=1000",), "parameters, and budget.max_parameters = 1000 allows no more"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_it_begins(
+    changes: tuple[str, ...], said: str, teacher: Run, tiny: Path, shards: Path, tmp_path: Path
+) -> None:
+    recipe = load_training_recipe(str(tiny), (f"distillation.teacher={teacher.path}", *changes))
+    with pytest.raises(ConfigError) as caught:
+        prepare(recipe, tmp_path / "run", str(shards))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_steps_beyond_the_budget_are_refused(tiny: Path) -> None:
+    with pytest.raises(ConfigError, match=r"training\.max_steps = 20 is more than budget\.max_steps = 10"):
+        load_training_recipe(str(tiny), ("budget.max_steps=10",))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (("training.rates=[['head.*', 2.0]]",), "training.rates: 'head.*' is no parameter's first match"),
+        (("training.ema_decay=0.9", "training.ema_statistics=2"), "the network has none: set it to 0"),
+        (("training.ema_statistics=2",), "training.ema_statistics = 2 needs training.ema_decay above 0"),
+    ],
+)
+def test_what_has_no_effect_is_refused(
+    changes: tuple[str, ...], said: str, train_here: Callable[..., Run], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        train_here(tmp_path / "run", *changes)
+    assert said in str(caught.value)
