@@ -88,10 +88,10 @@ class TrainingTask(Task):
             manifest.require(resolved.data.fingerprint, shards)
             self.check_data(resolved, manifest.spec)
             self.check_needs(resolved)
-            self._check_cost(resolved, manifest)
+            self.check_cost(resolved, manifest)
         return PreparedRun(resolved, folder.path, options.on(shards.resolve()), manifest)
 
-    def _check_cost(self, recipe: TrainingRecipe, manifest: Manifest) -> None:
+    def check_cost(self, recipe: TrainingRecipe, manifest: Manifest) -> None:
         """Raises: ConfigError if the networks exceed the budget, or do not take what they will be given."""
         budget, stages = recipe.budget, stages_of(recipe)
         if not budget.max_parameters and not any(stage.recipe.changes_input for stage in stages):

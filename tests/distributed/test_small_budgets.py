@@ -31,7 +31,7 @@ test_time_flip = true
 
 [model]
 name = "residual_stages"
-widths = [8, 12]
+widths = [4, 8]
 blocks = [1, 1]
 {model}
 
