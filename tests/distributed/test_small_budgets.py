@@ -9,18 +9,23 @@ from typing import Any
 import pytest
 import torch
 from runs import Run, run_recipe
+from torch.nn import functional
 
 from cifarscale.config.load import load_training_recipe, recipe_hash
-from cifarscale.config.recipe import TrainingRecipe
+from cifarscale.config.recipe import TrainingRecipe, stages_of
 from cifarscale.data.dataset import Dataset
-from cifarscale.data.manifest import Manifest
+from cifarscale.distributed.cpu_pool import CpuPool
+from cifarscale.distributed.group import Group
+from cifarscale.distributed.ranks import Ranks
 from cifarscale.errors import ConfigError, Interrupted
 from cifarscale.launch.run import prepare
 from cifarscale.runs.options import RunOptions
-from cifarscale.tasks.classifier.learner import distillation_loss
+from cifarscale.runs.run_folder import RunFolder
+from cifarscale.tasks.classifier.learner import ClassifierLearner, distillation_loss
 from cifarscale.tasks.classifier.teacher import digest_of
 from cifarscale.tasks.load import load_classifier
 from cifarscale.tasks.training import resolve
+from cifarscale.training.learner import LearnerContext
 from cifarscale.training.signals import StopRequest
 
 pytestmark = pytest.mark.distributed
@@ -124,20 +129,28 @@ def test_the_result_says_what_it_cost(case: Case, teacher: Run) -> None:
     assert result["test_flip"] != result["test"]
 
 
-def test_averaged_weights_have_statistics_of_their_own(case: Case, shards: Path) -> None:
-    """They are the means over the augmented batches of the next steps, each cut into microbatches."""
+def test_averaged_weights_have_the_statistics_of_the_next_batches(case: Case, shards: Path) -> None:
+    """Means over the augmented images of two steps beyond the last one, each step in four microbatches."""
     state = case.run.state()
-    average, network = state["averages"]["classifier"], state["networks"]["classifier"]
-    means = [name for name in average if name.endswith("running_mean")]
-    assert means
-    assert not any(torch.equal(average[name], network[name]) for name in means)
-    counts = [average[name] for name in average if name.endswith("num_batches_tracked")]
-    assert all(count == 2 for count in counts)
-    trained = load_classifier(case.run.path, torch.device("cpu"))
-    data = Dataset(shards, case.recipe.data, torch.device("cpu"))
-    assert data.manifest.fingerprint == Manifest.load(shards).fingerprint
-    for key, value in trained.network.state_dict().items():
-        assert torch.equal(value, average[key]), key
+    average, trained = state["averages"]["classifier"], state["networks"]["classifier"]
+    cpu, alone = torch.device("cpu"), Group(Ranks())
+    data = Dataset(shards, case.recipe.data, cpu)
+    recipe: Any = stages_of(case.recipe)[-1].recipe
+    context = LearnerContext(RunFolder(case.run.path), data, alone, CpuPool(one_core_each=True, num_cores=1), cpu)
+    learner = ClassifierLearner(recipe, context)
+    means = []
+    for step, batch in zip(range(8, 10), data.reader(recipe, alone).batches(8), strict=False):
+        prepared = learner.prepare(batch, step)
+        for i in range(4):
+            maps = functional.conv2d(prepared.part(i, 4).images, average["stages.0.0.convolution.weight"], padding=1)
+            means.append(maps.mean((0, 2, 3)))
+    expected = torch.stack(means).mean(0)
+    torch.testing.assert_close(average["stages.0.0.norms.0.running_mean"], expected, rtol=1e-4, atol=1e-5)
+    for name in average:
+        if name.endswith("running_mean"):
+            assert not torch.equal(average[name], trained[name]), name
+    loaded = load_classifier(case.run.path, cpu).network.state_dict()
+    assert all(torch.equal(value, average[key]) for key, value in loaded.items())
 
 
 def test_evaluation_with_flips_finds_what_the_run_has_found(
