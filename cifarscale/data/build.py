@@ -48,10 +48,10 @@ def locate_shards(data: str, code: str = "") -> Path:
         dataset = registered_dataset(data, code)
     except KeyError:
         if folder is None:
-            names = _known_names(code)
+            names, source = _known_names(code), typed(data) if Path(data).is_dir() else "DIR"
             raise DataError(
                 f"--data {data} is neither a folder of shards nor one of: {', '.join(names)}{nearest(data, names)}. Of "
-                "your own images: cifarscale shards build --data folder --source DIR"
+                f"your own images: cifarscale shards build --data folder --source {source}"
             ) from None
         return folder
     if folder is None:

@@ -129,7 +129,8 @@ def _read_folder(archive: Archive, folder: Path) -> dict[str, bytes]:
         return {name: (inner / name).read_bytes() for name in archive.members}
     except OSError as error:
         raise DataError(
-            f"cannot read {error.filename}: {error.strerror}. {folder} should hold {archive.folder}/"
+            f"cannot read {error.filename}: {error.strerror}. {folder} should hold {archive.folder}/; of images of "
+            "your own: --data folder"
         ) from error
 
 

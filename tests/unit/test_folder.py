@@ -93,6 +93,10 @@ def test_it_is_found_again_under_its_name(folder: Path, tmp_path: Path, monkeypa
         DataError, match="one of: My-photos, cifar10, cifar100, others, synthetic, did you mean 'others'"
     ):
         locate_shards("other")
+    with pytest.raises(DataError, match=r"shards build --data folder --source '.*/My photos'$"):
+        locate_shards(str(folder))
+    with pytest.raises(DataError, match=r"should hold cifar-100-python/; of images of your own: --data folder$"):
+        build_shards("cifar100", source=folder)
 
 
 def test_what_has_changed_since_is_not_taken_for_the_same(folder: Path, tmp_path: Path) -> None:

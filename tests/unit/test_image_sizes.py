@@ -1,5 +1,6 @@
 """Other sizes than 32 x 32, other numbers of classes than 100, and no superclasses: in shards and networks."""
 
+import io
 import json
 from contextlib import nullcontext
 from itertools import islice
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import webdataset as wds
+from PIL import Image
 
 from cifarscale.config.load import load_training_recipe
 from cifarscale.config.recipe import DataConfig
@@ -23,9 +25,13 @@ from cifarscale.errors import ConfigError
 from cifarscale.evaluation.accuracy import Accuracy
 from cifarscale.tasks.base import task_of
 from cifarscale.tasks.classifier.learner import build_classifier
+from cifarscale.tasks.classifier.section import _confusion, _written
 from cifarscale.tasks.classifier.wandb_tables import by_class, by_group
 from cifarscale.tasks.gan.learner import build_networks
+from cifarscale.tasks.gan.section import _for_page
 from cifarscale.tasks.training import TrainingTask
+from cifarscale.tracking.parts import Matrix
+from cifarscale.tracking.samples import save_grid
 
 CPU = torch.device("cpu")
 SIZES = [(8, 8), (16, 16), (17, 40), (48, 48)]
@@ -202,3 +208,29 @@ def test_tables_have_classes_where_there_are_no_superclasses() -> None:
     above = confusion | {"superclasses": ["all"], "superclass_of_class": [0, 0]}
     assert by_group(above) == [["all", "all", 6]]
     assert by_class(above)[0] == ["a", "all", 4, 0.75]
+
+
+@pytest.mark.parametrize("num_classes", [3, 40, 41])
+def test_a_page_has_no_table_of_too_many_classes(num_classes: int, tmp_path: Path) -> None:
+    """Computed now, or read from what the run wrote."""
+    names = [f"class_{i}" for i in range(num_classes)]
+    matrix = torch.eye(num_classes, dtype=torch.int64)
+    confusion = {"classes": names, "superclasses": [], "superclass_of_class": [], "matrix": matrix.tolist()}
+    (tmp_path / "confusion-test.json").write_text(json.dumps(confusion))
+    written = _written(tmp_path / "confusion-test.json")
+    assert written is not None
+    for section in (_confusion(matrix, names, (), (), "the test split"), written):
+        if num_classes > 40:
+            assert section.block is None
+            assert section.note.startswith("41 classes are too many for a table here")
+        else:
+            assert isinstance(section.block, Matrix)
+            assert section.block.names == [f"class {i}" for i in range(num_classes)]
+            assert section.block.caption.startswith("Percent of each class (row)")
+
+
+def test_a_large_grid_is_scaled_down_for_a_page(tmp_path: Path) -> None:
+    for side in (32, 128):
+        save_grid(np.zeros((64, side, side, 3), np.uint8), 8, tmp_path / f"{side}.png")
+    assert _for_page(tmp_path / "32.png") == (tmp_path / "32.png").read_bytes()
+    assert Image.open(io.BytesIO(_for_page(tmp_path / "128.png"))).size == (640, 640)
