@@ -11,7 +11,7 @@ from cifarscale.cli.options import tracked, wandb_option
 from cifarscale.errors import short_path
 
 if TYPE_CHECKING:
-    from cifarscale.sweep.trials import Trial
+    from cifarscale.sweeps.trials import Trial
 
 
 @click.command(short_help="Search for better values of a recipe's keys.")
@@ -53,8 +53,8 @@ def sweep(
     from cifarscale.launch.run import prepare
     from cifarscale.runs.options import RunOptions
     from cifarscale.runs.run_folder import folder_of
-    from cifarscale.sweep.prepared import PreparedSweep
-    from cifarscale.sweep.view import SweepView
+    from cifarscale.sweeps.prepared import PreparedSweep
+    from cifarscale.sweeps.view import SweepView
 
     placed = {
         "num_trials": num_trials,
@@ -66,7 +66,7 @@ def sweep(
     flags = [f"{key}={value}" for key, value in placed.items() if value is not None]
     job = load_recipe(_sweep_of(recipe), (*overrides, *flags, *tracked(wandb, "set.")))
     require_task(job, "sweep", recipe)
-    from cifarscale.sweep.running import RunningSweep, this_machine
+    from cifarscale.sweeps.running import RunningSweep, this_machine
     from cifarscale.training.signals import stop_on_signals
 
     machine = this_machine()
@@ -95,8 +95,8 @@ def sweep_status(sweep: str) -> None:
     from rich.console import Console
 
     from cifarscale.slurm.submitted import find_run
-    from cifarscale.sweep.trials import SweepFolder
-    from cifarscale.sweep.view import SweepView, trials_text
+    from cifarscale.sweeps.trials import SweepFolder
+    from cifarscale.sweeps.view import SweepView, trials_text
 
     folder = SweepFolder(find_run(sweep)[0])
     job = folder.load_sweep()
@@ -135,8 +135,8 @@ class _Display:
 
     def changed(self, trial: "Trial") -> None:
         """Shows a trial's new state."""
-        from cifarscale.sweep.trials import trial_line
-        from cifarscale.sweep.view import trials_text
+        from cifarscale.sweeps.trials import trial_line
+        from cifarscale.sweeps.view import trials_text
 
         self._trials[trial.number] = trial
         if self._live is not None:

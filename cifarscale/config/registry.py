@@ -1,6 +1,6 @@
 """The tasks, networks and data sets that recipes can name.
 
-A task is a folder whose `task.py` registers one: those in `tasks/`, `sweep/`, and the modules that installed packages
+A task is a folder whose `task.py` registers one: those in `tasks/`, `sweeps/`, and the modules that installed packages
 name as entry points of the group `cifarscale.plugins`. It is imported when a recipe names it. So is the module of a
 package's data set, whose entry point is called `dataset.NAME`.
 """
@@ -67,7 +67,7 @@ def _modules() -> dict[str, str]:
     """The module that registers each task, by the task's name."""
     tasks = importlib.import_module("cifarscale.tasks")
     folders = (folder.name for folder in pkgutil.iter_modules(tasks.__path__) if folder.ispkg)
-    own = {name: f"cifarscale.tasks.{name}.task" for name in folders} | {"sweep": "cifarscale.sweep.task"}
+    own = {name: f"cifarscale.tasks.{name}.task" for name in folders} | {"sweep": "cifarscale.sweeps.task"}
     return own | {plugin.name: plugin.value for plugin in entry_points(group=PLUGINS) if "." not in plugin.name}
 
 

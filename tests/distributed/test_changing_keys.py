@@ -12,7 +12,7 @@ from cifarscale.config.recipe import stages_of
 from cifarscale.errors import ConfigError, Interrupted
 from cifarscale.runs.options import RunOptions
 from cifarscale.runs.run_folder import RunFolder
-from cifarscale.sweep.population import continue_from
+from cifarscale.sweeps.population import continue_from
 from cifarscale.training.signals import StopRequest
 
 pytestmark = pytest.mark.distributed

@@ -15,9 +15,9 @@ from cifarscale.data.manifest import Manifest
 from cifarscale.report.page import write_report
 from cifarscale.runs.options import RunOptions
 from cifarscale.runs.run_folder import RunFolder
-from cifarscale.sweep.recipe import SweepRecipe
-from cifarscale.sweep.space import base_of, trial_recipe
-from cifarscale.sweep.trials import COMPLETE, FAILED, STOPPED, SweepFolder, Trial
+from cifarscale.sweeps.recipe import SweepRecipe
+from cifarscale.sweeps.space import base_of, trial_recipe
+from cifarscale.sweeps.trials import COMPLETE, FAILED, STOPPED, SweepFolder, Trial
 from cifarscale.tasks.training import resolve
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from cifarscale.config.load import load_recipe, load_training_recipe
 from cifarscale.errors import ConfigError
 from cifarscale.launch.run import prepare
 from cifarscale.runs.options import RunOptions
-from cifarscale.sweep.ray.failure import cause_in
-from cifarscale.sweep.recipe import SweepRecipe
+from cifarscale.sweeps.ray.failure import cause_in
+from cifarscale.sweeps.recipe import SweepRecipe
 
 pytestmark = pytest.mark.sweep
 

@@ -17,7 +17,7 @@ PATIENCE_S = 240
 
 DRIVER = """
 import os, sys, time
-from cifarscale.sweep.ray.cluster import ray_cluster
+from cifarscale.sweeps.ray.cluster import ray_cluster
 try:
     with ray_cluster(num_cpus=1) as cluster:
         import ray
@@ -91,7 +91,7 @@ def test_a_ray_that_ends_while_it_starts_is_started_again(tmp_path: Path) -> Non
     driver = start_driver(os.environ | {"STARTED_BY": str(tmp_path)})
     deadline = time.monotonic() + PATIENCE_S
     while not (
-        starting := [pid for pid, told in mentioning(tmp_path).items() if b"cifarscale.sweep.ray.starter" in told]
+        starting := [pid for pid, told in mentioning(tmp_path).items() if b"cifarscale.sweeps.ray.starter" in told]
     ):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -115,7 +115,7 @@ def test_two_do_not_disturb_each_other() -> None:
 NODE = """
 import sys
 from pathlib import Path
-from cifarscale.sweep.ray.cluster import ray_over_nodes, serve_node
+from cifarscale.sweeps.ray.cluster import ray_over_nodes, serve_node
 from cifarscale.errors import Interrupted
 from cifarscale.distributed.ranks import ranks_from_environment
 ranks, meeting, join_timeout_s = ranks_from_environment(), Path(sys.argv[1]), float(sys.argv[2])

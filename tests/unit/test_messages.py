@@ -14,7 +14,7 @@ from cifarscale.config.load import load_training_recipe
 from cifarscale.errors import CifarscaleError, ConfigError, typed
 from cifarscale.evaluation import distance
 from cifarscale.log import console
-from cifarscale.sweep.view import SweepView
+from cifarscale.sweeps.view import SweepView
 from cifarscale.tracking.progress import TrainingProgress
 
 

@@ -17,7 +17,7 @@ from cifarscale.slurm.client import Partition
 from cifarscale.slurm.plan import Pace, Plan, make_plan
 from cifarscale.slurm.profile import Profile
 from cifarscale.slurm.submission import sbatch_script
-from cifarscale.sweep.recipe import SweepRecipe
+from cifarscale.sweeps.recipe import SweepRecipe
 
 GOLDEN = Path(__file__).parent / "golden"
 GPU = Profile(name="gpus", gpus_per_node=4, cpus_per_task=8)

@@ -9,11 +9,11 @@ from cifarscale.config.load import load_recipe
 from cifarscale.config.recipe import TrainingRecipe
 from cifarscale.data.manifest import Manifest
 from cifarscale.errors import ConfigError
-from cifarscale.sweep.exploration import check_population, difference, explored, num_replaced, perturbed
-from cifarscale.sweep.population import Population
-from cifarscale.sweep.recipe import Distribution, PbtConfig, SweepRecipe
-from cifarscale.sweep.space import base_of, best_recipe, check_sweep, sweep_hash
-from cifarscale.sweep.trials import COMPLETE, FAILED, STOPPED, WAITING, SweepFolder, Trial, shown_changes
+from cifarscale.sweeps.exploration import check_population, difference, explored, num_replaced, perturbed
+from cifarscale.sweeps.population import Population
+from cifarscale.sweeps.recipe import Distribution, PbtConfig, SweepRecipe
+from cifarscale.sweeps.space import base_of, best_recipe, check_sweep, sweep_hash
+from cifarscale.sweeps.trials import COMPLETE, FAILED, STOPPED, WAITING, SweepFolder, Trial, shown_changes
 from cifarscale.tasks.training import resolve
 
 PBT = """

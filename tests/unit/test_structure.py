@@ -20,7 +20,7 @@ FLOORS = (
     ("report",),
     ("checks",),
     ("explain",),
-    ("sweep",),
+    ("sweeps",),
     ("slurm",),
     ("launch",),
     ("tasks",),
@@ -141,7 +141,7 @@ def recipe_classes() -> set[str]:
     return {registered_task(name).recipe.__name__ for name in task_names()}
 
 
-@pytest.mark.parametrize("module", [m for m in modules() if room(m) not in ("tasks", "sweep")], ids=str)
+@pytest.mark.parametrize("module", [m for m in modules() if room(m) not in ("tasks", "sweeps")], ids=str)
 def test_the_house_knows_no_task_by_name(module: Path) -> None:
     named = {
         name for name in imports(module) if name.startswith("cifarscale.tasks.") and name.split(".")[2] in task_names()
@@ -208,7 +208,7 @@ def test_help_loads_nothing_heavy(statements: tuple[str, ...]) -> None:
 
 
 def test_training_needs_neither_ray_nor_matplotlib() -> None:
-    loaded = loaded_by("import cifarscale.training.run, cifarscale.launch.local, cifarscale.sweep.running")
+    loaded = loaded_by("import cifarscale.training.run, cifarscale.launch.local, cifarscale.sweeps.running")
     assert not loaded & {"ray", "matplotlib"}
 
 

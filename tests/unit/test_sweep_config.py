@@ -10,8 +10,8 @@ import pytest
 from cifarscale.config.load import load_recipe, load_training_recipe, recipe_toml, with_values
 from cifarscale.config.recipe import TrainingRecipe
 from cifarscale.errors import ConfigError
-from cifarscale.sweep.recipe import Distribution, SweepRecipe
-from cifarscale.sweep.space import (
+from cifarscale.sweeps.recipe import Distribution, SweepRecipe
+from cifarscale.sweeps.space import (
     base_of,
     best_recipe,
     check_sweep,

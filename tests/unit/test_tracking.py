@@ -12,8 +12,8 @@ from cifarscale.cli.main import main
 from cifarscale.config.load import load_recipe, load_training_recipe, recipe_hash
 from cifarscale.config.recipe import TrackingConfig
 from cifarscale.errors import ConfigError
-from cifarscale.sweep.recipe import SweepRecipe
-from cifarscale.sweep.space import base_of, sweep_hash
+from cifarscale.sweeps.recipe import SweepRecipe
+from cifarscale.sweeps.space import base_of, sweep_hash
 from cifarscale.tracking import wandb_mode as modes
 from cifarscale.tracking.metrics import MetricsLog
 from cifarscale.tracking.wandb_folder import WandbFolder

@@ -9,9 +9,9 @@ from cifarscale.config.load import load_recipe
 from cifarscale.config.recipe import TrainingRecipe
 from cifarscale.data.manifest import Manifest
 from cifarscale.errors import RunError
-from cifarscale.sweep.recipe import SweepRecipe
-from cifarscale.sweep.space import base_of
-from cifarscale.sweep.trials import (
+from cifarscale.sweeps.recipe import SweepRecipe
+from cifarscale.sweeps.space import base_of
+from cifarscale.sweeps.trials import (
     COMPLETE,
     FAILED,
     REPEATED,

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from cifarscale.config.registry import register_task
 from cifarscale.runs.options import RunOptions
 from cifarscale.runs.run_folder import RunFolder
-from cifarscale.sweep.prepared import PreparedSweep, prepare_sweep
-from cifarscale.sweep.recipe import SweepRecipe
-from cifarscale.sweep.trials import SweepFolder, Trial, trial_line
-from cifarscale.sweep.view import SweepView
+from cifarscale.sweeps.prepared import PreparedSweep, prepare_sweep
+from cifarscale.sweeps.recipe import SweepRecipe
+from cifarscale.sweeps.trials import SweepFolder, Trial, trial_line
+from cifarscale.sweeps.view import SweepView
 from cifarscale.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ class SweepTask(Task):
         import torch
 
         from cifarscale.distributed.ranks import FILE_VARIABLE, ranks_from_environment
-        from cifarscale.sweep.ray.cluster import ray_over_nodes, serve_node
-        from cifarscale.sweep.running import Nodes, RunningSweep
+        from cifarscale.sweeps.ray.cluster import ray_over_nodes, serve_node
+        from cifarscale.sweeps.running import Nodes, RunningSweep
         from cifarscale.training.signals import stop_on_signals
 
         ranks, meeting = ranks_from_environment(), Path(os.environ[FILE_VARIABLE]).with_suffix("")

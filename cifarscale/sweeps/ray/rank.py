@@ -10,7 +10,7 @@ import ray
 
 from cifarscale.errors import CifarscaleError, Interrupted
 from cifarscale.runs.run_folder import RunFolder
-from cifarscale.sweep.trials import COMPLETE, FAILED, INTERRUPTED, WAITING, history, value_of
+from cifarscale.sweeps.trials import COMPLETE, FAILED, INTERRUPTED, WAITING, history, value_of
 from cifarscale.training.signals import STOP, StopRequest
 
 STATE, REASON = "cifarscale_state", "cifarscale_reason"

@@ -10,10 +10,10 @@ from cifarscale.config.recipe import TrainingRecipe
 from cifarscale.data.manifest import Manifest
 from cifarscale.errors import ConfigError
 from cifarscale.runs.options import RunOptions
-from cifarscale.sweep.exploration import check_population
-from cifarscale.sweep.recipe import PbtConfig, SweepRecipe
-from cifarscale.sweep.space import check_sweep, corners, trial_recipe
-from cifarscale.sweep.trials import SweepFolder, default_sweep_dir
+from cifarscale.sweeps.exploration import check_population
+from cifarscale.sweeps.recipe import PbtConfig, SweepRecipe
+from cifarscale.sweeps.space import check_sweep, corners, trial_recipe
+from cifarscale.sweeps.trials import SweepFolder, default_sweep_dir
 from cifarscale.tasks.base import PreparedRun, task_of
 from cifarscale.tasks.training import TrainingTask, locate_data, resolve
 

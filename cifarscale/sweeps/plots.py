@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from cifarscale.sweep.recipe import SweepRecipe
-from cifarscale.sweep.space import values_of
-from cifarscale.sweep.trials import COMPLETE, SweepFolder, Trial, history, metric_name, ranked
+from cifarscale.sweeps.recipe import SweepRecipe
+from cifarscale.sweeps.space import values_of
+from cifarscale.sweeps.trials import COMPLETE, SweepFolder, Trial, history, metric_name, ranked
 from cifarscale.tracking.plots import Curve, Plot, Point, Scale, Weight, curves, parallel_coordinates
 
 

@@ -14,10 +14,10 @@ from cifarscale.config.recipe import TrainingRecipe
 from cifarscale.data.manifest import Manifest
 from cifarscale.runs.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from cifarscale.runs.run_folder import RunFolder
-from cifarscale.sweep.exploration import chosen, difference, explored, num_replaced
-from cifarscale.sweep.recipe import PbtConfig, SweepRecipe
-from cifarscale.sweep.space import sample
-from cifarscale.sweep.trials import (
+from cifarscale.sweeps.exploration import chosen, difference, explored, num_replaced
+from cifarscale.sweeps.recipe import PbtConfig, SweepRecipe
+from cifarscale.sweeps.space import sample
+from cifarscale.sweeps.trials import (
     FAILED,
     REPEATED,
     STOPPED,

@@ -1,4 +1,4 @@
-"""The process beside a Ray that ends it: `python -m cifarscale.sweep.ray.keeper FOLDER OPTION…`."""
+"""The process beside a Ray that ends it: `python -m cifarscale.sweeps.ray.keeper FOLDER OPTION…`."""
 
 import os
 import select
@@ -23,7 +23,7 @@ def keep(folder: Path, options: Sequence[str]) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with (folder / "out").open("wb") as output:
         ray = subprocess.Popen(
-            [sys.executable, "-m", "cifarscale.sweep.ray.starter", *options],
+            [sys.executable, "-m", "cifarscale.sweeps.ray.starter", *options],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

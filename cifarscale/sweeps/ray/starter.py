@@ -1,4 +1,4 @@
-"""`ray start` with more patience: `python -m cifarscale.sweep.ray.starter OPTION…`. Importing this loads Ray.
+"""`ray start` with more patience: `python -m cifarscale.sweeps.ray.starter OPTION…`. Importing this loads Ray.
 
 Ray gives a node 30 s to become known to its head, a number in the middle of its code. A node takes longer on busy cores
 or a slow file server, as it starts several Pythons first; so the question whether it is known is asked patiently.

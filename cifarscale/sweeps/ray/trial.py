@@ -4,8 +4,8 @@ from typing import Any
 
 from ray import tune
 
-from cifarscale.sweep.ray.rank import run_rank
-from cifarscale.sweep.ray.ranks import run_ranks
+from cifarscale.sweeps.ray.rank import run_rank
+from cifarscale.sweeps.ray.ranks import run_ranks
 
 
 def run_trial(config: dict[str, Any]) -> None:

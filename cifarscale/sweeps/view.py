@@ -8,8 +8,8 @@ from cifarscale.config.keys import dotted
 from cifarscale.config.recipe import resolved
 from cifarscale.errors import short_path, typed
 from cifarscale.runs.run_folder import RunFolder
-from cifarscale.sweep.recipe import SweepRecipe
-from cifarscale.sweep.trials import FAILED, REPEATED, SweepFolder, Trial, metric_name, origin_of, ranked, shown_changes
+from cifarscale.sweeps.recipe import SweepRecipe
+from cifarscale.sweeps.trials import FAILED, REPEATED, SweepFolder, Trial, metric_name, origin_of, ranked, shown_changes
 from cifarscale.tasks.view import View
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class SweepView(View):
         return facts
 
     def drawings(self, folder: RunFolder, recipe: Any, lines: "Sequence[Line]", key: str) -> "list[Drawing]":
-        from cifarscale.sweep.plots import sweep_curves, sweep_parallel
+        from cifarscale.sweeps.plots import sweep_curves, sweep_parallel
         from cifarscale.tracking.parts import drawing
 
         trials = SweepFolder(folder.path)

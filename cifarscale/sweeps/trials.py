@@ -14,8 +14,8 @@ from cifarscale.errors import ConfigError, RunError, short_path
 from cifarscale.runs.files import write_json_atomically, write_text_atomically
 from cifarscale.runs.lease import living_holder
 from cifarscale.runs.run_folder import RUNS_ROOT, RunFolder
-from cifarscale.sweep.recipe import SweepRecipe
-from cifarscale.sweep.space import Overrides, sweep_hash, trial_recipe
+from cifarscale.sweeps.recipe import SweepRecipe
+from cifarscale.sweeps.space import Overrides, sweep_hash, trial_recipe
 from cifarscale.tracking.metrics import read_metrics
 
 WAITING, RUNNING, INTERRUPTED = "waiting", "running", "interrupted"

@@ -6,8 +6,8 @@ from typing import Any
 
 from cifarscale.config.recipe import MAY_CHANGE, TrainingRecipe, may_change, resolved
 from cifarscale.errors import ConfigError
-from cifarscale.sweep.recipe import Distribution, PbtConfig, SweepRecipe
-from cifarscale.sweep.space import Overrides, assigned, lookup, value_at, values_of
+from cifarscale.sweeps.recipe import Distribution, PbtConfig, SweepRecipe
+from cifarscale.sweeps.space import Overrides, assigned, lookup, value_at, values_of
 
 FACTORS = (0.8, 1.2)
 """What a number is multiplied by, as in the paper."""

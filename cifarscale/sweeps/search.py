@@ -5,10 +5,10 @@ from typing import Any, Protocol
 from cifarscale.config.recipe import TrainingRecipe
 from cifarscale.data.manifest import Manifest
 from cifarscale.errors import ConfigError
-from cifarscale.sweep.population import Population
-from cifarscale.sweep.recipe import OptunaConfig, PbtConfig, SweepRecipe
-from cifarscale.sweep.space import Overrides, assigned, grid, sample, values_of
-from cifarscale.sweep.trials import SweepFolder, Trial, add_trial
+from cifarscale.sweeps.population import Population
+from cifarscale.sweeps.recipe import OptunaConfig, PbtConfig, SweepRecipe
+from cifarscale.sweeps.space import Overrides, assigned, grid, sample, values_of
+from cifarscale.sweeps.trials import SweepFolder, Trial, add_trial
 
 
 class Search(Protocol):

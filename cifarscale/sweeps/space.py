@@ -10,7 +10,7 @@ from cifarscale.config.load import find_recipe, load_training_recipe, parse_reci
 from cifarscale.config.recipe import TrainingRecipe, resolved
 from cifarscale.config.validation import nearest
 from cifarscale.errors import ConfigError
-from cifarscale.sweep.recipe import AshaConfig, Distribution, PbtConfig, SweepRecipe, in_order
+from cifarscale.sweeps.recipe import AshaConfig, Distribution, PbtConfig, SweepRecipe, in_order
 
 Overrides = dict[str, Any]
 """Values by the dotted keys of a recipe."""

@@ -15,8 +15,8 @@ from typing import Any
 import ray
 
 from cifarscale.distributed.ranks import ADDRESS_VARIABLE, FILE_VARIABLE
-from cifarscale.sweep.ray.rank import STATE, Report, run_rank
-from cifarscale.sweep.trials import FAILED
+from cifarscale.sweeps.ray.rank import STATE, Report, run_rank
+from cifarscale.sweeps.trials import FAILED
 
 _LOOK_EVERY_S = 0.5
 

@@ -17,13 +17,13 @@ from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cifarscale.config.recipe import TrainingRecipe
-from cifarscale.sweep.ray.cluster import RayAddress
-from cifarscale.sweep.ray.failure import failure_of
-from cifarscale.sweep.ray.rank import REASON, STATE, STOP_ACTOR, StopActor
-from cifarscale.sweep.ray.trial import run_trial
-from cifarscale.sweep.recipe import AshaConfig, SweepRecipe
-from cifarscale.sweep.search import Search
-from cifarscale.sweep.trials import (
+from cifarscale.sweeps.ray.cluster import RayAddress
+from cifarscale.sweeps.ray.failure import failure_of
+from cifarscale.sweeps.ray.rank import REASON, STATE, STOP_ACTOR, StopActor
+from cifarscale.sweeps.ray.trial import run_trial
+from cifarscale.sweeps.recipe import AshaConfig, SweepRecipe
+from cifarscale.sweeps.search import Search
+from cifarscale.sweeps.trials import (
     FAILED,
     INTERRUPTED,
     RUNNING,

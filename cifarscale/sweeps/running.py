@@ -15,15 +15,15 @@ from cifarscale.runs.files import write_json_atomically, write_text_atomically
 from cifarscale.runs.lease import lease
 from cifarscale.runs.options import RunOptions
 from cifarscale.runs.run_folder import RunFolder
-from cifarscale.sweep.prepared import PreparedSweep
-from cifarscale.sweep.ray.cluster import RayAddress, ray_cluster
-from cifarscale.sweep.search import make_search
-from cifarscale.sweep.space import best_recipe
-from cifarscale.sweep.trials import FAILED, Trial, ranked
+from cifarscale.sweeps.prepared import PreparedSweep
+from cifarscale.sweeps.ray.cluster import RayAddress, ray_cluster
+from cifarscale.sweeps.search import make_search
+from cifarscale.sweeps.space import best_recipe
+from cifarscale.sweeps.trials import FAILED, Trial, ranked
 from cifarscale.training.signals import CONTINUE_LATER, StopRequest
 
 if TYPE_CHECKING:
-    from cifarscale.sweep.ray.tune import Watcher
+    from cifarscale.sweeps.ray.tune import Watcher
 
 PATIENCE_S = 90
 """How long a trial waits for one of a killed sweep that still writes its folder."""
@@ -77,7 +77,7 @@ class RunningSweep:
             folder.forget_result()
             options = RunOptions(shards, "cuda" if sweep.gpus_per_trial else "cpu", patience_s=PATIENCE_S)
             with nodes.start_ray() as address:
-                from cifarscale.sweep.ray.tune import run_trials
+                from cifarscale.sweeps.ray.tune import run_trials
 
                 ended = run_trials(sweep, self._base, folder, search, options.as_plain(), watcher, address, stop)
                 best = self._keep_best()
@@ -100,7 +100,7 @@ class RunningSweep:
         return best
 
     def _plot(self) -> None:
-        from cifarscale.sweep.plots import plot_sweep
+        from cifarscale.sweeps.plots import plot_sweep
 
         plot_sweep(self._folder, self._sweep)
 

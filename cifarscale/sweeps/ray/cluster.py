@@ -25,7 +25,7 @@ from cifarscale.distributed.ranks import ADDRESS_VARIABLE, FILE_VARIABLE, NODES_
 from cifarscale.errors import ClusterError, Interrupted
 from cifarscale.launch.failures import LOGS_VARIABLE
 from cifarscale.runs.files import is_listed, write_json_atomically
-from cifarscale.sweep.ray.keeper import MARK
+from cifarscale.sweeps.ray.keeper import MARK
 
 log = logging.getLogger(__name__)
 
@@ -224,7 +224,7 @@ def _starting_node(options: Sequence[str], token: str, num_cpus: int, num_gpus: 
 
 def _keep(folder: Path, options: Sequence[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
     """The keeper of one node's Ray, in a session of its own, so that a Ctrl-C is not for it."""
-    command = [sys.executable, "-m", "cifarscale.sweep.ray.keeper", str(folder), *options]
+    command = [sys.executable, "-m", "cifarscale.sweeps.ray.keeper", str(folder), *options]
     command += ["--object-store-memory", str(_OBJECT_STORE_BYTES)]
     command += ["--min-worker-port", "0", "--max-worker-port", "0", "--dashboard-agent-listen-port", "0"]
     ranks = (*_NOT_FOR_TRIALS, FILE_VARIABLE, ADDRESS_VARIABLE, NODES_VARIABLE, LOGS_VARIABLE)
