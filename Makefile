@@ -58,10 +58,11 @@ browser-packages: ## As root: install Debian's Chromium and its driver where the
 		apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium chromium-driver; \
 	fi
 
-docs: install ## Write the pages that are made of the code: docs/recipes.md.
+docs: install ## Write the pages that are made of the code: docs/recipes.md, docs/api.md.
 	@sed '/<!-- cifarscale jobs keys -->/q' docs/recipes.md > docs/recipes.md.new
 	@$(BIN)/cifarscale jobs keys >> docs/recipes.md.new
 	@mv docs/recipes.md.new docs/recipes.md
+	@$(BIN)/python tests/api_page.py
 
 bench: install ## Measure our engine against a plain loop; CIFARSCALE_REAL_DATA names the folder of cifar-100-python/.
 	$(BIN)/python tests/bench/bench_training.py

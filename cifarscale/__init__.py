@@ -5,10 +5,18 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cifarscale.api.jobs import Job as Job
+    from cifarscale.api.jobs import JobPlan as JobPlan
+    from cifarscale.api.jobs import job as job
+    from cifarscale.api.jobs import plan as plan
+    from cifarscale.api.jobs import submit as submit
+    from cifarscale.api.measurements import distance as distance
+    from cifarscale.api.measurements import evaluate as evaluate
     from cifarscale.api.runs import Run as Run
-    from cifarscale.api.runs import distance as distance
+    from cifarscale.api.runs import Sweep as Sweep
     from cifarscale.api.runs import load as load
-    from cifarscale.api.runs import train as train
+    from cifarscale.api.sweeps import sweep as sweep
+    from cifarscale.api.training import train as train
     from cifarscale.config.recipe import Section as Section
     from cifarscale.config.registry import DataSpec as DataSpec
     from cifarscale.config.registry import register_dataset as register_dataset
@@ -22,15 +30,23 @@ __version__ = version("cifarscale")
 _PUBLIC = {
     "DataSpec": "cifarscale.config.registry",
     "ImageData": "cifarscale.data.source",
+    "Job": "cifarscale.api.jobs",
+    "JobPlan": "cifarscale.api.jobs",
     "Run": "cifarscale.api.runs",
     "Sample": "cifarscale.data.source",
     "Section": "cifarscale.config.recipe",
-    "distance": "cifarscale.api.runs",
+    "Sweep": "cifarscale.api.runs",
+    "distance": "cifarscale.api.measurements",
+    "evaluate": "cifarscale.api.measurements",
+    "job": "cifarscale.api.jobs",
     "load": "cifarscale.api.runs",
+    "plan": "cifarscale.api.jobs",
     "register_dataset": "cifarscale.config.registry",
     "register_network": "cifarscale.config.registry",
     "register_task": "cifarscale.config.registry",
-    "train": "cifarscale.api.runs",
+    "submit": "cifarscale.api.jobs",
+    "sweep": "cifarscale.api.sweeps",
+    "train": "cifarscale.api.training",
 }
 """The module of each public name, which is imported when the name is asked for."""
 

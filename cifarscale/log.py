@@ -4,6 +4,7 @@ import io
 import logging
 import os
 import sys
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -13,6 +14,11 @@ if TYPE_CHECKING:
 
 console = Console(stderr=True)
 """Where progress, tables and log lines go together; rich keeps them from overwriting each other."""
+
+
+def shows_live() -> bool:
+    """Whether the console can show what changes: a terminal can, and a notebook that has ipywidgets."""
+    return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
 
 
 class _ConsoleHandler(logging.Handler):

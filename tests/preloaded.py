@@ -237,8 +237,11 @@ def _between(connection: socket.socket) -> None:
     """Forks the command, and tells of its process, or waits for its end and tells of that."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     request, fds = _receive(connection)
+    between = os.getpid()
     pid = os.fork()
     if pid == 0:
+        while os.getppid() == between and not request["reports"]:
+            time.sleep(0.001)  # or a command that is to end with its parent would take this process for that
         become(request, fds)
     if request["reports"]:
         pid = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) % 256

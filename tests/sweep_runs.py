@@ -55,9 +55,12 @@ class Sweep:
     def start(
         self, *options: str, command: str = "sweep", environment: dict[str, str] | None = None
     ) -> subprocess.Popen[str]:
-        start = [sys.executable, "-m", "cifarscale", command, str(self._recipe), "--run-dir", str(self.path)]
+        start = ["-m", "cifarscale", command, str(self._recipe), "--run-dir", str(self.path)]
+        return self._start(*start, "--data", str(self._shards), *options, environment=environment)
+
+    def _start(self, *arguments: str, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [*start, "--data", str(self._shards), *options],
+            [sys.executable, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -69,6 +72,13 @@ class Sweep:
     def run(self, *options: str) -> str:
         """What a sweep prints that ends well."""
         process = self.start(*options)
+        output, _ = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 0, output
+        return output
+
+    def script(self, program: str) -> str:
+        """What a script prints that ends well; its arguments are the recipe, the shards and the sweep's folder."""
+        process = self._start("-c", program, str(self._recipe), str(self._shards), str(self.path))
         output, _ = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 0, output
         return output

@@ -1,17 +1,13 @@
-"""Runs in scripts and notebooks: train one, or load it from its folder, and use what it has trained."""
+"""Runs in scripts and notebooks, loaded from their folders: what came of them, and what they have trained."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cifarscale.config.load import load_recipe, load_training_recipe, require_task, with_values
-from cifarscale.config.ranks import batch_size_per_rank
-from cifarscale.config.recipe import TrainingRecipe
-from cifarscale.launch.local import run_here, run_once
-from cifarscale.launch.run import prepare
-from cifarscale.runs.options import RunOptions
-from cifarscale.runs.run_folder import RunFolder, folder_of
+from cifarscale.config.load import load_training_recipe
+from cifarscale.config.recipe import Recipe
+from cifarscale.errors import ConfigError, RunError, short_path
+from cifarscale.runs.run_folder import RunFolder
 from cifarscale.tracking.metrics import read_metrics
 
 if TYPE_CHECKING:
@@ -25,14 +21,16 @@ class Run:
 
     Attributes:
         path: the folder.
-        recipe: what it computes, with every default written out.
+        recipe: what it computes, with every default written out; `train` and `submit` take it.
+        was_complete: whether `train` found it complete, and computed nothing.
     """
 
-    def __init__(self, path: Path, recipe: TrainingRecipe) -> None:
-        self.path, self.recipe = path, recipe
+    def __init__(self, path: Path, recipe: Recipe, was_complete: bool = False) -> None:
+        self.path, self.was_complete = path, was_complete
+        self.recipe: Any = recipe
 
     def __repr__(self) -> str:
-        return f"Run({str(self.path)!r})"
+        return f"{type(self).__name__}({str(self.path)!r})"
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -59,7 +57,7 @@ class Run:
             return Normalised(trained).eval()
         return trained.network
 
-    def predict(self, images: Sequence[str | Path], device: str = "auto") -> list[list[tuple[str, float]]]:
+    def predict(self, images: str | Path | Sequence[str | Path], device: str = "auto") -> list[list[tuple[str, float]]]:
         """For each image file the five most probable classes with their probabilities, most probable first.
 
         Raises: RunError if this is no classifier's run; DataError for a file that is no image.
@@ -67,7 +65,8 @@ class Run:
         from cifarscale.distributed.device import pick_device
         from cifarscale.tasks.load import load_classifier
 
-        return load_classifier(self.path, pick_device(device)).predict([Path(image) for image in images])
+        paths = [images] if isinstance(images, str | Path) else images
+        return load_classifier(self.path, pick_device(device)).predict([Path(path) for path in paths])
 
     def generate(
         self, count: int, seed: int = 0, class_name: str | None = None, device: str = "auto"
@@ -76,79 +75,57 @@ class Run:
 
         Raises: RunError if this is no generator's run, or its generator does not know the class.
         """
+        from cifarscale.distributed.cpu_pool import settings_kept
         from cifarscale.distributed.device import pick_device
         from cifarscale.tasks.load import load_generator
 
-        return load_generator(self.path, pick_device(device)).generate(seed, count, class_name)
+        if count < 1:
+            raise ConfigError(f"count = {count} is not valid; it takes at least 1")
+        with settings_kept():
+            return load_generator(self.path, pick_device(device)).generate(seed, count, class_name)
 
 
-def train(
-    recipe: str | Path,
-    *,
-    set: Mapping[str, Any] | None = None,
-    seed: int | None = None,
-    data: str | Path | None = None,
-    nproc: int = 1,
-    device: str = "auto",
-    run_dir: str | Path | None = None,
-) -> Run:
-    """Trains a recipe on this machine, or goes on with its run; returns at once if that is complete.
+class Sweep(Run):
+    """A sweep in its folder; its trials are runs below it."""
 
-    Ctrl-C saves and raises Interrupted; the same call goes on.
+    @property
+    def best(self) -> Recipe:
+        """The recipe of the best trial, on all training samples: `train` and `submit` take it.
 
-    Args:
-        recipe: a name, as in `cifarscale jobs list`, or a .toml file.
-        set: dotted keys of the recipe that are changed, with their values.
-        seed: shorthand for that key.
-        data: a data set or a folder of shards; None for the recipe's own.
-        nproc: ranks. With one it is this process.
-        device: `auto`, `cpu` or `cuda`.
-        run_dir: None for the recipe's own, `runs/NAME-HASH`.
-    Raises: CifarscaleError with the text that the command line prints.
-    """
-    changes = {**(set or {}), **({} if seed is None else {"seed": seed})}
-    loaded = load_training_recipe(str(recipe), _overrides(changes))
-    batch_size_per_rank(loaded, nproc)
-    folder = Path(run_dir) if run_dir else folder_of(str(recipe), loaded)
-    prepared = prepare(loaded, folder, str(data) if data else None, RunOptions(device=device))
-    if prepared.result() is None:
-        run_here(prepared, nproc)
-    return load(prepared.run_dir)
+        Raises: RunError if no trial has produced a result.
+        """
+        from cifarscale.sweeps.trials import SweepFolder
+
+        path = SweepFolder(self.path).best
+        if not path.is_file():
+            raise RunError(f"{short_path(self.path)} has no best trial: none has produced a result by now")
+        return load_training_recipe(str(path), of_run=True)
+
+    def trials(self) -> list[dict[str, Any]]:
+        """The trials with state, step, metric, changed keys and run folder: `pandas.DataFrame(sweep.trials())`.
+
+        In the order of their numbers, also while the sweep runs.
+        """
+        from cifarscale.sweeps.trials import SweepFolder
+
+        folder = SweepFolder(self.path)
+        folder.load()
+        return [
+            {
+                "trial": trial.number,
+                "state": trial.state,
+                "step": trial.step,
+                self.recipe.metric: trial.value,
+                **trial.overrides,
+                "run": str(folder.run(trial).path) if trial.folder else None,
+                "reason": trial.reason,
+            }
+            for trial in folder.trials
+        ]
 
 
 def load(run_dir: str | Path) -> Run:
-    """A run from its folder. Raises: RunError or ConfigError if it is none of a training."""
+    """A run, or a `Sweep`, from its folder. Raises: RunError or ConfigError if it is none."""
     path = Path(run_dir)
-    return Run(path, RunFolder(path).load_training_recipe())
-
-
-def distance(
-    images: Run | str | Path,
-    *,
-    against: str | Path = "train",
-    features: str = "inception",
-    set: Mapping[str, Any] | None = None,
-    data: str | Path | None = None,
-    nproc: int = 1,
-    device: str = "auto",
-) -> dict[str, Any]:
-    """How close images are to real ones, as `cifarscale fid` has it.
-
-    Args:
-        images: a generator's run, a folder of images, or a split of the data set.
-        against: the real images: a split, a folder, or statistics in a .npz file.
-        features: `inception`, or `cnn:RUN` for those of a classifier that was trained here.
-        set: further keys of the recipe `fid`, such as `distance.num_samples`.
-        data, nproc, device: as in `train`.
-    Raises: CifarscaleError with the text that the command line prints.
-    """
-    recipe = load_recipe("fid", _overrides(set or {}))
-    require_task(recipe, "distance", "fid")
-    path = images.path if isinstance(images, Run) else images
-    recipe = with_values(recipe, images=str(path), distance__against=str(against), distance__features=features)
-    return run_once(recipe, str(data) if data else None, RunOptions(device=device), nproc)
-
-
-def _overrides(changes: Mapping[str, Any]) -> list[str]:
-    """As `--set` takes them."""
-    return [f"{key}={json.dumps(value)}" for key, value in changes.items()]
+    recipe = RunFolder(path).load_recipe()
+    return (Sweep if recipe.task == "sweep" else Run)(path, recipe)

@@ -17,15 +17,13 @@ from cifarscale.cli.options import device_option, nproc_option, run_argument
 @click.option("--flip", is_flag=True, help="Also by the mean logits of each image and its mirror image.")
 def evaluate(run: Path, split: str, data: str | None, nproc: int, device: str, classes: bool, flip: bool) -> None:
     """Evaluate the classifier of RUN, a run folder, on a split. The result is exact for any number of processes."""
-    from cifarscale.cli.measured import measured
-    from cifarscale.config.load import parse_recipe
-    from cifarscale.runs.options import RunOptions
+    from cifarscale.api.measurements import evaluation
+    from cifarscale.tasks.base import task_of
 
-    values = {"task": "evaluate", "name": "evaluate", "run": str(run), "split": split, "flip": flip}
-    recipe = parse_recipe(values, "evaluate")
-    path = run / f"evaluation-{split}.json"
-    measured(recipe, data, RunOptions(device=device), nproc, path, run / "logs", in_full=classes)
-    click.echo(f"all metrics  {path}")
+    measurement = evaluation(run, split, flip)
+    result = measurement.run(data, nproc, device)
+    task_of(measurement.recipe).view.print_result(result, Path(), in_full=classes)
+    click.echo(f"all metrics  {measurement.out}")
 
 
 @click.command(short_help="Classify images with the classifier of a run.")
@@ -37,12 +35,11 @@ def predict(run: Path, images: tuple[Path, ...], device: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from cifarscale.distributed.device import pick_device
-    from cifarscale.tasks.load import load_classifier
+    from cifarscale.api.runs import load
 
-    trained = load_classifier(run, pick_device(device))
+    guessed = load(run).predict(images, device)
     console = Console()
-    for path, guesses in zip(images, trained.predict(images), strict=True):
+    for path, guesses in zip(images, guessed, strict=True):
         console.print(str(path), markup=False, highlight=False, soft_wrap=True)
         table = Table("class", "probability")
         for name, probability in guesses:

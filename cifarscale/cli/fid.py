@@ -1,15 +1,12 @@
 """`cifarscale fid`."""
 
-import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from cifarscale.cli.options import device_option, nproc_option
-
-if TYPE_CHECKING:
-    from cifarscale.config.recipe import Recipe
 
 
 @click.command(short_help="Measure how close images are to real ones.")
@@ -52,46 +49,29 @@ def fid(
     Computes FID with Inception's features or, where its weights are not available, the Fréchet distance in the
     features of a classifier that you trained (--features cnn:RUN); also the kernel distance, precision and recall.
     """
-    from cifarscale.cli.measured import measured
-    from cifarscale.config.load import load_recipe, require_task, with_values
-    from cifarscale.runs.options import RunOptions
-    from cifarscale.runs.run_folder import RunFolder
+    from cifarscale.api.measurements import distance_measurement
+    from cifarscale.tasks.base import task_of
 
-    recipe = load_recipe("fid", overrides)
-    require_task(recipe, "distance", "fid")
-    saved = {"save_statistics": str(save_statistics)} if save_statistics else {}
-    recipe = with_values(recipe, images=images, **saved, **_changes(options))
-    folder = RunFolder(Path(images))
-    is_run = folder.recipe.exists()
-    if out is None and is_run:
-        out = folder.path / f"{_file_name(recipe)}.json"
-    measured(recipe, data, RunOptions(device=device), nproc, out, folder.path / "logs" if is_run else None)
-    if out is not None:
-        click.echo(f"all metrics  {out}")
+    changes: list[str | tuple[str, Any]] = [*overrides, *_changes(save_statistics=save_statistics, **options)]
+    measurement = distance_measurement(images, options["against"], options["features"], changes, out)
+    result = measurement.run(data, nproc, device)
+    task_of(measurement.recipe).view.print_result(result, Path())
+    if measurement.out is not None:
+        click.echo(f"all metrics  {measurement.out}")
     if save_statistics:
         click.echo(f"statistics   {save_statistics}")
 
 
-def _changes(options: dict[str, Any]) -> dict[str, Any]:
+def _changes(**options: Any) -> Iterator[tuple[str, Any]]:
     """The options that were given, as keys of the job."""
-    changes: dict[str, Any] = {}
-    for key in ("against", "num_samples", "features", "weights", "precision", "batch_size"):
+    for key in ("num_samples", "weights", "precision", "batch_size"):
         if options[key] is not None:
-            changes[f"distance__{key}"] = options[key]
+            yield f"distance.{key}", options[key]
     for key, off in (("kernel", False), ("neighbours", 0), ("classes", False)):
         if options[f"no_{key}"]:
-            changes[f"distance__{key}"] = off
+            yield f"distance.{key}", off
     if options["allow_few_samples"]:
-        changes["distance__allow_few_samples"] = True
-    if options["seed"] is not None:
-        changes["seed"] = options["seed"]
-    return changes
-
-
-def _file_name(recipe: "Recipe") -> str:
-    """`distance-FEATURES-AGAINST`, with the last part of paths."""
-    from cifarscale.config.recipe import resolved
-
-    distance = resolved(recipe)["distance"]
-    parts = (distance["features"].rstrip("/"), distance["against"].rstrip("/"))
-    return "-".join(["distance", *(re.sub(r"[^\w.]+", "-", re.sub(r"[^:]*/", "", part)) for part in parts)])
+        yield "distance.allow_few_samples", True
+    for key in ("seed", "save_statistics"):
+        if options[key] is not None:
+            yield key, options[key]

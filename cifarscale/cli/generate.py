@@ -27,9 +27,8 @@ def generate(run: Path, num: int, class_name: str | None, seed: int, out: Path, 
 
     from PIL import Image
 
-    from cifarscale.distributed.device import pick_device
+    from cifarscale.api.runs import load
     from cifarscale.errors import ConfigError, writing_to
-    from cifarscale.tasks.load import load_generator
     from cifarscale.tracking.samples import save_grid
 
     if out.suffix.lower() in OTHER_FORMATS:
@@ -39,7 +38,7 @@ def generate(run: Path, num: int, class_name: str | None, seed: int, out: Path, 
             f"--out {out} holds {len(names)} files already ({names[0]} …), which would be measured together with the "
             "new ones. Name another folder, or remove it first"
         )
-    images = load_generator(run, pick_device(device)).generate(seed, num, class_name)
+    images = load(run).generate(num, seed, class_name, device)
     if out.suffix == ".png":
         save_grid(images, isqrt(num - 1) + 1, out)
     else:

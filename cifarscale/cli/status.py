@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cifarscale.errors import short_path, typed
+from cifarscale.errors import short_path
 from cifarscale.log import plain_table
 
 if TYPE_CHECKING:
@@ -77,8 +77,7 @@ def runs(folder: Path) -> None:
 @click.option("-f", "--follow", is_flag=True, help="Keep printing until the job ends.")
 def logs(job_or_run: str, rank: int | None, follow: bool) -> None:
     """Print the log of a rank of a job. For a failed job, first prints the error of the rank that failed first."""
-    from cifarscale.errors import RunError
-    from cifarscale.slurm.status import newest_failures, rank_log
+    from cifarscale.slurm.status import newest_failures, rank_log, require_rank_log
     from cifarscale.slurm.submitted import find_run
 
     run_dir, submitted = find_run(job_or_run)
@@ -86,12 +85,9 @@ def logs(job_or_run: str, rank: int | None, follow: bool) -> None:
     if rank is None and submitted and not goes_on() and (causes := newest_failures(submitted)):
         click.echo(f"rank {causes[0].rank} on {causes[0].host} ended first:")
         click.echo(f"{causes[0].message if causes[0].expected else causes[0].traceback.rstrip()}\n")
-    while (path := rank_log(run_dir, rank or 0)) is None:
-        if not (follow and goes_on()):
-            name = short_path(run_dir)
-            raise RunError(f"{name} has no log of rank {rank or 0} yet. Run: cifarscale status {typed(name)}")
+    while rank_log(run_dir, rank or 0) is None and follow and goes_on():
         time.sleep(1)
-    for text in _growing(path, lambda: follow and goes_on()):
+    for text in _growing(require_rank_log(run_dir, rank or 0), lambda: follow and goes_on()):
         click.echo(text, nl=False)
 
 
@@ -99,20 +95,15 @@ def logs(job_or_run: str, rank: int | None, follow: bool) -> None:
 @job_or_run_argument
 def cancel(job_or_run: str) -> None:
     """Cancel a job. Its run saves its state first; submit it again to resume."""
-    from cifarscale.errors import RunError
-    from cifarscale.slurm import client as slurm
-    from cifarscale.slurm.submitted import find_run
+    from cifarscale.api.jobs import UNKNOWN, job
 
-    run_dir, submitted = find_run(job_or_run)
-    if submitted is None:
-        raise RunError(f"{short_path(run_dir)} was never submitted; a run of this machine's own ends with Ctrl-C")
-    state = slurm.job_state(submitted.key)
-    if state is None or not state.is_active:
-        ended = state.state.lower() if state else "unknown to SLURM"
-        click.echo(f"job {submitted.job_id} is {ended} already")
-        return
-    slurm.cancel(submitted.job_id)
-    click.echo(f"job {submitted.job_id} is being cancelled; {short_path(run_dir)} goes on when it is submitted again")
+    cancelled = job(job_or_run)
+    if cancelled.cancel():
+        name = short_path(cancelled.path)
+        click.echo(f"job {cancelled.id} is being cancelled; {name} goes on when it is submitted again")
+    else:
+        state = cancelled.state()
+        click.echo(f"job {cancelled.id} is {'unknown to SLURM' if state == UNKNOWN else state.lower()} already")
 
 
 def _watching(run_dir: Path, submitted: "Submitted | None") -> Callable[[], bool]:

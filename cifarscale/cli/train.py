@@ -34,22 +34,20 @@ def train(
     The same command resumes a run that was interrupted, and shows the result of one that is complete.
     Ctrl-C saves and stops (exit code 75); a second Ctrl-C leaves at once.
     """
-    from cifarscale.config.load import load_training_recipe
-    from cifarscale.config.ranks import batch_size_per_rank
-    from cifarscale.launch.local import run_here
-    from cifarscale.launch.run import prepare
-    from cifarscale.runs.options import RunOptions
-    from cifarscale.runs.run_folder import folder_of
+    from cifarscale.api.training import train
     from cifarscale.tasks.base import task_of
 
-    loaded = load_training_recipe(recipe, (*overrides, *tracked(wandb)))
-    batch_size_per_rank(loaded, nproc)
-    options = RunOptions(device=device, num_workers=num_workers)
-    prepared = prepare(loaded, run_dir or folder_of(recipe, loaded), data, options)
-    folder, result = short_path(prepared.run_dir), prepared.result()
-    if result is None:
-        click.echo(f"run folder {folder}", err=True)
-        result = run_here(prepared, nproc)
-    else:
+    run = train(
+        recipe,
+        set=(*overrides, *tracked(wandb)),
+        data=data,
+        nproc=nproc,
+        device=device,
+        run_dir=run_dir,
+        num_workers=num_workers,
+    )
+    folder, result = short_path(run.path), run.result
+    assert result is not None
+    if run.was_complete:
         click.echo(f"{folder} is complete; its result:")
-    task_of(loaded).view.print_result(result, Path(folder))
+    task_of(run.recipe).view.print_result(result, Path(folder))

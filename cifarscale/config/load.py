@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+import os
 import re
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -20,6 +21,8 @@ from cifarscale.config.validation import explain, variants_of
 from cifarscale.errors import ConfigError
 
 SomeRecipe = TypeVar("SomeRecipe", bound=Recipe)
+Changes = Mapping[str, Any] | Iterable[str | tuple[str, Any]]
+"""Changed keys: dotted ones with their values, or texts `KEY=VALUE` as `--set` takes them."""
 _NOT_COMPUTED = ("name", "description", "budget", "tracking")
 
 
@@ -42,8 +45,8 @@ def find_recipe(name_or_path: str) -> Path:
     return find_file("recipe", name_or_path, recipe_folders())
 
 
-def load_recipe(name_or_path: str, overrides: Iterable[str] = (), of_run: bool = False) -> Recipe:
-    """The checked recipe of a name or path, with `key=value` overrides applied in order.
+def load_recipe(name_or_path: str, overrides: Changes = (), of_run: bool = False) -> Recipe:
+    """The checked recipe of a name or path, with overrides applied in order.
 
     Args:
         of_run: whether it lies in the folder of a run, whose code is imported only if it is trusted.
@@ -51,8 +54,7 @@ def load_recipe(name_or_path: str, overrides: Iterable[str] = (), of_run: bool =
     """
     path = find_recipe(name_or_path)
     values = read_toml(path)
-    for override in overrides:
-        _apply_override(values, override)
+    _apply(values, overrides)
     values["name"] = values.get("name") or _name_of(path)
     return parse_recipe(values, str(path), path.parent, of_run)
 
@@ -62,7 +64,7 @@ def _name_of(path: Path) -> str:
     return re.sub(r"[^\w .+-]", "-", path.stem).lstrip(" .+-") or "recipe"
 
 
-def load_training_recipe(name_or_path: str, overrides: Iterable[str] = (), of_run: bool = False) -> TrainingRecipe:
+def load_training_recipe(name_or_path: str, overrides: Changes = (), of_run: bool = False) -> TrainingRecipe:
     """`load_recipe` for what is trained. Raises: ConfigError also if the recipe is of another kind."""
     return require_training(load_recipe(name_or_path, overrides, of_run), name_or_path)
 
@@ -117,6 +119,13 @@ def with_values(recipe: SomeRecipe, **changes: Any) -> SomeRecipe:
     return cast(SomeRecipe, parse_recipe(values, recipe.name))
 
 
+def with_overrides(recipe: Recipe, overrides: Changes) -> Recipe:
+    """A recipe with overrides applied in order, checked again. Raises: ConfigError as `load_recipe` does."""
+    values = resolved(recipe)
+    _apply(values, overrides)
+    return parse_recipe(values, recipe.name)
+
+
 def recipe_toml(recipe: Recipe) -> str:
     """The resolved recipe as TOML; loading it again gives an equal one."""
     return tomli_w.dumps(resolved(recipe))
@@ -145,15 +154,34 @@ def _numbers(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, in
             yield prefix + key, value
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
+def _apply(values: dict[str, Any], overrides: Changes) -> None:
+    for override in overrides.items() if isinstance(overrides, Mapping) else overrides:
+        key, value = _parse_override(override) if isinstance(override, str) else (override[0], _plain(*override))
+        try:
+            set_key(values, key, value)
+        except ValueError as error:
+            shown = override if isinstance(override, str) else f"{key}={value}"
+            raise ConfigError(f"--set {shown!r}: {error}") from error
+
+
+def _parse_override(override: str) -> tuple[str, Any]:
     key, separator, text = override.partition("=")
     key = key.strip()
     if not separator or not key:
         raise ConfigError(f"--set {override!r} is not of the form key=value, such as training.learning_rate=3e-4")
+    return key, _parse_value(text.strip())
+
+
+def _plain(key: str, value: Any) -> Any:
+    """A value of Python's as a recipe holds it: paths as text, numbers of NumPy's as Python's, tuples as lists."""
+
+    def other(value: Any) -> Any:
+        return value.item() if hasattr(value, "item") else os.fspath(value)
+
     try:
-        set_key(values, key, _parse_value(text.strip()))
-    except ValueError as error:
-        raise ConfigError(f"--set {override!r}: {error}") from error
+        return json.loads(json.dumps(value, default=other))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{key} = {value!r} is no value of a recipe; valid are those of TOML") from error
 
 
 def _parse_value(text: str) -> Any:

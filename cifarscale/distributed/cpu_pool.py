@@ -8,6 +8,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -19,6 +20,17 @@ Out = TypeVar("Out")
 def available_cores() -> int:
     """OMP_NUM_THREADS where it is set, else all cores that this process may use."""
     return int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0))))
+
+
+@contextmanager
+def settings_kept() -> Iterator[None]:
+    """What a run sets in torch for this whole process is as before after the block: a notebook's own code follows."""
+    num_threads, deterministic = torch.get_num_threads(), torch.backends.cudnn.deterministic
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
+        torch.backends.cudnn.deterministic = deterministic
 
 
 class CpuPool:

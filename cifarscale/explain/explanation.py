@@ -1,6 +1,8 @@
 """What is told of a job, and the parts that many tellings share."""
 
 import shlex
+import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cifarscale.explain.evidence import Evidence
@@ -19,7 +21,7 @@ class Quote:
     lines: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Explanation:
     """What became of a job.
 
@@ -32,6 +34,29 @@ class Explanation:
     details: tuple[str, ...] = ()
     quote: Quote | None = None
     advice: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    __repr__ = __str__  # what a notebook shows
+
+    def _lines(self) -> Iterator[str]:
+        yield _wrapped(self.headline, "", "")
+        for detail in self.details:
+            yield _wrapped(detail, "  ", "    ")
+        if self.quote is not None:
+            yield f"\n{self.quote.title}:"
+            yield from (f"  | {line}" for line in self.quote.lines)
+        if self.advice:
+            yield "\nwhat to do:"
+        for advice in self.advice:
+            text, *commands = advice.splitlines()
+            yield _wrapped(text, "  - ", "    ")
+            yield from (f"      {command}" for command in commands)
+
+
+def _wrapped(text: str, first: str, other: str) -> str:
+    return textwrap.fill(text, 78, initial_indent=first, subsequent_indent=other, break_on_hyphens=False)
 
 
 def duration(seconds: float) -> str:

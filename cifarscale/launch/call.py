@@ -3,6 +3,7 @@
 import logging
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 
@@ -21,3 +22,10 @@ class Call:
     arguments: dict[str, Any]
     command: list[str] = field(default_factory=lambda: list(sys.argv))
     debug: bool = field(default_factory=lambda: logging.getLogger("cifarscale").isEnabledFor(logging.DEBUG))
+
+
+def typed_command() -> list[str] | None:
+    """What the user typed; None in a script or a notebook, whose arguments are no command of ours."""
+    program = Path(sys.argv[0])
+    is_ours = program.name == "cifarscale" or program.parts[-2:] == ("cifarscale", "__main__.py")
+    return list(sys.argv) if is_ours else None

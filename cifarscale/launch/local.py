@@ -18,10 +18,11 @@ from cifarscale.config.recipe import Recipe
 from cifarscale.distributed.ranks import ADDRESS_VARIABLE, FILE_VARIABLE
 from cifarscale.errors import (
     EXIT_INTERRUPTED,
-    EXIT_LEFT_AT_ONCE,
     CifarscaleError,
+    ConfigError,
     DistributedError,
     Interrupted,
+    short_path,
     writing_to,
 )
 from cifarscale.launch.call import Call
@@ -31,9 +32,14 @@ from cifarscale.launch.run import call_of, prepare, run
 from cifarscale.runs.options import RunOptions
 from cifarscale.runs.run_folder import RunFolder
 from cifarscale.tasks.base import PreparedRun
-from cifarscale.training.signals import leaving_on_signals
+from cifarscale.training.signals import handling, leave_at_once, leaving_on_signals
 
 log = logging.getLogger(__name__)
+
+
+def announce(prepared: PreparedRun) -> None:
+    """Tells of the folder of a run that is to begin."""
+    log.info("run folder %s", short_path(prepared.run_dir))
 
 
 def run_here(prepared: PreparedRun, nproc: int, logs: Path | None = None) -> dict[str, Any]:
@@ -45,6 +51,8 @@ def run_here(prepared: PreparedRun, nproc: int, logs: Path | None = None) -> dic
     Returns: the result.
     Raises: what a rank raises; Interrupted if it was asked to stop.
     """
+    if nproc < 1:
+        raise ConfigError(f"nproc = {nproc} is not valid; it takes at least 1")
     if prepared.options.device == "cuda":
         from cifarscale.distributed.device import check_gpus
 
@@ -52,7 +60,10 @@ def run_here(prepared: PreparedRun, nproc: int, logs: Path | None = None) -> dic
     prepared.make_folder()
     if nproc == 1:
         with leaving_on_signals():
-            return run(prepared.run_dir, prepared.options)
+            from cifarscale.distributed.cpu_pool import settings_kept
+
+            with settings_kept():
+                return run(prepared.run_dir, prepared.options)
     cores = len(os.sched_getaffinity(0))
     if prepared.options.device != "cuda" and nproc > 2 * cores:
         log.warning("%d processes share %d cores and their memory: each takes about 0.5 GB", nproc, cores)
@@ -130,27 +141,26 @@ def _launcher(environment: dict[str, str], report: int) -> Iterator[subprocess.P
         if process is not None:
             process.send_signal(signal.SIGKILL if again else signum)
         if again:
-            os._exit(EXIT_LEFT_AT_ONCE)
+            leave_at_once()
 
-    previous = {signum: signal.signal(signum, pass_on) for signum in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        signal.pthread_sigmask(signal.SIG_BLOCK, previous)  # what comes before there is a process to pass it on to
+    handlers = dict.fromkeys((signal.SIGTERM, signal.SIGINT), pass_on)
+    with handling(handlers):
         try:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "cifarscale.launch.rank_launcher", str(report)],
-                env=environment,
-                start_new_session=True,
-                pass_fds=(report,),
-            )
+            signal.pthread_sigmask(signal.SIG_BLOCK, handlers)  # what comes before there is a process to pass it on to
+            try:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "cifarscale.launch.rank_launcher", str(report)],
+                    env=environment,
+                    start_new_session=True,
+                    pass_fds=(report,),
+                )
+            finally:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, handlers)
+            yield process
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, previous)
-        yield process
-    finally:
-        if process is not None:
-            process.kill()  # its ranks end with it
-            process.wait()
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)
+            if process is not None:
+                process.kill()  # its ranks end with it
+                process.wait()
 
 
 def _read(pipe: int) -> bytes:

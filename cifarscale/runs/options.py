@@ -4,6 +4,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+from cifarscale.errors import ConfigError
+
+DEVICES = ("auto", "cpu", "cuda")
+
 
 @dataclass(frozen=True)
 class Timeouts:
@@ -37,6 +41,10 @@ class RunOptions:
     num_workers: int = 0
     patience_s: float = 0
     timeouts: Timeouts = Timeouts()
+
+    def __post_init__(self) -> None:
+        if self.device not in DEVICES:
+            raise ConfigError(f"device = {self.device!r} is not valid; valid are {', '.join(DEVICES)}")
 
     def as_plain(self) -> dict[str, Any]:
         """As JSON takes it, to cross to another process."""

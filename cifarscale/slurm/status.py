@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cifarscale.config.recipe import TrainingRecipe
-from cifarscale.errors import CifarscaleError, ClusterError, RunError
+from cifarscale.errors import CifarscaleError, ClusterError, RunError, short_path, typed
 from cifarscale.launch.failures import Failure, failures
 from cifarscale.runs.lease import living_holder
 from cifarscale.runs.run_folder import RunFolder
@@ -121,3 +121,11 @@ def rank_log(run_dir: Path, rank: int) -> Path | None:
     submitted = submissions(run_dir)
     path = submitted[-1].log(rank) if submitted else run_dir / "logs" / f"rank-{rank}.log"
     return path if path.exists() else None
+
+
+def require_rank_log(run_dir: Path, rank: int) -> Path:
+    """`rank_log`. Raises: RunError if there is none yet."""
+    if (path := rank_log(run_dir, rank)) is None:
+        name = short_path(run_dir)
+        raise RunError(f"{name} has no log of rank {rank} yet. Run: cifarscale status {typed(name)}")
+    return path

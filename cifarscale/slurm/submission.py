@@ -19,7 +19,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm import slurm as submitit_slurm
 
 from cifarscale.errors import ClusterError, RunError, typed, writing_to
-from cifarscale.launch.call import Call
+from cifarscale.launch.call import Call, typed_command
 from cifarscale.launch.run import call_of
 from cifarscale.runs.environment import git_state
 from cifarscale.runs.files import write_text_atomically
@@ -106,11 +106,14 @@ def queue(
     return [slurm.JobKey(job.job_id, executor.script) for job in jobs]
 
 
-def submit(runs: Sequence[PreparedRun], profile: Profile, plan: Plan, at_once: int = 0) -> list[Submitted]:
+def submit(
+    runs: Sequence[PreparedRun], profile: Profile, plan: Plan, at_once: int = 0, options: Sequence[str] = ()
+) -> list[Submitted]:
     """Queues jobs of one plan: one alone, or several as an array.
 
     Args:
         at_once: how many of an array may run at the same time; 0 for any number.
+        options: by which the command line would submit a run again that a script submits.
     Raises: RunError for one whose run is queued, runs or is complete; ClusterError for what SLURM refuses.
     """
     if trouble := slurm.require_accounting():
@@ -133,7 +136,8 @@ def submit(runs: Sequence[PreparedRun], profile: Profile, plan: Plan, at_once: i
                 _require_free(prepared.run_dir)
             keys = queue([call_of(prepared) for prepared in runs], folder, runs[0].recipe.name, profile, plan, at_once)
             submitted = [
-                _remember(prepared, key, folder, profile, plan) for prepared, key in zip(runs, keys, strict=True)
+                _remember(prepared, key, folder, profile, plan, options)
+                for prepared, key in zip(runs, keys, strict=True)
             ]
     if waits:
         log.warning("the job waits: %s. Run: cifarscale profiles check %s", waits, profile.name)
@@ -275,13 +279,24 @@ def _array_folder(runs: Sequence[PreparedRun]) -> Path:
     return runs[0].run_dir.parent / f".arrays/{runs[0].run_dir.name}-{len(runs)}"
 
 
-def _remember(prepared: PreparedRun, key: slurm.JobKey, folder: Path, profile: Profile, plan: Plan) -> Submitted:
+def _remember(
+    prepared: PreparedRun, key: slurm.JobKey, folder: Path, profile: Profile, plan: Plan, options: Sequence[str]
+) -> Submitted:
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    job = Submitted(key.job_id, str(folder), profile.name, plan.nodes, plan.world_size, now, list(sys.argv), key.script)
+    command = typed_command() or _command(prepared, options)
+    job = Submitted(key.job_id, str(folder), profile.name, plan.nodes, plan.world_size, now, command, key.script)
     lines = [*submissions(prepared.run_dir), job]
     text = "".join(json.dumps(asdict(line)) + "\n" for line in lines)
     write_text_atomically(RunFolder(prepared.run_dir).slurm / "jobs.jsonl", text)
     return job
+
+
+def _command(prepared: PreparedRun, options: Sequence[str]) -> list[str]:
+    """What submits a run again."""
+    command = ["cifarscale", "submit", f"{prepared.run_dir}/recipe.toml", "--run-dir", str(prepared.run_dir)]
+    if prepared.options.shards is not None:
+        command += ["--data", str(prepared.options.shards)]
+    return [*command, *options]
 
 
 def _in_one_line(text: str) -> str:

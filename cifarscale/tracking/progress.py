@@ -1,4 +1,4 @@
-"""Progress for people: a live bar on a terminal, plain lines elsewhere."""
+"""Progress for people: a live bar on a terminal or in a notebook, plain lines elsewhere."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -8,7 +8,7 @@ from typing import Self
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cifarscale.log import console
+from cifarscale.log import console, shows_live
 
 SECONDS_BETWEEN_LINES = 10
 
@@ -18,7 +18,7 @@ class TrainingProgress:
 
     def __init__(self, name: str, max_steps: int, shown: tuple[str, ...]) -> None:
         self._name, self._max_steps, self._shown = name, max_steps, shown
-        self._live = console.is_terminal
+        self._live = shows_live()
         self._last_line = 0.0
         self._bar = Progress(
             TextColumn(name),
@@ -78,7 +78,7 @@ def counting(what: str, total: int, shown: bool) -> Iterator[Callable[[int], Non
     Yields: what to call with each further number that is done.
     """
     done, last_line = 0, time.monotonic()
-    live = console.is_terminal
+    live = shows_live()
     columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True)
     with Progress(*columns, console=console, disable=not (shown and live), transient=True) as bar:
         task = bar.add_task(what, total=total)

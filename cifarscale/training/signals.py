@@ -6,9 +6,12 @@ Before and after that there is nothing to save, and a rank ends at once (`leave_
 
 import os
 import signal
-from collections.abc import Iterator
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from cifarscale.errors import EXIT_LEFT_AT_ONCE, Interrupted
 
@@ -62,8 +65,35 @@ class StopRequest:
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
         if self.requested and signum == signal.SIGINT:
-            os._exit(EXIT_LEFT_AT_ONCE)
+            leave_at_once()
         self.requested = max(self.requested, _meaning(signum))
+
+
+def leave_at_once() -> None:
+    """Ends this process without saving. An interactive one (a prompt, a notebook) lives on with all that is in it.
+
+    Raises: KeyboardInterrupt there.
+    """
+    if hasattr(sys, "ps1"):
+        raise KeyboardInterrupt
+    os._exit(EXIT_LEFT_AT_ONCE)
+
+
+@contextmanager
+def handling(handlers: Mapping[signal.Signals, Callable[[int, FrameType | None], Any]]) -> Iterator[None]:
+    """Has handlers hear signals inside the block, and those from before after it.
+
+    Python hears signals in its main thread alone: in another one the handlers stay as they are.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
 
 
 def leave_on_signals() -> None:
@@ -74,14 +104,12 @@ def leave_on_signals() -> None:
 
 @contextmanager
 def leaving_on_signals() -> Iterator[None]:
-    """`leave_on_signals` inside the block, and what was before after it."""
-    previous = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
-    leave_on_signals()
+    """`leave_on_signals` inside the block, and what was before after it. Raises: Interrupted for a signal."""
     try:
-        yield
-    finally:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)
+        with handling(dict.fromkeys(STOP_SIGNALS, _raise)):
+            yield
+    except StopSignal as stopped:
+        raise stopped.as_error() from None
 
 
 def _raise(signum: int, frame: FrameType | None) -> None:
@@ -92,9 +120,5 @@ def _raise(signum: int, frame: FrameType | None) -> None:
 def stop_on_signals() -> Iterator[StopRequest]:
     """Signals request a stop inside the block; a second Ctrl-C ends the process at once."""
     request = StopRequest()
-    previous = {signum: signal.signal(signum, request) for signum in _MEANING}
-    try:
+    with handling(dict.fromkeys(STOP_SIGNALS, request)):
         yield request
-    finally:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)

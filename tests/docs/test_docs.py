@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 import pytest
+from api_page import PAGE, api_page
 from click.testing import CliRunner
 from documents import HERE, NOT_RUN, ON_SLURM, PAGES, ROOT, Page
 
@@ -136,6 +137,16 @@ def test_the_page_of_keys_is_what_the_command_prints() -> None:
     """After a change of a key or of its docstring: make docs."""
     page = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
     assert page.partition("<!-- cifarscale jobs keys -->\n")[2] == reference()
+
+
+def test_the_page_of_the_api_holds_all_public_names_and_no_others() -> None:
+    """After a change of a public name, its signature or its docstring: make docs."""
+    assert PAGE.read_text(encoding="utf-8") == api_page()
+    assert re.findall(r"^## (\w+)", api_page(), re.MULTILINE) == dir(cifarscale)
+    for name in dir(cifarscale):
+        assert getattr(cifarscale, name).__doc__, name
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        _ = cifarscale.trian
 
 
 def test_every_key_says_what_it_is() -> None:

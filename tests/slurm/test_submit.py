@@ -15,8 +15,10 @@ from click.testing import CliRunner
 from runs import Run
 from slurm_jobs import ENDED, Job, warn
 
+import cifarscale as cs
 from cifarscale.cli.main import main
 from cifarscale.config.load import load_training_recipe
+from cifarscale.errors import RunError
 from cifarscale.slurm.submitted import submissions
 
 pytestmark = pytest.mark.slurm
@@ -233,6 +235,30 @@ def test_a_time_limit_that_an_earlier_run_shows_to_be_too_short_is_refused(
     line = refused("--time", "00:10:00")
     assert "20 steps take 1,280 s at 1 images a second" in line
     assert "--time" in line
+
+
+def test_a_script_submits_waits_reads_and_cancels(
+    cluster: Any, data: Path, recipe: Callable[[int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    job = cs.submit(recipe(20), nodes=2, seed=1, data=data, run_dir="short")
+    assert job.wait().result["world_size"] == 4
+    assert job.state() == "COMPLETED"
+    assert "step 20/20" in job.logs()
+    assert cs.job(job.id).path.resolve() == job.path
+    (long,) = cs.plan(recipe(20_000), nodes=2, data=data, array={"seed": [1]}).submit()
+    assert long.state() in ("PENDING", "CONFIGURING", "RUNNING")
+    with pytest.raises(TimeoutError, match=f"job {long.id} is .* after 0 s"):
+        long.wait(timeout=0)
+    with pytest.raises(RunError, match="already, as job"):
+        cs.submit(recipe(20_000), nodes=2, seed=1, data=data)
+    assert long.cancel()
+    with pytest.raises(RunError, match=r"is not complete. Run: cifarscale why"):
+        long.wait(timeout=480)
+    assert not long.cancel()
+    assert f"cifarscale submit {long.path}/recipe.toml --run-dir {long.path} --data {data}" in str(long.why())
 
 
 @pytest.mark.thorough

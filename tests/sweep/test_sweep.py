@@ -35,6 +35,32 @@ def test_the_best_of_four_trials_is_a_recipe_that_trains(sweep: Sweep, shards: P
     assert "complete" in cifarscale("sweep-status", str(sweep.path))
 
 
+SCRIPT = """
+import signal, sys
+from concurrent.futures import ThreadPoolExecutor
+
+import cifarscale as cs
+
+recipe, shards, folder = sys.argv[1:]
+before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+sweep = cs.sweep(recipe, num_trials=1, data=shards, run_dir=folder)
+with ThreadPoolExecutor(1) as threads:
+    more = threads.submit(cs.sweep, recipe, num_trials=2, data=shards, run_dir=folder).result()
+assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+assert [trial["state"] for trial in sweep.trials()] == ["complete"] * 2
+assert more.result["best"]["overrides"]["training.learning_rate"] == more.best.training.learning_rate
+assert {trial["training.learning_rate"] for trial in more.trials()} > {more.best.training.learning_rate}
+assert isinstance(cs.load(folder), cs.Sweep)
+print(cs.train(more.best, data=shards, device="cpu", run_dir=folder + "-best").result["steps"])
+"""
+
+
+def test_a_script_sweeps_twice_in_one_process_and_trains_the_best(sweep: Sweep) -> None:
+    sweep.write()
+    output = sweep.script(SCRIPT)
+    assert output.splitlines()[-1] == "30"
+
+
 @pytest.mark.thorough
 def test_a_trial_whose_process_is_killed_is_started_again_from_its_checkpoint(sweep: Sweep) -> None:
     sweep.write(max_steps=300)

@@ -103,6 +103,15 @@ def _is_ground(module: Path, other: str) -> bool:
     return FLOOR[room(module)] == FLOOR[other] == FLOOR["errors"]
 
 
+def test_a_public_name_is_what_a_type_checker_sees_and_no_folder_of_the_package() -> None:
+    """A folder would take the name's place as soon as it is imported."""
+    tree = ast.parse((PACKAGE / PUBLIC_FACE).read_text(encoding="utf-8"))
+    checked = [node.body for node in tree.body if isinstance(node, ast.If)]
+    seen = {f"{each.module}.{each.names[0].asname}" for each in checked[0] if isinstance(each, ast.ImportFrom)}
+    assert seen == {f"{getattr(cifarscale, name).__module__}.{name}" for name in dir(cifarscale)}
+    assert not set(dir(cifarscale)) & set(FLOOR)
+
+
 def test_imports_go_round_in_no_circle() -> None:
     """Nor do those within functions, which would hide one."""
     names = {".".join(("cifarscale", *module.with_suffix("").parts)): module for module in modules()}
@@ -216,6 +225,8 @@ def test_a_launcher_of_ranks_needs_no_torch() -> None:
     """It prepares a job, while the process that forks its ranks imports torch for all of them."""
     loaded = loaded_by(
         "import cifarscale.cli.main, cifarscale.launch.local",
+        "import cifarscale as cs",
+        "cs.train, cs.sweep, cs.distance",
         "from cifarscale.config.registry import registered_task, task_names",
         "[registered_task(name) for name in task_names()]",
     )

@@ -33,7 +33,7 @@ from cifarscale.sweeps.trials import (
     Trial,
     history,
 )
-from cifarscale.training.signals import StopRequest
+from cifarscale.training.signals import StopRequest, handling
 
 SAVING_S = 20
 """How long trials that are asked to stop may take to save; who needs more goes on from an earlier checkpoint."""
@@ -108,10 +108,9 @@ def _connected(address: RayAddress) -> Iterator[Any]:
     """This process as the driver of a Ray, and the actor by which it asks trials to stop."""
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what becomes of trials is said by us
-    ours = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
-    ray.init(address=address.address, log_to_driver=False, logging_level=logging.ERROR, namespace="cifarscale")
-    for signum, handler in ours.items():
-        signal.signal(signum, handler)  # Ray puts its own in their place
+    ours: dict[signal.Signals, Any] = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
+    with handling(ours):  # Ray puts its own in their place
+        ray.init(address=address.address, log_to_driver=False, logging_level=logging.ERROR, namespace="cifarscale")
     try:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor: Any = ray.remote(StopActor)

@@ -1,0 +1,51 @@
+"""Training in scripts and notebooks."""
+
+from pathlib import Path
+
+from cifarscale.api.recipes import folder_for, name_of, recipe_of
+from cifarscale.api.runs import Run, load
+from cifarscale.config.load import Changes, require_training
+from cifarscale.config.ranks import batch_size_per_rank
+from cifarscale.config.recipe import Recipe
+from cifarscale.launch.local import announce, run_here
+from cifarscale.launch.run import prepare
+from cifarscale.runs.options import RunOptions
+
+
+def train(
+    recipe: str | Path | Recipe,
+    *,
+    set: Changes | None = None,
+    seed: int | None = None,
+    data: str | Path | None = None,
+    nproc: int = 1,
+    device: str = "auto",
+    run_dir: str | Path | None = None,
+    num_workers: int = 0,
+) -> Run:
+    """Trains a recipe on this machine, or goes on with its run; returns at once if that is complete.
+
+    Ctrl-C saves and raises Interrupted; the same call goes on.
+
+    Args:
+        recipe: a name, as in `cifarscale jobs list`, a .toml file, or a recipe such as `Run.recipe` and `Sweep.best`.
+        set: dotted keys of the recipe that are changed, with their values; or texts `KEY=VALUE`.
+        seed: shorthand for that key.
+        data: a data set or a folder of shards; None for the recipe's own.
+        nproc: ranks. With one it is this process.
+        device: `auto`, `cpu` or `cuda`.
+        run_dir: None for the recipe's own, `runs/NAME-HASH`.
+        num_workers: reading processes a rank, where the recipe streams its data.
+    Raises: CifarscaleError with the text that the command line prints.
+    """
+    loaded = require_training(recipe_of(recipe, set, seed=seed), name_of(recipe))
+    batch_size_per_rank(loaded, nproc)
+    options = RunOptions(device=device, num_workers=num_workers)
+    prepared = prepare(loaded, folder_for(recipe, loaded, run_dir), str(data) if data else None, options)
+    was_complete = prepared.result() is not None
+    if not was_complete:
+        announce(prepared)
+        run_here(prepared, nproc)
+    run = load(prepared.run_dir)
+    run.was_complete = was_complete
+    return run
