@@ -17,6 +17,7 @@ PATIENCE_S = 240
 
 DRIVER = """
 import os, sys, time
+from cifarscale.errors import ClusterError
 from cifarscale.sweeps.ray.cluster import ray_cluster
 try:
     with ray_cluster(num_cpus=1) as cluster:
@@ -24,6 +25,11 @@ try:
         assert (cluster.folder / "token").stat().st_mode & 0o777 == 0o600
         ray.init(address=cluster.address, log_to_driver=False)
         assert ray.get(ray.remote(lambda x: x + 1).remote(1)) == 2
+        try:
+            with ray_cluster(num_cpus=1):
+                raise AssertionError("a second one starts")
+        except ClusterError as error:
+            assert "Call ray.shutdown() first" in str(error)
         print(cluster.folder, flush=True)
         sys.stdin.readline()
         if {fails}:

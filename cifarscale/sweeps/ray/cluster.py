@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +68,23 @@ class RayAddress:
     folder: Path
 
 
+@cache
+def _token() -> str:
+    """One for all Rays of this process: Ray remembers the first that it has read."""
+    return secrets.token_hex(32)
+
+
 @contextmanager
 def ray_cluster(num_cpus: int, num_gpus: int = 0, timeout_s: float = START_TIMEOUT_S) -> Iterator[RayAddress]:
     """A private Ray on this machine, for as long as the block runs. Import Ray inside it: it reads its settings then.
 
-    Raises: ClusterError if Ray does not start within the time; the message ends with its last lines.
+    Raises: ClusterError if Ray does not start within the time, where the message ends with its last lines; or if this
+        process is connected to another one.
     """
-    token = secrets.token_hex(32)
+    if (loaded := sys.modules.get("ray")) is not None and loaded.is_initialized():
+        raise ClusterError("this process is connected to a Ray, and a sweep starts its own. Call ray.shutdown() first")
     options = ["--head", "--port", "0", "--node-ip-address", "127.0.0.1"]
-    with _node(options, token, num_cpus, num_gpus, timeout_s) as node:
+    with _node(options, _token(), num_cpus, num_gpus, timeout_s) as node:
         yield RayAddress(node.address, node.folder)
 
 
@@ -97,7 +106,7 @@ def ray_over_nodes(
         join_timeout_s: until those of the other nodes have joined it, from then on.
     Raises: ClusterError naming the nodes that have not joined within the time.
     """
-    address, token = os.environ.get(ADDRESS_VARIABLE) or socket.gethostname(), secrets.token_hex(32)
+    address, token = os.environ.get(ADDRESS_VARIABLE) or socket.gethostname(), _token()
     how: dict[str, Any] = {}
     meeting.mkdir(parents=True, exist_ok=True, mode=0o700)
     published = meeting / "ray.json"
