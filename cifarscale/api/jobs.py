@@ -220,7 +220,7 @@ def plan(
         raise ConfigError(f"--at-once {at_once} has no effect without --array")
     from cifarscale.slurm.submission import PATIENCE_S
 
-    placed = RunOptions(None, "cuda" if chosen.gpus_per_node else "cpu", num_workers, PATIENCE_S)
+    placed = RunOptions(None, "cuda" if chosen.gpus_per_node else "cpu", num_workers, PATIENCE_S, chosen.timeouts)
     variants = _variants(array) if array else [()]
     base = [*(set.items() if isinstance(set, Mapping) else set or ())]
     recipes = [recipe_of(recipe, [*base, *more], seed=seed) for more in variants]

@@ -93,7 +93,9 @@ def verify(
     device = "cuda" if profile.gpus_per_node else "cpu"
 
     def prepared(name: str) -> PreparedRun:
-        return prepare(recipe, folder / name, data, RunOptions(device=device, patience_s=PATIENCE_S))
+        return prepare(
+            recipe, folder / name, data, RunOptions(device=device, patience_s=PATIENCE_S, timeouts=profile.timeouts)
+        )
 
     plan = make_plan(recipe, profile, nodes)
     other_profile, other_nodes = _other_ranks(profile, plan)

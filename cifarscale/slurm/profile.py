@@ -21,6 +21,7 @@ from cifarscale.config.lookup import bundled_folders, find_file, named_files, re
 from cifarscale.config.recipe import Section
 from cifarscale.config.validation import explain
 from cifarscale.errors import ConfigError
+from cifarscale.runs.options import Timeouts
 
 PROFILE_VARIABLE = "CIFARSCALE_PROFILE"
 """Names the profile that is taken where none is given."""
@@ -129,6 +130,12 @@ class Profile(Section):
     """Time limit; a run that is longer goes on in the same job, which queues itself again."""
     warning_seconds: Annotated[int, Field(ge=10)] = 120
     """How long before the time limit SLURM warns the job, which then saves its state and queues itself again."""
+    rendezvous_timeout_s: PositiveInt = 300
+    """How long ranks wait for each other at the start; more where nodes read Python from a busy file server."""
+    collective_timeout_s: PositiveInt = 600
+    """How long a rank waits in an exchange for one that hangs; one that is gone is noticed at once."""
+    control_timeout_s: PositiveInt = 1800
+    """How long, with GPUs, ranks wait for what one of them does alone: reading, a checkpoint, an upload."""
     setup: tuple[Line, ...] = Field(default=(), strict=False)
     """Lines of shell that run on the first node before the tasks start, such as `module load cuda`."""
     container: Line = ""
@@ -143,6 +150,11 @@ class Profile(Section):
     """Environment variables of the tasks. They stand in the sbatch script: no place for secrets."""
     sbatch: dict[Line, bool | int | Line] = Field(default={})
     """Further options of sbatch, such as `reservation = "class"`, `exclude = "node7"`, or `exclusive = true`."""
+
+    @property
+    def timeouts(self) -> Timeouts:
+        """How long ranks wait for each other."""
+        return Timeouts(self.rendezvous_timeout_s, self.collective_timeout_s, self.control_timeout_s)
 
     @model_validator(mode="after")
     def _gpus_decide_the_tasks(self) -> Self:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +13,6 @@ from cifarscale.data.manifest import Manifest
 from cifarscale.errors import Interrupted, RunError
 from cifarscale.runs.files import write_json_atomically, write_text_atomically
 from cifarscale.runs.lease import lease
-from cifarscale.runs.options import RunOptions
 from cifarscale.runs.run_folder import RunFolder
 from cifarscale.sweeps.prepared import PreparedSweep
 from cifarscale.sweeps.ray.cluster import RayAddress, ray_cluster
@@ -75,7 +74,8 @@ class RunningSweep:
             search = make_search(sweep, self._base, folder, Manifest.load(shards))
             folder.save(folder.seconds)
             folder.forget_result()
-            options = RunOptions(shards, "cuda" if sweep.gpus_per_trial else "cpu", patience_s=PATIENCE_S)
+            device = "cuda" if sweep.gpus_per_trial else "cpu"
+            options = replace(prepared.options, device=device, patience_s=PATIENCE_S)
             with nodes.start_ray() as address:
                 from cifarscale.sweeps.ray.tune import run_trials
 

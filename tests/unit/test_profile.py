@@ -1,11 +1,13 @@
 """Cluster profiles: that those that we bring are valid, and what is said of one that is not."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cifarscale.errors import ConfigError
+from cifarscale.runs.options import RunOptions, Timeouts
 from cifarscale.slurm.profile import (
     PROFILE_VARIABLE,
     Profile,
@@ -204,3 +206,11 @@ def test_options_are_checked_as_the_file_is(options: dict[str, Any], part: str) 
     with pytest.raises(ConfigError, match=part) as raised:
         with_options(load_profile("gpu"), **options)
     assert "profile gpu" in str(raised.value)
+
+
+def test_timeouts_reach_the_ranks() -> None:
+    profile = Profile(rendezvous_timeout_s=7, collective_timeout_s=8, control_timeout_s=9)
+    options = RunOptions(Path("shards"), "cuda", timeouts=profile.timeouts)
+    assert RunOptions.from_plain(json.loads(json.dumps(options.as_plain()))) == options
+    assert options.timeouts == Timeouts(rendezvous=7, collective=8, control=9)
+    assert Profile().timeouts == Timeouts()
