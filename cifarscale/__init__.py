@@ -19,11 +19,14 @@ if TYPE_CHECKING:
     from cifarscale.api.training import train as train
     from cifarscale.config.recipe import Section as Section
     from cifarscale.config.registry import DataSpec as DataSpec
+    from cifarscale.config.registry import register_augmentation as register_augmentation
     from cifarscale.config.registry import register_dataset as register_dataset
+    from cifarscale.config.registry import register_metric as register_metric
     from cifarscale.config.registry import register_network as register_network
     from cifarscale.config.registry import register_task as register_task
     from cifarscale.data.source import ImageData as ImageData
     from cifarscale.data.source import Sample as Sample
+    from cifarscale.distributed import randomness as randomness
 
 __version__ = version("cifarscale")
 
@@ -41,20 +44,24 @@ _PUBLIC = {
     "job": "cifarscale.api.jobs",
     "load": "cifarscale.api.runs",
     "plan": "cifarscale.api.jobs",
+    "randomness": "cifarscale.distributed.randomness",
+    "register_augmentation": "cifarscale.config.registry",
     "register_dataset": "cifarscale.config.registry",
+    "register_metric": "cifarscale.config.registry",
     "register_network": "cifarscale.config.registry",
     "register_task": "cifarscale.config.registry",
     "submit": "cifarscale.api.jobs",
     "sweep": "cifarscale.api.sweeps",
     "train": "cifarscale.api.training",
 }
-"""The module of each public name, which is imported when the name is asked for."""
+"""The module of each public name, or the module that it is; imported when the name is asked for."""
 
 
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_PUBLIC[name]), name)
+    module = importlib.import_module(_PUBLIC[name])
+    return module if module.__name__.endswith(f".{name}") else getattr(module, name)
 
 
 def __dir__() -> list[str]:

@@ -3,6 +3,7 @@
 Every message says what happened, the value received, what is valid, and what to run next, in one line.
 """
 
+import re
 import shlex
 import time
 from collections.abc import Iterator
@@ -82,6 +83,12 @@ class Interrupted(CifarscaleError):
     def __init__(self, message: str, to_continue: bool = False) -> None:
         super().__init__(message)
         self.to_continue = to_continue
+
+
+def is_want_of_memory(error: BaseException) -> bool:
+    """Whether torch, or Python, has no memory left."""
+    wants = re.search("out of memory|can't allocate memory", str(error))
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and wants is not None)
 
 
 def typed(path: Path | str) -> str:

@@ -16,9 +16,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cifarscale.config.registry import registering
-from cifarscale.errors import TRUST_VARIABLE, ConfigError, writing_to
+from cifarscale.errors import TRUST_VARIABLE, CifarscaleError, ConfigError, is_want_of_memory, writing_to
 
 FOLDER = "code"
 """Where a run folder holds the copy."""
@@ -29,13 +30,14 @@ class Code:
     """Modules with all that they import from beside them.
 
     Attributes:
-        modules: files, relative to `root`.
-        files: what is in each file, by its path relative to `root`; the modules among them.
+        modules: files, relative to the folder in which a run keeps its copy.
+        files: what is in each file, by its path relative to that; the modules among them.
+        places: where each file lies.
     """
 
-    root: Path
     modules: tuple[str, ...]
     files: dict[str, bytes]
+    places: dict[str, Path]
 
     @property
     def digest(self) -> str:
@@ -139,23 +141,55 @@ def _trusted_list() -> Path:
     return Path(state) / "cifarscale/trusted-code"
 
 
+@contextmanager
+def naming_the_line(what: str, digest: str) -> Iterator[None]:
+    """Turns an error in a user's own code into one line that says where in it; but for what the machine cannot do.
+
+    Args:
+        what: of the code is called, such as `network 'mixer'`.
+        digest: of the code; empty for ours, whose errors pass.
+    Raises: ConfigError.
+    """
+    try:
+        yield
+    except Exception as error:
+        is_ours = isinstance(error, CifarscaleError) or digest not in _IMPORTED
+        if is_ours or is_want_of_memory(error) or "deterministic implementation" in str(error):
+            raise
+        code, first = _IMPORTED[digest], next(iter(str(error).strip().splitlines()), "")
+        there = place(error, *code.places.values()) or ", ".join(code.modules)
+        raise ConfigError(f"{what}: {there}: {type(error).__name__}: {first}") from error
+
+
+def kind_of(value: Any) -> str:
+    """What a user's own code has returned, in a few words: the type and shape of a tensor."""
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
+    return f"a {type(value).__name__}{f' of {len(value)}' if isinstance(value, tuple | list) else ''}"
+
+
 def _read(modules: Sequence[str], root: Path, is_copy: bool, where: str) -> Code:
     files: dict[str, bytes] = {}
+    places: dict[str, Path] = {}
     names = []
     for module in modules:
         path, base = _locate(module, root, is_copy, where)
         names.append(path.relative_to(base).as_posix())
         for file in _closure(path, base):
-            files[file.relative_to(base).as_posix()] = file.read_bytes()
-    return Code(root, tuple(names), files)
+            name = file.relative_to(base).as_posix()
+            files[name], places[name] = file.read_bytes(), file
+    return Code(tuple(names), files, places)
 
 
 def _locate(module: str, root: Path, is_copy: bool, where: str) -> tuple[Path, Path]:
     """The file of a module, and the folder that its path in the code is relative to."""
     as_path = module if module.endswith(".py") else f"{module.replace('.', '/')}.py"
+    is_elsewhere = Path(as_path).is_absolute() or ".." in Path(as_path).parts
+    if is_elsewhere and is_copy:
+        as_path = Path(as_path).name
     for path in (root / as_path, root / as_path.removesuffix(".py") / "__init__.py"):
         if path.is_file():
-            return path.resolve(), root.resolve()
+            return path.resolve(), path.resolve().parent if is_elsewhere else root.resolve()
     if not (module.endswith(".py") or is_copy):
         try:
             spec = importlib.util.find_spec(module)
@@ -208,14 +242,15 @@ def _imported_names(file: Path) -> Iterator[Path]:
 
 
 def _import(code: Code, where: str) -> None:
-    """Imports each module from the code's folder, whatever modules of the same names were imported before."""
-    for path in code.files:
-        name, file = _dotted(path), code.root.resolve() / path
+    """Imports each module from where it lies, whatever modules of the same names were imported before."""
+    for path, file in code.places.items():
+        name = _dotted(path)
         if name in sys.modules and getattr(sys.modules[name], "__file__", None) != str(file):
             del sys.modules[name]
-    with _first_on_the_path(code.root.resolve(), *{(code.root.resolve() / path).parent for path in code.modules}):
+    roots = {file.parents[path.count("/")] for path, file in code.places.items()}
+    with _first_on_the_path(*roots, *({code.places[path].parent for path in code.modules} - roots)):
         for path in code.modules:
-            file, name = code.root.resolve() / path, _dotted(path)
+            file, name = code.places[path], _dotted(path)
             spec = importlib.util.spec_from_file_location(name, file)
             assert spec is not None
             assert spec.loader is not None
@@ -227,7 +262,7 @@ def _import(code: Code, where: str) -> None:
                 raise
             except Exception as error:
                 del sys.modules[name]
-                there = place(error, code.root) or ", ".join(code.modules)
+                there = place(error, *code.places.values()) or ", ".join(code.modules)
                 raise ConfigError(
                     f"{where}: modules: {there}: {type(error).__name__}: {error}. The built-in names work without it"
                 ) from error
@@ -259,10 +294,14 @@ def _first_on_the_path(*folders: Path) -> Iterator[None]:
         sys.path.extend(name for name in names if name not in sys.path)
 
 
-def place(error: Exception, root: Path) -> str:
-    """The file below a folder in which an error arose, and its line; empty if it arose elsewhere."""
+def place(error: Exception, *where: Path) -> str:
+    """The file, one of these or below a folder of these, in which an error arose, and its line; empty for elsewhere."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}, line {error.lineno}"
-    root = root.resolve()
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if root in Path(frame.filename).parents]
+    own = {path.resolve() for path in where}
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if own & {Path(frame.filename), *Path(frame.filename).parents}
+    ]
     return f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else ""

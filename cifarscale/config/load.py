@@ -142,6 +142,8 @@ def recipe_hash(recipe: Recipe) -> str:
             del holder[last]
     if values.get("distillation", {}).get("weights"):
         del values["distillation"]["teacher"]  # it is known by its weights, wherever it lies
+    if isinstance(recipe, TrainingRecipe) and recipe.order:
+        values["order"] = recipe.order
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -47,6 +47,8 @@ UNHASHED_VALUES: dict[str, Any] = {
     "augmentation.alternating_flip": False,
     "augmentation.padding": "black",
     "augmentation.resolution": 0,
+    "augmentation.own": {},
+    "evaluation.metrics": [],
     "distillation": {"teacher": "", "weights": "", "temperature": 4.0, "weight": 0.5},
     "test_time_flip": False,
     "flip": False,
@@ -324,6 +326,11 @@ class TrainingRecipe(Recipe):
     @property
     def metrics(self) -> tuple[Metric, ...]:
         """By what runs of this recipe can be compared."""
+        return ()
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """Keys of a table in which their order counts; to the recipe's hash that of all others is the same."""
         return ()
 
     @property

@@ -1,4 +1,4 @@
-"""The tasks, networks and data sets that recipes can name.
+"""The tasks, networks, augmentations, metrics and data sets that recipes can name.
 
 A task is a folder whose `task.py` registers one: those in `tasks/`, `sweeps/`, and the modules that installed packages
 name as entry points of the group `cifarscale.plugins`. It is imported when a recipe names it. So is the module of a
@@ -9,10 +9,10 @@ import importlib
 import inspect
 import pkgutil
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import entry_points
 from typing import Any, Literal, TypeVar, get_type_hints
 
@@ -41,8 +41,7 @@ class RegisteredTask:
 
 
 SomeTask = TypeVar("SomeTask", bound=RegisteredTask)
-SomeNetwork = TypeVar("SomeNetwork", bound=Callable[..., Any])
-SomeDataset = TypeVar("SomeDataset", bound=Callable[..., Any])
+SomeFunction = TypeVar("SomeFunction", bound=Callable[..., Any])
 _REGISTERED: dict[str, RegisteredTask] = {}
 
 
@@ -102,11 +101,13 @@ class RegisteredNetwork:
     Attributes:
         config: its section of a recipe, with `name`.
         build: makes it, with freshly drawn weights.
+        code: digest of the user's code that registers it; empty for none.
     """
 
     name: str
     config: type[Section]
     build: Callable[[Any, DataSpec], Any]
+    code: str = ""
 
 
 @dataclass(frozen=True)
@@ -129,10 +130,46 @@ class RegisteredDataset:
     is_built_in: bool
 
 
+@dataclass(frozen=True)
+class RegisteredAugmentation:
+    """An augmentation that recipes can name.
+
+    Attributes:
+        config: its section of a recipe.
+        build: makes of that what takes images and their `Draws` to images.
+        code: as of a network.
+    """
+
+    name: str
+    config: type[Section]
+    build: Callable[[Any], Callable[[Any, Any], Any]]
+    code: str = ""
+
+
+@dataclass(frozen=True)
+class RegisteredMetric:
+    """A metric of evaluations that recipes can name.
+
+    Attributes:
+        direction: whether more of it is better, `max`, or less, `min`.
+        of_samples: from logits (b, C) and labels (b,) to a value, or a row of values, of each sample.
+        reduce: from the values of all samples to the metric; None for their mean.
+        code: as of a network.
+    """
+
+    name: str
+    direction: Literal["max", "min"]
+    of_samples: Callable[[Any, Any], Any]
+    reduce: Callable[[Any], Any] | None
+    code: str = ""
+
+
+Part = TypeVar("Part", RegisteredNetwork, RegisteredAugmentation, RegisteredMetric)
 _NETWORKS: dict[str, dict[str, RegisteredNetwork]] = {"": {}}
 """By the digest of the code that registers them and by name; those of the package and of plugins have no digest."""
+_AUGMENTATIONS: dict[str, dict[str, RegisteredAugmentation]] = {"": {}}
+_METRICS: dict[str, dict[str, RegisteredMetric]] = {"": {}}
 _DATASETS: dict[str, dict[str, RegisteredDataset]] = {"": {}}
-"""The same."""
 _registering = ""
 
 
@@ -141,17 +178,32 @@ def registering(code: str) -> Iterator[None]:
     """What is registered inside the block belongs to code of this digest."""
     global _registering
     before, _registering = _registering, code
-    _NETWORKS[code], _DATASETS[code] = {}, {}
+    tables: tuple[dict[str, Any], ...] = (_NETWORKS, _AUGMENTATIONS, _METRICS, _DATASETS)
+    for table in tables:
+        table[code] = {}
     try:
         yield
     except BaseException:
-        del _NETWORKS[code], _DATASETS[code]
+        for table in tables:
+            del table[code]
         raise
     finally:
         _registering = before
 
 
-def register_network(name: str, config: type[Section] | None = None) -> Callable[[SomeNetwork], SomeNetwork]:
+def _add(kind: str, table: dict[str, dict[str, Part]], part: Part) -> None:
+    if part.name in table[_registering] or part.name in table[""]:
+        raise ConfigError(f"{kind} {part.name!r} is registered already; choose another name")
+    table[_registering][part.name] = part
+
+
+def _check_key(kind: str, name: str) -> None:
+    """Raises: ConfigError for a name that cannot be a key of a recipe, or of a log."""
+    if not name.isidentifier():
+        raise ConfigError(f"{kind} {name!r}: take letters, digits and _ for its name, and a letter in front")
+
+
+def register_network(name: str, config: type[Section] | None = None) -> Callable[[SomeFunction], SomeFunction]:
     """Registers a classifier's network under what recipes call it: `model.name = NAME`.
 
     What is registered is an `nn.Module` whose constructor takes its section of the recipe and a `DataSpec`, or keyword
@@ -162,19 +214,82 @@ def register_network(name: str, config: type[Section] | None = None) -> Callable
     Raises: ConfigError if the name is taken, or a section cannot be made.
     """
 
-    def register(network: SomeNetwork) -> SomeNetwork:
-        networks = _NETWORKS[_registering]
-        if name in networks or name in _NETWORKS[""]:
-            raise ConfigError(f"network {name!r} is registered already; choose another name")
+    def register(network: SomeFunction) -> SomeFunction:
         section: Any = config or getattr(network, "Config", None)
+        build: Callable[[Any, DataSpec], Any] = network
         if section is None:
-            networks[name] = RegisteredNetwork(name, *_of_keywords(name, network))
-        else:
-            if "name" not in section.model_fields:
-                field: Any = (Literal[name], name)
-                section = create_model(section.__name__, __base__=section, __module__=section.__module__, name=field)
-            networks[name] = RegisteredNetwork(name, section, network)
+            section, of_data = _of_keywords("network", name, network, ("num_classes", "image_shape"))
+
+            def build(config: Section, data: DataSpec) -> Any:
+                return network(**_options(config), **{key: getattr(data, key) for key in of_data})
+
+        if "name" not in section.model_fields:
+            field: Any = (Literal[name], name)
+            section = create_model(section.__name__, __base__=section, __module__=section.__module__, name=field)
+        _add("network", _NETWORKS, RegisteredNetwork(name, section, build, _registering))
         return network
+
+    return register
+
+
+def register_augmentation(name: str) -> Callable[[SomeFunction], SomeFunction]:
+    """Registers an augmentation under what recipes call it: the section `[augmentation.own.NAME]`.
+
+    What is registered is a function from images (N, 3, H, W), floats from 0 to 1, to images of that shape, whose other
+    keyword arguments are the keys of the section. If it has an argument `draws`, it gets `cs.randomness.Draws` of the N
+    images. A class is called with its section if there is a class `Config` in it, else with keyword arguments; its
+    instances are then such functions.
+
+    Raises: ConfigError if the name is taken, or a section cannot be made.
+    """
+    _check_key("augmentation", name)
+
+    def register(augmentation: SomeFunction) -> SomeFunction:
+        section: Any = getattr(augmentation, "Config", None)
+        if section is not None:
+            build: Callable[[Any], Callable[..., Any]] = augmentation
+        elif isinstance(augmentation, type):
+            section, _ = _of_keywords("augmentation", name, augmentation)
+
+            def build(config: Section) -> Callable[..., Any]:
+                made: Callable[..., Any] = augmentation(**_options(config))
+                return made
+        else:
+            section, _ = _of_keywords("augmentation", name, augmentation, ("images", "draws"))
+
+            def build(config: Section) -> Callable[..., Any]:
+                return partial(augmentation, **_options(config))
+
+        made = RegisteredAugmentation(name, section, lambda config: _drawing(build(config)), _registering)
+        _add("augmentation", _AUGMENTATIONS, made)
+        return augmentation
+
+    return register
+
+
+def register_metric(
+    name: str, *, direction: Literal["max", "min"], reduce: Callable[[Any], Any] | None = None
+) -> Callable[[SomeFunction], SomeFunction]:
+    """Registers a metric of a classifier's evaluations under what recipes call it: `evaluation.metrics = [NAME]`.
+
+    What is registered is a function from logits (b, C) float32 and labels (b,) int64 to a value of each sample, (b,),
+    or to several, (b, k). A sample's values must not depend on the others'.
+
+    Args:
+        direction: whether more of it is better, `max`, or less, `min`.
+        reduce: from the values of all n samples, (n,) or (n, k) float64 on the CPU in the order of the split, to the
+            metric; None for their mean. With it a metric need not be a mean.
+    Raises: ConfigError if the name is taken, or there is no such direction.
+    """
+    _check_key("metric", name)
+    if direction not in ("max", "min"):
+        raise ConfigError(
+            f"metric {name!r}: direction = {direction!r}; valid are 'max', where more of it is better, 'min'"
+        )
+
+    def register(metric: SomeFunction) -> SomeFunction:
+        _add("metric", _METRICS, RegisteredMetric(name, direction, metric, reduce, _registering))
+        return metric
 
     return register
 
@@ -182,6 +297,16 @@ def register_network(name: str, config: type[Section] | None = None) -> Callable
 def networks(code: str = "") -> dict[str, RegisteredNetwork]:
     """The networks that a recipe can name, by name. `code`: the digest of its own code; empty for none."""
     return _NETWORKS[""] | _NETWORKS.get(code, {})
+
+
+def augmentations(code: str = "") -> dict[str, RegisteredAugmentation]:
+    """The augmentations that a recipe can name, by name."""
+    return _AUGMENTATIONS[""] | _AUGMENTATIONS.get(code, {})
+
+
+def metrics(code: str = "") -> dict[str, RegisteredMetric]:
+    """The metrics that a recipe can name beside those of every evaluation, by name."""
+    return _METRICS[""] | _METRICS.get(code, {})
 
 
 def is_imported(code: str) -> bool:
@@ -192,7 +317,7 @@ def is_imported(code: str) -> bool:
 _DATASET_OPTIONS = ("source", "size", "holdout", "cache")
 
 
-def register_dataset(name: str) -> Callable[[SomeDataset], SomeDataset]:
+def register_dataset(name: str) -> Callable[[SomeFunction], SomeFunction]:
     """Registers a data set under what recipes call it: `data.dataset = NAME`.
 
     What is registered is a function that returns an `ImageData` or yields `Sample`s. Of its parameters these are given
@@ -202,7 +327,7 @@ def register_dataset(name: str) -> Callable[[SomeDataset], SomeDataset]:
     Raises: ConfigError if the name is taken or cannot be that of a folder, or a parameter would get no value.
     """
 
-    def register(read: SomeDataset) -> SomeDataset:
+    def register(read: SomeFunction) -> SomeFunction:
         if not re.fullmatch(r"\w[\w.+-]*", name):
             raise ConfigError(f"data set {name!r}: a name consists of letters, digits, and _ . + - after the first")
         with suppress(KeyError):
@@ -264,26 +389,36 @@ def _import_uncoded(module: str) -> None:
         _registering = before
 
 
-def _of_keywords(name: str, network: Callable[..., Any]) -> tuple[type[Section], Callable[[Any, DataSpec], Any]]:
-    """The section that keyword arguments make, and what builds the network from one."""
-    hints = get_type_hints(network.__init__ if isinstance(network, type) else network)  # type: ignore[misc]
-    fields: dict[str, Any] = {"name": (Literal[name], name)}
-    of_data = []
-    for parameter in inspect.signature(network).parameters.values():
-        if parameter.name in ("num_classes", "image_shape"):
-            of_data.append(parameter.name)
-        elif parameter.kind in _MANY:
+def _of_keywords(
+    kind: str, name: str, function: Callable[..., Any], given: Collection[str] = ()
+) -> tuple[type[Section], list[str]]:
+    """The section that the keyword arguments of a function or class make.
+
+    Args:
+        given: arguments that are no keys.
+    Returns: the section, and the `given` arguments that there are.
+    """
+    hints = get_type_hints(function.__init__ if isinstance(function, type) else function)  # type: ignore[misc]
+    parameters = inspect.signature(function).parameters
+    fields: dict[str, Any] = {}
+    for parameter in parameters.values():
+        if parameter.name in given or parameter.kind in _MANY:
             continue
-        elif parameter.default is parameter.empty or parameter.name not in hints:
+        if parameter.default is parameter.empty or parameter.name not in hints:
             raise ConfigError(
-                f"network {name!r}: parameter {parameter.name!r} needs a type and a default, to be a key of a recipe"
+                f"{kind} {name!r}: parameter {parameter.name!r} needs a type and a default, to be a key of a recipe"
             )
-        else:
-            fields[parameter.name] = (hints[parameter.name], parameter.default)
-    section = create_model(f"{name}_config", __base__=Section, **fields)
+        fields[parameter.name] = (hints[parameter.name], parameter.default)
+    return create_model(f"{name}_config", __base__=Section, **fields), [key for key in given if key in parameters]
 
-    def build(config: Section, data: DataSpec) -> Any:
-        options = {key: getattr(config, key) for key in fields if key != "name"}
-        return network(**options, **{key: getattr(data, key) for key in of_data})
 
-    return section, build
+def _options(config: Section) -> dict[str, Any]:
+    """A section of keyword arguments as such."""
+    return {key: getattr(config, key) for key in type(config).model_fields if key != "name"}
+
+
+def _drawing(augment: Callable[..., Any]) -> Callable[[Any, Any], Any]:
+    """With draws as its second argument, also where it wants none."""
+    if "draws" in inspect.signature(getattr(augment, "forward", augment)).parameters:
+        return lambda images, draws: augment(images, draws=draws)
+    return lambda images, draws: augment(images)

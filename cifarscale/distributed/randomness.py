@@ -6,7 +6,9 @@ samples alone and still gets those that any other split of the batch over ranks 
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -67,3 +69,52 @@ def _raw(seed: int, purpose: str, step: int, positions: Sequence[int] | range, d
 def batch_generator(seed: int, purpose: str, step: int) -> np.random.Generator:
     """A generator for what the whole global batch shares, such as the mixing weight of mixup."""
     return np.random.Generator(_philox(seed, purpose, step))
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Random numbers for samples of the global batch of one step, each by a name that says what it is for.
+
+    A number is a function of the seed, the purpose, the name, the step and the sample's position in the global batch
+    alone: whoever asks, whenever, and however often.
+
+    Attributes:
+        positions: of the N samples.
+        device: on which the numbers are wanted.
+    """
+
+    seed: int
+    purpose: str
+    step: int
+    positions: range
+    device: torch.device
+
+    def uniform(self, name: str, *shape: int) -> torch.Tensor:
+        """Uniform numbers in [0, 1), (N, *shape) float32: `uniform("angle")` is (N,)."""
+        drawn = uniforms(self.seed, f"{self.purpose} {name}", self.step, self.positions, math.prod(shape))
+        return torch.from_numpy(drawn).to(self.device).view(len(self.positions), *shape)
+
+    def normal(self, name: str, *shape: int) -> torch.Tensor:
+        """Standard normal numbers, (N, *shape) float32."""
+        drawn = normals(self.seed, f"{self.purpose} {name}", self.step, self.positions, math.prod(shape))
+        return drawn.to(self.device).view(len(self.positions), *shape)
+
+    def integers(self, name: str, low: int, high: int, *shape: int) -> torch.Tensor:
+        """Whole numbers from low to high - 1, each as likely, (N, *shape) int64."""
+        return (self.uniform(name, *shape) * (high - low)).long() + low
+
+    def shared(self, name: str) -> np.random.Generator:
+        """A generator for what the whole global batch shares."""
+        return batch_generator(self.seed, f"{self.purpose} {name}", self.step)
+
+
+def seed_torch(device: torch.device, seed: int, purpose: str, step: int, place: int) -> None:
+    """Makes what torch's own generators of this process draw next a function of the arguments.
+
+    They are one a process and device, so whoever draws next must not run beside another that draws.
+    """
+    digest = hashlib.sha256(f"{seed} {purpose} {step} {place}".encode()).digest()
+    number = int.from_bytes(digest[:8], "little") >> 1
+    torch.default_generator.manual_seed(number)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(number)

@@ -1,17 +1,23 @@
 """Accuracy of a classifier over a split, each sample counted exactly once whatever the number of ranks."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from cifarscale.config.code import kind_of, naming_the_line
+from cifarscale.config.registry import RegisteredMetric
 from cifarscale.data.batches import Chunk, EvaluationSplit
 from cifarscale.distributed.cpu_pool import CpuPool
 from cifarscale.distributed.group import Group
-from cifarscale.errors import DistributedError, NonFiniteLossError
+from cifarscale.errors import ConfigError, DistributedError, NonFiniteLossError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,7 @@ class Accuracy:
         in_top5: (n,) bool, whether the label is among the five largest logits.
         losses: (n,) float64, cross-entropy in nats.
         num_classes: how many logits there are.
+        own: further metrics by name; None for one that is not a finite number.
     """
 
     labels: torch.Tensor
@@ -30,15 +37,17 @@ class Accuracy:
     in_top5: torch.Tensor
     losses: torch.Tensor
     num_classes: int
+    own: Mapping[str, float | None] = field(default_factory=dict)
 
     @property
-    def metrics(self) -> dict[str, float]:
-        """`top1` and `top5` as fractions, and the mean `loss` in nats; of up to five classes no `top5`, always 1."""
+    def metrics(self) -> dict[str, float | None]:
+        """`top1` and, of more than five classes, `top5` as fractions, the mean `loss` in nats, and further metrics."""
         top5 = {"top5": float(self.in_top5.double().mean())} if self.num_classes > 5 else {}
         return {
             "top1": float((self.predictions == self.labels).double().mean()),
             **top5,
             "loss": float(self.losses.mean()),
+            **self.own,
         }
 
     def per_group(self, group_of_label: torch.Tensor, num_groups: int) -> list[float | None]:
@@ -75,6 +84,7 @@ def evaluate_classifier(
     pool: CpuPool,
     batch_size: int,
     num_classes: int,
+    metrics: Sequence[RegisteredMetric] = (),
 ) -> Accuracy:
     """Runs the network over the split, each rank on its share, and gathers every sample's outcome.
 
@@ -82,14 +92,19 @@ def evaluate_classifier(
     a ledger that says how often each sample was counted. Which samples are computed together does not depend on the
     number of ranks, so neither does any bit of the result.
 
-    Raises: DistributedError if a sample was missed or counted twice; NonFiniteLossError if a loss is not a number.
+    Args:
+        metrics: computed beside the accuracy.
+    Raises: DistributedError if a sample was missed or counted twice; NonFiniteLossError if a loss is not a number;
+        ConfigError for what is wrong with a user's own metric.
     """
     table = torch.zeros(split.num_samples, 5, dtype=torch.float64)
     training = network.training
     network.eval()
-    outcome = partial(_outcome, network, normalise)
-    for rows, outcomes in pool.map(outcome, split.chunks(group.ranks, batch_size)):
+    outcome = partial(_outcome, network, normalise, metrics)
+    own: list[tuple[torch.Tensor, list[torch.Tensor]]] = []
+    for rows, outcomes, values in pool.map(outcome, split.chunks(group.ranks, batch_size)):
         table[rows] += outcomes
+        own.append((rows, values))
     network.train(training)
     group.sum_(table)
     check_ledger(table[:, 0])
@@ -99,20 +114,66 @@ def evaluate_classifier(
             "Try a lower training.learning_rate, or training.gradient_clip_norm=1"
         )
     counts = table.T
-    return Accuracy(counts[1].long(), counts[2].long(), counts[3].bool(), counts[4].contiguous(), num_classes)
+    reduced = {
+        metric.name: _reduced(metric, [(rows, values[i]) for rows, values in own], split.num_samples, group)
+        for i, metric in enumerate(metrics)
+    }
+    return Accuracy(counts[1].long(), counts[2].long(), counts[3].bool(), counts[4].contiguous(), num_classes, reduced)
 
 
 @torch.inference_mode()
 def _outcome(
-    network: nn.Module, normalise: Callable[[torch.Tensor], torch.Tensor], chunk: Chunk
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows (b,) of a chunk, and (b, 5) float64: 1, label, prediction, label among the top five, loss."""
+    network: nn.Module,
+    normalise: Callable[[torch.Tensor], torch.Tensor],
+    metrics: Sequence[RegisteredMetric],
+    chunk: Chunk,
+) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    """Rows (b,) of a chunk, (b, 5) float64: 1, label, prediction, label among the top five, loss; and each metric's."""
     logits = network(normalise(chunk.images)).float()
     losses = F.cross_entropy(logits, chunk.labels, reduction="none")
     top5 = logits.topk(min(5, logits.shape[1]), dim=1).indices
     in_top5 = (top5 == chunk.labels.unsqueeze(1)).any(1)
     columns = (torch.ones_like(losses), chunk.labels, top5[:, 0], in_top5, losses)
-    return chunk.rows.cpu(), torch.stack([column.double() for column in columns], 1).cpu()
+    values = [values_of(metric, logits, chunk.labels) for metric in metrics]
+    return chunk.rows.cpu(), torch.stack([column.double() for column in columns], 1).cpu(), values
+
+
+def values_of(metric: RegisteredMetric, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """A metric's values of samples, (b, k) float64 on the CPU. Raises: ConfigError if they are of another shape."""
+    with naming_the_line(f"metric {metric.name!r}", metric.code):
+        values = metric.of_samples(logits, labels)
+    is_right = isinstance(values, torch.Tensor) and values.dim() in (1, 2) and len(values) == len(labels)
+    if not is_right or values.is_complex():
+        raise ConfigError(
+            f"metric {metric.name!r} returned {kind_of(values)} for {len(labels)} samples; it returns real numbers of "
+            f"shape ({len(labels)},) or ({len(labels)}, k), and what is no mean of them belongs into reduce="
+        )
+    table: torch.Tensor = values.double().view(len(labels), -1).cpu()
+    return table
+
+
+def reduced(metric: RegisteredMetric, values: torch.Tensor) -> float:
+    """A metric from the values (n, k) of all samples. Raises: ConfigError if it is no number."""
+    if metric.reduce is None:
+        return float(values.mean())
+    with naming_the_line(f"metric {metric.name!r}", metric.code):
+        return float(metric.reduce(values.squeeze(1)))
+
+
+def _reduced(
+    metric: RegisteredMetric, chunks: Sequence[tuple[torch.Tensor, torch.Tensor]], num_samples: int, group: Group
+) -> float | None:
+    """A metric over the ranks' chunks of rows (b,) and values (b, k); the same on every rank."""
+    width = max(group.of_all(max((values.shape[1] for _, values in chunks), default=0)))
+    table = torch.zeros(num_samples, width, dtype=torch.float64)
+    for rows, values in chunks:
+        table[rows] = values
+    value = reduced(metric, group.sum_(table))
+    if math.isfinite(value):
+        return value
+    if group.ranks.is_first:
+        log.warning("metric %r is %s, and is left out", metric.name, value)
+    return None
 
 
 def check_ledger(counts: torch.Tensor) -> None:

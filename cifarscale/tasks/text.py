@@ -3,6 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+OF_EVERY_EVALUATION = (
+    *("run", "step", "split", "samples", "flip", "superclasses", "classes"),
+    *("top1", "top5", "loss"),
+)
+"""What the result of an evaluation has, beside metrics of the user's own."""
+
 
 def cost(result: Mapping[str, Any]) -> str:
     """What was trained, and for how long."""
@@ -12,7 +18,13 @@ def cost(result: Mapping[str, Any]) -> str:
 def accuracy_note(metrics: Mapping[str, Any]) -> str:
     """What goes with a top-1 accuracy."""
     top5 = f"top-5 {100 * metrics['top5']:.1f} %, " if "top5" in metrics else ""
-    return f"{top5}loss {metrics['loss']:.3f}"
+    return f"{top5}loss {metrics['loss']:.3f}{own_metrics_note(metrics)}"
+
+
+def own_metrics_note(metrics: Mapping[str, Any]) -> str:
+    """The metrics of the user's own among those of an evaluation, or of its result."""
+    own = {key: value for key, value in metrics.items() if key not in OF_EVERY_EVALUATION}
+    return "".join(f", {key.replace('_', ' ')} {number(value)}" for key, value in own.items())
 
 
 def rate(result: Mapping[str, Any]) -> str:
@@ -26,3 +38,8 @@ def computed(result: Mapping[str, Any]) -> str:
     parts += [f"{result['training_flops']:.2g} FLOPs in training" if "training_flops" in result else ""]
     parts += [f"{result['macs'] / 1e6:.2f} M multiply-accumulates an image" if "macs" in result else ""]
     return ", ".join(part for part in parts if part)
+
+
+def number(value: float | None) -> str:
+    """A metric to four places; a dash for none."""
+    return "–" if value is None else f"{value:.4f}"

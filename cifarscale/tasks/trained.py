@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from cifarscale.config.recipe import TrainingRecipe
+from cifarscale.config.registry import RegisteredMetric
 from cifarscale.data.images import ImageSet, fitted, read_image
 from cifarscale.data.manifest import Manifest
 from cifarscale.data.normalisation import training_normalisation
@@ -38,7 +39,13 @@ class Trained:
 
 @dataclass(frozen=True)
 class TrainedClassifier(Trained):
-    """Takes normalised images (b, 3, H, W) to logits (b, classes), and by `network.features` to features."""
+    """Takes normalised images (b, 3, H, W) to logits (b, classes), and by `network.features` to features.
+
+    Attributes:
+        metrics: that evaluations report beside the accuracy.
+    """
+
+    metrics: tuple[RegisteredMetric, ...] = ()
 
     def predict(self, images: Sequence[Path]) -> list[list[tuple[str, float]]]:
         """For each image file the five most probable classes with their probabilities, most probable first.

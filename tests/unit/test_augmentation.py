@@ -9,11 +9,20 @@ from torch import Tensor
 from torch.nn import functional
 
 from cifarscale.config.load import parse_recipe
+from cifarscale.config.registry import networks, register_augmentation, registering
 from cifarscale.data.batches import Batch
 from cifarscale.data.normalisation import Normalisation
+from cifarscale.distributed.randomness import Draws
 from cifarscale.errors import ConfigError
-from cifarscale.tasks.classifier.augmentation import Augmentation, Epochs, LabelledImages, cutout, random_crop
-from cifarscale.tasks.classifier.recipe import AugmentationConfig
+from cifarscale.tasks.classifier.augmentation import (
+    Augmentation,
+    Epochs,
+    LabelledImages,
+    OwnAugmentations,
+    cutout,
+    random_crop,
+)
+from cifarscale.tasks.classifier.recipe import AugmentationConfig, classifier_recipe
 
 MEAN, STD = (0.51, 0.49, 0.44), (0.27, 0.26, 0.28)
 NORMALISE = Normalisation(MEAN, STD, "cpu")
@@ -356,3 +365,58 @@ def test_with_one_every_step_uses_it(config: AugmentationConfig, uses: bool) -> 
     for result in mixed(config, 30):
         blended = (result.images != images) & (result.images != images[result.others])
         assert bool(blended.any()) == (not uses)
+
+
+# One's own
+
+OWN = "own augmentations of this file"
+"""In the place of a digest of code."""
+with registering(OWN):
+
+    @register_augmentation("noisy")
+    def noisy(images: Tensor, draws: Draws, amount: float = 0.1) -> Tensor:
+        return images + amount * draws.normal("noise", 3, 1, 1)
+
+    @register_augmentation("torch_s_own_draws")
+    class OfTorch:
+        def __init__(self, amount: float = 0.5) -> None:
+            self.amount = amount
+
+        def __call__(self, images: Tensor) -> Tensor:
+            return images * (torch.rand(len(images), 1, 1, 1) < self.amount)
+
+    @register_augmentation("of_the_batch")
+    class OfTheBatch(torch.nn.Module):
+        """Which a microbatch is to it."""
+
+        def forward(self, images: Tensor, draws: Draws) -> Tensor:
+            return images - images.mean() * draws.uniform("share", 1, 1, 1)
+
+
+def own(*names: str, microbatches: int = 8) -> Augmentation:
+    recipe = classifier_recipe(tuple(networks(OWN).values()), False).model_validate(
+        {"code": OWN, "augmentation": {"own": {name: {} for name in names}, "flip": True}}
+    )
+    training = recipe.training.model_copy(update={"microbatches": microbatches})
+    made = OwnAugmentations(recipe.model_copy(update={"training": training, "seed": SEED}))
+    return Augmentation(recipe.augmentation, NORMALISE, SEED, own=made)
+
+
+@pytest.mark.parametrize("names", [("noisy",), ("torch_s_own_draws",), ("of_the_batch",), ("of_the_batch", "noisy")])
+@pytest.mark.parametrize("world_size", [2, 4, 8])
+def test_ones_own_are_the_same_on_any_number_of_ranks(names: tuple[str, ...], world_size: int) -> None:
+    augment, batch = own(*names), random_batch()
+    for step in range(3):
+        whole = augment(batch, step)
+        for rank in range(world_size):
+            assert same(augment(share(batch, rank, world_size), step), whole.part(rank, world_size))
+    assert not torch.equal(augment(batch, 0).images, augment(batch, 1).images)
+
+
+def test_ones_own_come_in_their_order_after_the_flip() -> None:
+    batch = random_batch()
+    flipped = augment(AugmentationConfig(flip=True), batch).images
+    assert torch.allclose(own()(batch, 3).images, flipped, atol=1e-5)
+    there, back = own("noisy", "of_the_batch")(batch, 3).images, own("of_the_batch", "noisy")(batch, 3).images
+    assert not torch.allclose(there, back, atol=1e-3)
+    assert there.is_contiguous(memory_format=torch.channels_last)

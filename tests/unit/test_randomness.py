@@ -1,10 +1,12 @@
 """Random numbers depend on where they are used, and on nothing else."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from cifarscale.distributed.randomness import batch_generator, normals, permutation, uniforms
+from cifarscale.distributed.randomness import Draws, batch_generator, normals, permutation, seed_torch, uniforms
 
 SIZE = 96
 DRAWS = [1, 3, 4, 5, 8, 11]
@@ -112,3 +114,40 @@ def test_normals_are_standard_and_depend_on_their_place_alone() -> None:
     assert abs(whole.mean()) < 0.02
     assert abs(whole.std() - 1) < 0.02
     assert abs((whole.abs() < 1).double().mean() - 0.6827) < 0.01
+
+
+def test_draws_depend_on_their_name_and_on_nothing_that_was_drawn_before() -> None:
+    draws = Draws(3, "test", 17, range(SIZE), torch.device("cpu"))
+    angles = draws.uniform("angle")
+    assert angles.shape == (SIZE,)
+    assert draws.normal("noise", 3, 4).shape == (SIZE, 3, 4)
+    assert torch.equal(draws.uniform("angle"), angles)
+    others = [replace(draws, **change) for change in ({"seed": 4}, {"purpose": "other"}, {"step": 18})]
+    for other in (draws.uniform("scale"), *(each.uniform("angle") for each in others)):
+        assert not torch.equal(other, angles)
+    assert draws.shared("weight").random() == draws.shared("weight").random()
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 8])
+def test_draws_of_a_share_of_the_batch_are_those_of_the_whole(world_size: int) -> None:
+    whole = Draws(3, "test", 17, range(SIZE), torch.device("cpu"))
+    for rank in range(world_size):
+        mine = replace(whole, positions=range(rank, SIZE, world_size))
+        assert torch.equal(mine.uniform("a", 2, 3), whole.uniform("a", 2, 3)[rank::world_size])
+        assert torch.equal(mine.normal("a", 5), whole.normal("a", 5)[rank::world_size])
+
+
+def test_whole_numbers_are_all_drawn_and_no_others() -> None:
+    drawn = Draws(0, "test", 0, range(2000), torch.device("cpu")).integers("n", -2, 5, 2)
+    assert (drawn.dtype, drawn.shape) == (torch.int64, (2000, 2))
+    assert drawn.unique().tolist() == list(range(-2, 5))
+
+
+def test_what_torch_draws_is_a_function_of_the_place() -> None:
+    def drawn(step: int, place: int) -> list[float]:
+        seed_torch(torch.device("cpu"), 1, "test", step, place)
+        return torch.rand(3).tolist()
+
+    with torch.random.fork_rng(devices=[]):
+        assert drawn(0, 0) == drawn(0, 0)
+        assert len({tuple(drawn(step, place)) for step in range(4) for place in range(4)}) == 16

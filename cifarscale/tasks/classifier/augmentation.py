@@ -10,10 +10,13 @@ from typing import Literal, Self
 import torch
 from torch.nn import functional as F
 
+from cifarscale.config.code import kind_of, naming_the_line
+from cifarscale.config.registry import augmentations
 from cifarscale.data.batches import Batch
 from cifarscale.data.normalisation import Normalisation
-from cifarscale.distributed.randomness import batch_generator, uniforms
-from cifarscale.tasks.classifier.recipe import AugmentationConfig
+from cifarscale.distributed.randomness import Draws, batch_generator, seed_torch, uniforms
+from cifarscale.errors import ConfigError
+from cifarscale.tasks.classifier.recipe import AugmentationConfig, ClassifierRecipe
 
 
 @dataclass(frozen=True)
@@ -51,11 +54,60 @@ class Epochs:
         return (step * self.global_batch_size + torch.tensor(positions)) // self.num_samples
 
 
+class OwnAugmentations:
+    """The augmentations of the user's own that a recipe names, one after the other.
+
+    Each microbatch is augmented by itself, and torch's generators are seeded before: so whatever a function does with a
+    batch is the same for any number of ranks.
+    """
+
+    def __init__(self, recipe: ClassifierRecipe) -> None:
+        """Raises: ConfigError if one cannot be made."""
+        self._seed, self._num_microbatches = recipe.seed, recipe.training.microbatches
+        self._augmentations = []
+        for name, config in recipe.augmentation.own.items():
+            registered = augmentations(recipe.code)[name]
+            with naming_the_line(f"augmentation {name!r}", registered.code):
+                self._augmentations.append((registered, registered.build(config)))
+
+    @torch.no_grad()
+    def __call__(self, images: torch.Tensor, positions: range, step: int) -> torch.Tensor:
+        """Images (b, 3, H, W) uint8 augmented, as floats from 0 to 255.
+
+        Args:
+            positions: theirs in the global batch.
+        Raises: ConfigError for a function that fails, or returns something else than such images.
+        """
+        augmented = torch.empty_like(images, dtype=torch.float32)
+        num_parts = max(1, self._num_microbatches // positions.step)
+        for i in range(num_parts):
+            part = images[i::num_parts].to(torch.float32, memory_format=torch.contiguous_format) / 255
+            for registered, augment in self._augmentations:
+                purpose = f"augmentation {registered.name}"
+                seed_torch(images.device, self._seed, purpose, step, positions[i])
+                draws = Draws(self._seed, purpose, step, positions[i::num_parts], images.device)
+                shape = part.shape
+                with naming_the_line(f"augmentation {registered.name!r}", registered.code):
+                    part = augment(part, draws)
+                if not isinstance(part, torch.Tensor) or part.shape != shape or not part.is_floating_point():
+                    raise ConfigError(
+                        f"augmentation {registered.name!r} returned {kind_of(part)}, and was given images, float32 of "
+                        f"shape {tuple(shape)}; it returns such images"
+                    )
+            augmented[i::num_parts] = part * 255
+        return augmented
+
+
 class Augmentation:
-    """Crop, flip, cutout, mixup and cutmix, as far as the recipe wants them, and another resolution."""
+    """Crop, flip, a user's own, cutout, mixup and cutmix, as far as the recipe wants them, and another resolution."""
 
     def __init__(
-        self, config: AugmentationConfig, normalise: Normalisation, seed: int, epochs: Epochs | None = None
+        self,
+        config: AugmentationConfig,
+        normalise: Normalisation,
+        seed: int,
+        epochs: Epochs | None = None,
+        own: OwnAugmentations | None = None,
     ) -> None:
         """
         Args:
@@ -64,6 +116,7 @@ class Augmentation:
         self._config = config
         self._normalise = normalise
         self._seed = seed
+        self._own = own
         self._epochs = epochs
         self._first_flip = torch.empty(0)
         if config.alternating_flip:
@@ -83,6 +136,8 @@ class Augmentation:
             images = torch.where((mirrored < 0.5).view(-1, 1, 1, 1), images.flip(-1), images)
         if config.alternating_flip:
             images = torch.where(self._alternates(batch, step).view(-1, 1, 1, 1), images.flip(-1), images)
+        if self._own:
+            images = self._own(images, batch.positions, step)
         images = self._normalise(images)
         if config.resolution:
             images = scaled(images, config.resolution)

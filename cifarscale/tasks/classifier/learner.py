@@ -7,15 +7,16 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.parameter import is_lazy
 
-from cifarscale.config.code import require_imported
+from cifarscale.config.code import kind_of, naming_the_line, require_imported
 from cifarscale.config.registry import networks
 from cifarscale.data.batches import Batch
 from cifarscale.data.manifest import Manifest
 from cifarscale.data.normalisation import training_normalisation
 from cifarscale.errors import ConfigError
 from cifarscale.evaluation.accuracy import Accuracy, FlipAveraged, evaluate_classifier
-from cifarscale.tasks.classifier.augmentation import Augmentation, Epochs, LabelledImages
+from cifarscale.tasks.classifier.augmentation import Augmentation, Epochs, LabelledImages, OwnAugmentations
 from cifarscale.tasks.classifier.recipe import ClassifierRecipe
 from cifarscale.tasks.classifier.teacher import load_teacher
 from cifarscale.training.cost import BACKWARD, Cost, count_macs, count_parameters
@@ -28,8 +29,16 @@ def build_classifier(recipe: ClassifierRecipe, manifest: Manifest, device: torch
     """The recipe's classifier with freshly drawn weights, a function of the seed; channels last in memory."""
     require_imported(recipe.code, recipe.modules)
     torch.manual_seed(recipe.seed)
-    network: nn.Module = networks(recipe.code)[recipe.model.name].build(recipe.model, manifest.spec)
-    return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    with naming_the_line(f"network {recipe.model.name!r}", recipe.code):
+        network: nn.Module = networks(recipe.code)[recipe.model.name].build(recipe.model, manifest.spec)
+    if not isinstance(network, nn.Module):
+        raise ConfigError(f"network {recipe.model.name!r} is {kind_of(network)}, and no nn.Module")
+    tensors = [*network.named_parameters(), *network.named_buffers()]
+    if lazy := [name for name, tensor in tensors if is_lazy(tensor)]:
+        raise ConfigError(f"network {recipe.model.name!r} leaves the shape of {lazy[0]} open; say how large it is")
+    # torch knows no such order of five dimensions, and refuses the whole network for one tensor of them.
+    order = torch.preserve_format if any(tensor.dim() == 5 for _, tensor in tensors) else torch.channels_last
+    return network.to(device, memory_format=order)  # type: ignore[call-overload,no-any-return]
 
 
 def cost_of(recipe: ClassifierRecipe, manifest: Manifest) -> Cost:
@@ -77,7 +86,9 @@ class ClassifierLearner(Learner):
         manifest = context.data.manifest
         self.networks = {"classifier": build_classifier(recipe, manifest, context.device)}
         self._normalise = training_normalisation(manifest, context.device)
-        self._augment = Augmentation(recipe.augmentation, self._normalise, recipe.seed, _epochs(recipe, manifest))
+        own = OwnAugmentations(recipe) if recipe.augmentation.own else None
+        epochs = _epochs(recipe, manifest)
+        self._augment = Augmentation(recipe.augmentation, self._normalise, recipe.seed, epochs, own)
         self._evaluated: dict[str, Accuracy] = {}
         self._teacher = load_teacher(recipe, context.device) if recipe.distillation.teacher else None
 
@@ -87,7 +98,8 @@ class ClassifierLearner(Learner):
     def loss(
         self, update: str, networks: Mapping[str, nn.Module], part: LabelledImages, step: int
     ) -> tuple[torch.Tensor, Outputs]:
-        logits = networks[update](part.images)
+        with naming_the_line(f"network {self._recipe.model.name!r}", self._recipe.code):
+            logits = networks[update](part.images)
         smoothing = self._recipe.label_smoothing
         loss = F.cross_entropy(logits, part.labels, label_smoothing=smoothing)
         if part.weight < 1:
@@ -110,7 +122,8 @@ class ClassifierLearner(Learner):
 
     def evaluate(self, networks: Mapping[str, nn.Module], step: int) -> dict[str, float]:
         split = "validation" if self._recipe.data.num_validation else "test"
-        return {f"{split}_{key}": value for key, value in self._accuracy(networks, split).items()}
+        values = self._accuracy(networks, split)
+        return {f"{split}_{key}": value for key, value in values.items() if value is not None}
 
     def result(self, networks: Mapping[str, nn.Module]) -> dict[str, Any]:
         splits = ["train", "validation", "test"] if self._recipe.data.num_validation else ["train", "test"]
@@ -134,7 +147,7 @@ class ClassifierLearner(Learner):
         }
         return {"confusion-test": confusion}
 
-    def _accuracy(self, networks: Mapping[str, nn.Module], split: str, flip: bool = False) -> dict[str, float]:
+    def _accuracy(self, networks: Mapping[str, nn.Module], split: str, flip: bool = False) -> dict[str, float | None]:
         samples = self._data.split(split)
         batch_size, number = self._recipe.evaluation.batch_size, len(self._data.manifest.fine_names)
         network = networks["classifier"]
@@ -146,6 +159,7 @@ class ClassifierLearner(Learner):
             self._pool,
             batch_size,
             number,
+            self._recipe.own_metrics,
         )
         if not flip:
             self._evaluated[split] = accuracy

@@ -1,14 +1,45 @@
 """The recipe of a classifier's training."""
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, Self, Union
 
-from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, create_model, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    SerializeAsAny,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 
-from cifarscale.config.recipe import Fraction, Metric, NormalisationKind, Section, TrainingRecipe, check_sync_batch
-from cifarscale.config.registry import DataSpec, RegisteredNetwork, register_network
+from cifarscale.config.recipe import (
+    EvaluationConfig,
+    Fraction,
+    Metric,
+    NormalisationKind,
+    Section,
+    TrainingRecipe,
+    check_sync_batch,
+)
+from cifarscale.config.registry import (
+    DataSpec,
+    RegisteredMetric,
+    RegisteredNetwork,
+    augmentations,
+    is_imported,
+    metrics,
+    register_network,
+)
+from cifarscale.config.validation import explain, nearest
 from cifarscale.errors import ConfigError
+from cifarscale.tasks.text import OF_EVERY_EVALUATION
 
+EVERY_EVALUATION: dict[str, Literal["max", "min"]] = {"top1": "max", "top5": "max", "loss": "min"}
+"""The metrics that need not be named, with what of each is better."""
 _LEAST_SIDE = 8
 """Pixels a side of the smallest images that the built-in networks take: they halve it up to three times."""
 
@@ -33,6 +64,9 @@ class AugmentationConfig(Section):
     resolution: NonNegativeInt = 0
     """Pixels of a side to which images are scaled in training (Touvron et al. 2019); 0 leaves them as they are. May
     change in `later`."""
+    own: dict[str, SerializeAsAny[Section]] = Field(default={})
+    """Augmentations of your own by name, each a section of its keys: applied in this order to what the crop and the
+    flip leave, and before images are blanked and combined."""
 
     def check_data(self, data: DataSpec) -> None:
         """Raises: ConfigError for what would leave nothing of such images."""
@@ -64,6 +98,11 @@ class AugmentationConfig(Section):
 
 Widths = Annotated[tuple[PositiveInt, ...], Field(min_length=1, max_length=5, strict=False)]
 """One value for each stage; after five stages 32x32 pixels are 2x2."""
+
+
+class ClassifierEvaluationConfig(EvaluationConfig):
+    metrics: tuple[str, ...] = Field(default=(), strict=False)
+    """Registered metrics that evaluations report beside top1, top5 and loss."""
 
 
 class SmallFiltersCNNConfig(Section):
@@ -163,11 +202,13 @@ class ResidualStagesConfig(Section):
         return self
 
 
-class UnreadNetwork(Section):
-    """The section of a network whose code is not imported: it can be shown, and not be built."""
+class UnreadSection(Section):
+    """The section of something whose code is not imported: it can be shown, and not be built."""
 
     model_config = ConfigDict(extra="allow")
 
+
+class UnreadNetwork(UnreadSection):
     name: str
 
 
@@ -211,6 +252,7 @@ class ClassifierRecipe(TrainingRecipe):
     model: ClassifierConfig = SmallFiltersCNNConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     distillation: DistillationConfig = DistillationConfig()
+    evaluation: ClassifierEvaluationConfig = ClassifierEvaluationConfig()
     label_smoothing: Fraction = 0.0
     """Share of the target that is spread evenly over all classes (Szegedy et al. 2016)."""
     test_time_flip: bool = False
@@ -218,9 +260,41 @@ class ClassifierRecipe(TrainingRecipe):
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        kinds: tuple[tuple[str, Literal["max", "min"]], ...] = (("top1", "max"), ("top5", "max"), ("loss", "min"))
-        evaluated = (Metric(f"validation_{name}", mode) for name, mode in kinds)
-        return (*evaluated, *(Metric(f"validation.{name}", mode, is_final=True) for name, mode in kinds))
+        kinds = {**EVERY_EVALUATION, **{metric.name: metric.direction for metric in self.own_metrics}}
+        evaluated = (Metric(f"validation_{name}", mode) for name, mode in kinds.items())
+        return (*evaluated, *(Metric(f"validation.{name}", mode, is_final=True) for name, mode in kinds.items()))
+
+    @property
+    def own_metrics(self) -> tuple[RegisteredMetric, ...]:
+        """Those of `evaluation.metrics`, as far as their code is imported."""
+        known = metrics(self.code)
+        return tuple(known[name] for name in self.evaluation.metrics if name in known)
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        own = tuple(self.augmentation.own)
+        return own if len(own) > 1 else ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_augmentations_are_registered(cls, values: Any) -> Any:
+        """Makes their sections what their code says."""
+        table = values.get("augmentation") if isinstance(values, Mapping) else None
+        if not isinstance(table, Mapping) or not isinstance(own := table.get("own"), Mapping):
+            return values
+        code = str(values.get("code", ""))
+        sections = {name: _own_augmentation(name, section, code) for name, section in own.items()}
+        return {**values, "augmentation": {**table, "own": sections}}
+
+    @model_validator(mode="after")
+    def _own_metrics_are_registered(self) -> Self:
+        known = metrics(self.code)
+        for name in self.evaluation.metrics:
+            if name in EVERY_EVALUATION:
+                raise ValueError(f"evaluation.metrics: {name!r} is part of every evaluation; leave it out")
+            if name not in known and _is_known(self.code):
+                raise ValueError(f"evaluation.metrics: unknown metric {name!r}{_registered(name, known)}")
+        return self
 
     @property
     def samples_together(self) -> int:
@@ -258,6 +332,36 @@ class ClassifierRecipe(TrainingRecipe):
                 f"{', '.join(map(str, sorted(model.num_channels)))}"
             )
         return self
+
+
+def _own_augmentation(name: str, section: Any, code: str) -> Section:
+    """Raises: ValueError for a section that its code does not know."""
+    known, where = augmentations(code), f"augmentation.own.{name}"
+    if not isinstance(section, Mapping):
+        raise ValueError(f"{where} = {section!r} is not a section of its keys, such as {{}}")
+    if name not in known:
+        if _is_known(code):
+            raise ValueError(f"augmentation.own: unknown augmentation {name!r}{_registered(name, known)}")
+        return UnreadSection.model_validate(section)
+    try:
+        return known[name].config.model_validate(section)
+    except ValidationError as error:
+        raise ValueError(f"{where}: {explain(error, known[name].config)}") from error
+
+
+def _is_known(code: str) -> bool:
+    """Whether all that a recipe's code registers is known."""
+    return not code or is_imported(code)
+
+
+def _registered(name: str, known: Mapping[str, Any]) -> str:
+    return f"{nearest(name, known)}; registered are: {', '.join(known) or 'none, since modules names no code'}"
+
+
+def check_metric_names(code: str) -> None:
+    """Raises: ConfigError for registered metrics that would hide a part of every evaluation."""
+    if taken := sorted(metrics(code).keys() & set(OF_EVERY_EVALUATION)):
+        raise ConfigError(f"metric {taken[0]!r} is part of every evaluation already; choose another name")
 
 
 @cache

@@ -8,7 +8,7 @@ from cifarscale.config.load import with_values
 from cifarscale.config.registry import DataSpec, is_imported, networks, register_task
 from cifarscale.data.manifest import Manifest
 from cifarscale.errors import ConfigError
-from cifarscale.tasks.classifier.recipe import ClassifierRecipe, classifier_recipe
+from cifarscale.tasks.classifier.recipe import ClassifierRecipe, check_metric_names, classifier_recipe
 from cifarscale.tasks.classifier.view import ClassifierView
 from cifarscale.tasks.training import TrainingTask
 
@@ -30,6 +30,7 @@ class ClassifierTask(TrainingTask):
     progress_metrics = ("loss", "accuracy")
 
     def schema(self, code: str = "") -> type[ClassifierRecipe]:
+        check_metric_names(code)
         return classifier_recipe(tuple(networks(code).values()), bool(code) and not is_imported(code))
 
     def check_data(self, recipe: ClassifierRecipe, data: DataSpec, metric: str = "") -> None:
@@ -66,6 +67,19 @@ class ClassifierTask(TrainingTask):
 
         return ClassifierLearner(recipe, context)
 
+    def check_code(self, recipe: ClassifierRecipe, manifest: Manifest, device: str) -> None:
+        from cifarscale.distributed.device import pick_device
+        from cifarscale.tasks.classifier.contract import check_contract
+
+        check_contract(recipe, manifest, device == "cuda" or pick_device(device).type == "cuda")
+
+    def gives_features(self, recipe: ClassifierRecipe, manifest: Manifest) -> bool:
+        import torch
+
+        from cifarscale.tasks.classifier.learner import build_classifier
+
+        return not recipe.code or hasattr(build_classifier(recipe, manifest, torch.device("cpu")), "features")
+
     def load(
         self, recipe: ClassifierRecipe, manifest: Manifest, state: dict[str, Any], device: "torch.device"
     ) -> "TrainedClassifier":
@@ -74,7 +88,7 @@ class ClassifierTask(TrainingTask):
 
         network = build_classifier(recipe, manifest, device)
         network.load_state_dict((state["averages"] or state["networks"])["classifier"])
-        return TrainedClassifier(recipe, manifest, network.eval(), state["step"], device)
+        return TrainedClassifier(recipe, manifest, network.eval(), state["step"], device, recipe.own_metrics)
 
     def wandb_tables(self, run_dir: Path) -> dict[str, Any]:
         from cifarscale.tasks.classifier.wandb_tables import tables

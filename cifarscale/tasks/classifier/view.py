@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 from cifarscale.config.recipe import Recipe
 from cifarscale.errors import typed
 from cifarscale.runs.run_folder import RunFolder
-from cifarscale.tasks.classifier.recipe import ClassifierRecipe
+from cifarscale.tasks.classifier.recipe import EVERY_EVALUATION, ClassifierRecipe
+from cifarscale.tasks.text import number
 from cifarscale.tasks.view import View
 
 if TYPE_CHECKING:
     from cifarscale.tracking.charts import Chart, Line
-    from cifarscale.tracking.parts import Fact, Section
+    from cifarscale.tracking.parts import Drawing, Fact, Section
 
 
 class ClassifierView(View):
@@ -28,13 +29,14 @@ class ClassifierView(View):
 
         table = Table(title=cost(result), caption=rate(result))
         top5 = ("top5",) if "top5" in result["test"] else ()
-        for column in ("split", "top-1", *("top-5" for _ in top5), "loss"):
+        own = [key for key in result["test"] if key not in EVERY_EVALUATION]
+        for column in ("split", "top-1", *("top-5" for _ in top5), "loss", *(key.replace("_", " ") for key in own)):
             table.add_column(column, justify="left" if column == "split" else "right")
         for split in ("train", "validation", "test", "train_flip", "validation_flip", "test_flip"):
             if split in result:
                 metrics = result[split]
                 shares = (f"{metrics[name]:.2%}" for name in ("top1", *top5))
-                table.add_row(split.replace("_", ", "), *shares, f"{metrics['loss']:.4f}")
+                table.add_row(split.replace("_", ", "), *shares, *(number(metrics[key]) for key in ("loss", *own)))
         Console().print(table)
         if text := computed(result):
             click.echo(f"cost    {text}")
@@ -62,6 +64,18 @@ class ClassifierView(View):
         losses = {"loss": "training", "validation_loss": "validation", "test_loss": "test"}
         accuracies = {"accuracy": "training, augmented", "validation_top1": "validation", "test_top1": "test"}
         return Chart("Loss", losses, "loss"), Chart("Accuracy", accuracies, "top-1", is_share=True)
+
+    def drawings(
+        self, folder: RunFolder, recipe: ClassifierRecipe, lines: "Sequence[Line]", key: str
+    ) -> "list[Drawing]":
+        from cifarscale.tracking.charts import Chart, run_drawings
+
+        own = (
+            Chart(words.capitalize(), {f"validation_{name}": "validation", f"test_{name}": "test"}, words)
+            for name in recipe.evaluation.metrics
+            for words in (name.replace("_", " "),)
+        )
+        return run_drawings(key, (*self.charts(), *own), lines, folder.environment())
 
     def compared(self) -> "Sequence[Chart]":
         from cifarscale.tracking.charts import Chart

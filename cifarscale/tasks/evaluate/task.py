@@ -57,11 +57,14 @@ class EvaluateTask(MeasuringTask):
         samples = Dataset(options.shards, config.data, device).split(split)
         normalise = training_normalisation(manifest, device)
         number, size = len(manifest.fine_names), config.evaluation.batch_size
-        accuracy = evaluate_classifier(trained.network, samples, normalise, group, pool, size, number)
+        more = trained.metrics
+        accuracy = evaluate_classifier(trained.network, samples, normalise, group, pool, size, number, more)
         flipped = {}
         if recipe.flip:
-            both = FlipAveraged(trained.network)
-            flipped = {"flip": evaluate_classifier(both, samples, normalise, group, pool, size, number).metrics}
+            both = evaluate_classifier(
+                FlipAveraged(trained.network), samples, normalise, group, pool, size, number, more
+            )
+            flipped = {"flip": both.metrics}
         coarse_names = manifest.coarse_names
         by_superclass = {}
         if coarse_names:

@@ -35,19 +35,21 @@ class EvaluateView(View):
         from rich.console import Console
         from rich.table import Table
 
+        from cifarscale.tasks.text import accuracy_note, own_metrics_note
+
         groups = "superclasses" if "superclasses" in result and not in_full else "classes"
         top5 = f", top-5 {result['top5']:.2%}" if "top5" in result else ""
         console = Console()
         console.print(
             f"{result['run']} after {result['step']:,} steps on {result['samples']:,} {result['split']} samples: "
-            f"top-1 {result['top1']:.2%}{top5}, loss {result['loss']:.4f}",
+            f"top-1 {result['top1']:.2%}{top5}, loss {result['loss']:.4f}{own_metrics_note(result)}",
             highlight=False,
             soft_wrap=True,
         )
         if flip := result.get("flip"):
             console.print(
                 "by the mean logits of each image and its mirror image: "
-                f"top-1 {flip['top1']:.2%}, top-5 {flip['top5']:.2%}, loss {flip['loss']:.4f}",
+                f"top-1 {flip['top1']:.2%}, {accuracy_note(flip)}",
                 highlight=False,
                 soft_wrap=True,
             )
