@@ -23,7 +23,7 @@ def tree_mean(terms: Sequence[Tensors]) -> Tensors:
 
 
 def mean_over_ranks(local: Tensors, group: Group, in_order: bool) -> Tensors:
-    """The means of all ranks' tensors, exchanged as one.
+    """The means of all ranks' tensors, those of a dtype exchanged as one.
 
     Args:
         in_order: along one tree, so that means of 2**n terms, which lie evenly on the ranks, are the same on any number
@@ -32,6 +32,15 @@ def mean_over_ranks(local: Tensors, group: Group, in_order: bool) -> Tensors:
     world_size = group.ranks.world_size
     if world_size == 1:
         return local
+    means: dict[int, torch.Tensor] = {}
+    for dtype in dict.fromkeys(tensor.dtype for tensor in local):
+        alike = {i: tensor for i, tensor in enumerate(local) if tensor.dtype == dtype}
+        means |= zip(alike, _exchanged(list(alike.values()), world_size, in_order), strict=True)
+    return [means[i] for i in range(len(local))]
+
+
+def _exchanged(local: Tensors, world_size: int, in_order: bool) -> Tensors:
+    """`mean_over_ranks` of tensors of one dtype."""
     flat = torch.cat([tensor.reshape(-1) for tensor in local])
     if not in_order:
         dist.all_reduce(flat.div_(world_size))

@@ -48,6 +48,11 @@ class CpuPool:
         if one_core_each and self.num_cores > 1:
             self._threads = ThreadPoolExecutor(self.num_cores, initializer=torch.set_num_threads, initargs=(1,))
 
+    @property
+    def is_parallel(self) -> bool:
+        """Whether items are computed side by side, by threads of this process."""
+        return self._threads is not None
+
     def map(self, function: Callable[[In], Out], items: Iterable[In]) -> list[Out]:
         """The function's results in the order of the items."""
         return list(self.stream(function, items))

@@ -64,6 +64,8 @@ def prepare_sweep(sweep: SweepRecipe, run_dir: Path | None, data: str | None, op
     trust(base.code, base.modules)
     shards = locate_data(base, data).resolve()
     base, manifest = resolve(base, shards), Manifest.load(shards)
+    if base.code:
+        task.check_code(base, manifest, options.device)
     for overrides in corners(sweep.space, base):
         trial = trial_recipe(sweep, base, overrides)
         task.check_data(trial, manifest.spec, sweep.metric)

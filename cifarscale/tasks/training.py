@@ -72,6 +72,18 @@ class TrainingTask(Task):
         """
         return None
 
+    def check_code(self, recipe: Any, manifest: Manifest, device: str) -> None:
+        """Checks that what a user's own code makes of the recipe can be trained.
+
+        Args:
+            device: the run's, as in RunOptions.
+        Raises: ConfigError if it cannot.
+        """
+
+    def gives_features(self, recipe: Any, manifest: Manifest) -> bool:
+        """Whether what a run of the recipe trains gives features, by which images can be compared."""
+        return True
+
     def wandb_tables(self, run_dir: Path) -> dict[str, Any]:
         """What W&B gets at the end of a run, beside its metrics, result and samples."""
         return {}
@@ -88,6 +100,8 @@ class TrainingTask(Task):
             manifest.require(resolved.data.fingerprint, shards)
             self.check_data(resolved, manifest.spec)
             self.check_needs(resolved)
+            if resolved.code:
+                self.check_code(resolved, manifest, options.device)
             self.check_cost(resolved, manifest)
         return PreparedRun(resolved, folder.path, options.on(shards.resolve()), manifest)
 

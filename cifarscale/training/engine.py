@@ -21,7 +21,7 @@ from cifarscale.runs.checkpoint import load_checkpoint, newest_checkpoint, save_
 from cifarscale.training.digest import digest_of
 from cifarscale.training.learner import Learner, Outputs, Prepared
 from cifarscale.training.metrics_buffer import MetricsBuffer
-from cifarscale.training.microbatches import Microbatches
+from cifarscale.training.microbatches import Microbatches, trained
 from cifarscale.training.norm_layers import average_over_batches, has_statistics, reset_statistics
 from cifarscale.training.optimisation import (
     MovingAverage,
@@ -82,7 +82,7 @@ class Engine:
         self._recipe, self._learner, self._reader, self._group, self._device = recipe, learner, reader, group, device
         self._checkpoints, self._observer, self._stop = checkpoints, observer, stop
         training = recipe.training
-        self._microbatches = Microbatches(learner.networks, training.microbatches, group, pool)
+        self._microbatches = Microbatches(learner.networks, training.microbatches, group, pool, recipe.seed)
         self._batch_size = training.global_batch_size // self._microbatches.total
         optimized = {name: learner.networks[name] for name in learner.optimized_networks}
         for pattern in unused_rates(optimized.values(), training.rates):
@@ -103,7 +103,7 @@ class Engine:
                     f"training.ema_statistics = {training.ema_statistics} is for batch normalisation, and the network "
                     "has none: set it to 0"
                 )
-            self._statistics = Microbatches(self.networks, training.microbatches, group, pool)
+            self._statistics = Microbatches(self.networks, training.microbatches, group, pool, recipe.seed)
             for replica in self._statistics.replicas:
                 average_over_batches(replica.values())
         self._statistics_of = -1
@@ -293,7 +293,7 @@ class Engine:
             prepared = learner.prepare(batch.to(self._device), step)
             estimated.begin_step()
             for name in learner.optimized_networks:
-                estimated.map(partial(self._forward, name, prepared, step))
+                estimated.compute(name, partial(self._forward, name, prepared, step), step)
             estimated.end_step()
         self._statistics_of = self._step
 
@@ -362,7 +362,7 @@ class Engine:
                 compiled = torch.compile(self._microbatches.replicas[0][name])
                 with self._autocast():
                     output = compiled(*self._learner.example_inputs(self._batch_size)[name])
-                torch.autograd.grad(output.float().sum(), list(self._learner.networks[name].parameters()))
+                torch.autograd.grad(output.float().sum(), trained(self._learner.networks[name]), materialize_grads=True)
         except Exception as error:
             failure = str(error).strip().splitlines()[0]
             log.warning("torch.compile failed, going on without it: %s", failure)

@@ -9,18 +9,24 @@ within a rank.
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from cifarscale.distributed.all_reduce import Tensors, mean_over_ranks, tree_mean
 from cifarscale.distributed.cpu_pool import CpuPool
 from cifarscale.distributed.group import Group
+from cifarscale.distributed.randomness import seed_torch
+from cifarscale.errors import ConfigError
 from cifarscale.training.learner import Outputs
 
 Loss = Callable[[str, Mapping[str, nn.Module], Any, int], tuple[torch.Tensor, Outputs]]
 """From an update's name, the networks, a microbatch and the step: the loss to descend on, and what else to return."""
+
+
+Result = TypeVar("Result")
 
 
 class Microbatches:
@@ -28,20 +34,36 @@ class Microbatches:
 
     A replica shares the networks' parameters and owns its buffers, so that microbatches can run side by side, and batch
     normalisation sees one microbatch at a time.
+
+    What a network draws from torch's generators, as `nn.Dropout` does, is a function of the seed, the step and the
+    microbatch: the generators are seeded before each. There is one on the CPU for all threads, so microbatches of a
+    network that draws are computed in turn, where others are computed side by side.
     """
 
-    def __init__(self, networks: dict[str, nn.Module], num_microbatches: int, group: Group, pool: CpuPool) -> None:
+    def __init__(
+        self, networks: dict[str, nn.Module], num_microbatches: int, group: Group, pool: CpuPool, seed: int = 0
+    ) -> None:
         """
         Args:
             num_microbatches: of the global batch; 0 for one a rank, summed by all-reduce in whatever order that takes.
+            seed: of what networks draw.
         """
-        self._networks, self._group, self._pool = networks, group, pool
+        self._networks, self._group, self._pool, self._seed = networks, group, pool, seed
+        self._draws: dict[str, bool] = {}
+        """Whether the computation of an update draws, which its first time shows."""
         self._in_order = num_microbatches > 0
         self.total = num_microbatches or group.ranks.world_size
         self.local = self.total // group.ranks.world_size
         self.replicas = [{name: _replica(network) for name, network in networks.items()} for _ in range(self.local)]
         self._averaged = [_buffers(each, averaged=True) for each in (networks, *self.replicas)]
         self._counted = [_buffers(each, averaged=False) for each in (networks, *self.replicas)]
+        self._of_first = [
+            buffer
+            for network in networks.values()
+            for name, buffer in network.named_buffers()
+            if not buffer.is_floating_point() and not name.endswith("num_batches_tracked")
+        ]
+        """Buffers that ranks cannot average, and of which they may have made different things."""
 
     def gradients(self, name: str, loss: Loss, parts: Sequence[Any], step: int) -> tuple[Tensors, list[Outputs]]:
         """The gradients of one network's loss, means over the local microbatches, and the outputs of each microbatch.
@@ -49,27 +71,50 @@ class Microbatches:
         Args:
             parts: the local microbatches of the batch.
         """
-        parameters = list(self._networks[name].parameters())
+        parameters = trained(self._networks[name])
 
         def compute(i: int) -> tuple[Outputs, tuple[torch.Tensor, ...]]:
             value, outputs = loss(name, self.replicas[i], parts[i], step)
-            return tuple(output.detach() for output in outputs), torch.autograd.grad(value, parameters)
+            gradients = torch.autograd.grad(value, parameters, materialize_grads=True)
+            return tuple(output.detach() for output in outputs), gradients
 
-        results = self.map(compute)
+        results = self.compute(name, compute, step)
         return tree_mean([gradients for _, gradients in results]), [outputs for outputs, _ in results]
+
+    def compute(self, name: str, function: Callable[[int], Result], step: int) -> list[Result]:
+        """The function's results for the local microbatches 0 … local - 1, each with draws of its own.
+
+        Args:
+            name: of the update that it computes.
+        Raises: ConfigError if it begins to draw random numbers in the middle of a run.
+        """
+        if self._pool.is_parallel and self._draws.get(name) is False:
+            before = torch.default_generator.get_state()
+            results = self._pool.map(function, range(self.local))
+            if _has_drawn_since(before):
+                raise ConfigError(
+                    f"the {name} draws random numbers since step {step:,}, and did not before: so the microbatches of "
+                    "this step are void. Run the same command again to go on after the last checkpoint"
+                )
+            return results
+        ranks, device = self._group.ranks, next(self._networks[name].parameters()).device
+        results, draws = [], self._draws.get(name, False)
+        for i in range(self.local):
+            seed_torch(device, self._seed, name, step, ranks.rank + i * ranks.world_size)
+            before = torch.default_generator.get_state()
+            results.append(function(i))
+            draws = draws or _has_drawn_since(before)
+        self._draws[name] = draws
+        return results
 
     def exchange(self, name: str, gradients: Tensors) -> None:
         """Sets the gradients of a network's parameters to the means over all ranks."""
-        parameters = self._networks[name].parameters()
+        parameters = trained(self._networks[name])
         for parameter, gradient in zip(
             parameters, mean_over_ranks(gradients, self._group, self._in_order), strict=True
         ):
             same_layout = gradient.stride() == parameter.stride()
             parameter.grad = gradient if same_layout else torch.empty_like(parameter).copy_(gradient)
-
-    def map(self, function: Callable[[int], Any]) -> list[Any]:
-        """The function's results for the local microbatches 0 … local - 1."""
-        return self._pool.map(function, range(self.local))
 
     def begin_step(self) -> None:
         """Gives every replica the networks' buffers."""
@@ -78,12 +123,28 @@ class Microbatches:
                 _copy(mine, original)
 
     def end_step(self) -> None:
-        """Sets the networks' buffers to the means over all microbatches of what the step made of them."""
+        """Sets the networks' buffers to the means over all microbatches of what the step made of them.
+
+        Those that are no floats are those of the first microbatch.
+        """
         original, *copies = self._averaged
         if original:
             _copy(original, mean_over_ranks(tree_mean(copies), self._group, self._in_order))
         original, *copies = self._counted
         _copy(original, copies[0])  # counts of steps
+        if self._group.ranks.world_size > 1:
+            for buffer in self._of_first:
+                dist.broadcast(buffer, src=0)
+
+
+def trained(network: nn.Module) -> list[nn.Parameter]:
+    """The parameters that are not frozen."""
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]
+
+
+def _has_drawn_since(state: torch.Tensor) -> bool:
+    """Whether torch's generator on the CPU has another state."""
+    return not torch.equal(state, torch.default_generator.get_state())
 
 
 def _buffers(networks: Mapping[str, nn.Module], averaged: bool) -> list[torch.Tensor]:

@@ -216,8 +216,8 @@ class MovingAverage:
     def update(self, network: nn.Module, step: int) -> None:
         """Takes in the weights after optimisation step `step`."""
         weight = 1 - min(self._decay, (1 + step) / (10 + step))
-        mine: list[torch.Tensor] = list(self.network.parameters())
-        theirs: list[torch.Tensor] = list(network.parameters())
+        mine: list[torch.Tensor] = [each for each in self.network.parameters() if each.is_floating_point()]
+        theirs: list[torch.Tensor] = [each for each in network.parameters() if each.is_floating_point()]
         torch._foreach_lerp_(mine, theirs, weight)
         if buffers := list(self.network.buffers()):
             torch._foreach_copy_(buffers, list(network.buffers()))

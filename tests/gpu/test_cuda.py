@@ -13,6 +13,7 @@ from torch.nn import functional
 from cifarscale.config.load import load_training_recipe
 from cifarscale.distributed.device import arithmetic, pick_device
 from cifarscale.errors import ConfigError, Interrupted
+from cifarscale.launch.run import prepare, run
 from cifarscale.runs.checkpoint import load_checkpoint, newest_checkpoint
 from cifarscale.runs.options import RunOptions
 from cifarscale.tasks.training import resolve
@@ -121,3 +122,25 @@ def test_two_gpus_give_the_bits_of_one(shards: Path, tmp_path: Path) -> None:
         more = ["--nproc", str(nproc), "--run-dir", str(tmp_path / str(nproc)), "--set", "training.max_steps=60"]
         subprocess.run([*command, *more], check=True)
     Run(tmp_path / "1").assert_same_as(Run(tmp_path / "2"))
+
+
+@pytest.mark.parametrize("name", ["dropout", "noise", "frozen", "integer_buffer", "float64", "bfloat16"])
+def test_unusual_networks_go_on_to_the_same_bits(
+    name: str, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is drawn on the device included."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    modules = f"modules = [{json.dumps(str(Path(__file__).parents[1] / 'odd_networks.py'))}]"
+    path = tmp_path / "odd.toml"
+    path.write_text(f'task = "classifier"\n{modules}\nmodel = {{ name = "{name}" }}\n', encoding="utf-8")
+    recipe = load_training_recipe(str(path), ("training.max_steps=6", "training.log_every=1", "evaluation.every=0"))
+    runs = [prepare(recipe, tmp_path / each, str(shards), RunOptions(device="cuda")) for each in ("whole", "resumed")]
+    stop = StopRequest()
+    stop.after_step = 3
+    for each in runs:
+        each.make_folder()
+    with pytest.raises(Interrupted):
+        run(runs[1].run_dir, runs[1].options, None, stop)
+    for each in runs:
+        run(each.run_dir, each.options)
+    Run(runs[0].run_dir).assert_same_as(Run(runs[1].run_dir))

@@ -13,6 +13,7 @@ from cifarscale.distributed.all_reduce import tree_mean
 from cifarscale.distributed.cpu_pool import CpuPool
 from cifarscale.distributed.group import Group
 from cifarscale.distributed.ranks import Ranks
+from cifarscale.errors import ConfigError
 from cifarscale.tasks.classifier.networks.small_filters_cnn import SmallFiltersCNN
 from cifarscale.training.learner import Outputs
 from cifarscale.training.microbatches import Microbatches
@@ -181,3 +182,42 @@ def test_cores_that_work_apart_compute_on_one_thread_each(num_cores: int) -> Non
 def test_cores_pass_an_error_on(num_cores: int) -> None:
     with pytest.raises(ZeroDivisionError):
         CpuPool(one_core_each=True, num_cores=num_cores).map(lambda item: 1 // item, [1, 0, 2])
+
+
+class Drawing(nn.Module):
+    """Draws from a step on, by torch's generator."""
+
+    def __init__(self, since: int) -> None:
+        super().__init__()
+        self.head, self.since, self.calls = nn.Linear(3072, 10), since, 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        hidden = images.flatten(1)
+        return self.head(F.dropout(hidden) if self.calls > self.since else hidden)
+
+
+def drawn(num_cores: int, steps: int, since: int = 0) -> list[torch.Tensor]:
+    """The logits of microbatches of several steps."""
+    torch.manual_seed(0)
+    module = Drawing(since)
+    microbatches = one_process(module, 4, num_cores)
+    found = []
+    for number in range(steps):
+        torch.manual_seed(num_cores)  # which no longer counts
+        _, outputs = microbatches.gradients("net", loss, cut(4), number)
+        found += [logits for _, logits in outputs]
+    return found
+
+
+def test_what_a_network_draws_does_not_depend_on_the_cores() -> None:
+    one, two = drawn(1, 3), drawn(2, 3)
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+    assert not torch.equal(one[0], one[4])
+
+
+def test_a_network_that_begins_to_draw_beside_others_ends_the_run() -> None:
+    """Where nothing runs side by side, it need not."""
+    drawn(1, 3, since=2)
+    with pytest.raises(ConfigError, match="the net draws random numbers since step 2, and did not before"):
+        drawn(2, 3, since=2)

@@ -3,8 +3,11 @@
 from pathlib import Path
 
 from cifarscale.config.distance import DistanceConfig
+from cifarscale.data.manifest import Manifest
 from cifarscale.errors import ConfigError
 from cifarscale.runs.run_folder import RunFolder
+from cifarscale.tasks.base import task_of
+from cifarscale.tasks.training import TrainingTask
 
 
 def is_split(name: str) -> bool:
@@ -31,6 +34,25 @@ def check_features(config: DistanceConfig, of_sweep: bool = False) -> None:
             "Run: cifarscale train resnet, then add --set distance.features=cnn:RUN, in a sweep --set "
             "set.distance.features=cnn:RUN"
         )
+    require_features(config)
+
+
+def require_features(config: DistanceConfig) -> None:
+    """Raises: ConfigError if the classifier that is named has no features, as a user's own may have none."""
+    kind, _, run = config.features.partition(":")
+    folder = RunFolder(Path(run))
+    if kind != "cnn" or not folder.recipe.exists():
+        return
+    recipe = folder.load_training_recipe()
+    task = task_of(recipe)
+    assert isinstance(task, TrainingTask)
+    if not task.gives_features(recipe, Manifest.load(folder.path)):
+        raise ConfigError(lacks_features(run))
+
+
+def lacks_features(run: str) -> str:
+    """What to say of a run whose network has none."""
+    return f"the network of {run} has no method `features`, which images are compared by; name another classifier"
 
 
 def absolute_paths(config: DistanceConfig) -> dict[str, str]:

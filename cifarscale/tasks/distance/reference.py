@@ -17,7 +17,7 @@ from cifarscale.errors import EvaluationError, short_path
 from cifarscale.evaluation.distance import Collected, Measure
 from cifarscale.evaluation.features import FeatureNetwork, Precision, classifier_features, inception
 from cifarscale.evaluation.frechet import require_samples
-from cifarscale.tasks.distance.needs import is_split
+from cifarscale.tasks.distance.needs import is_split, lacks_features
 from cifarscale.tasks.load import load_classifier
 
 log = logging.getLogger(__name__)
@@ -138,9 +138,7 @@ def _features(config: DistanceConfig, precision: Precision, group: Group, device
     run = Path(config.features.removeprefix("cnn:"))
     trained = load_classifier(run, device)
     if not hasattr(trained.network, "features"):
-        raise EvaluationError(
-            f"the network of {run} has no method `features`, which images are compared by; name another classifier"
-        )
+        raise EvaluationError(lacks_features(str(run)))
     normalise = training_normalisation(trained.manifest, device)
     size = trained.manifest.image_size
     return classifier_features(trained.network, normalise, f"cnn:{run.name}", device, precision, size)

@@ -11,7 +11,7 @@ from cifarscale.errors import ConfigError, short_path
 from cifarscale.runs.options import RunOptions
 from cifarscale.runs.run_folder import RunFolder, default_run_dir
 from cifarscale.tasks.base import PreparedRun
-from cifarscale.tasks.distance.needs import absolute_paths, is_split
+from cifarscale.tasks.distance.needs import absolute_paths, is_split, require_features
 from cifarscale.tasks.distance.recipe import DistanceRecipe
 from cifarscale.tasks.distance.view import DistanceView
 from cifarscale.tasks.measuring import MeasuringTask
@@ -38,6 +38,7 @@ class DistanceTask(MeasuringTask):
             raise ConfigError(
                 "fid needs the images to measure. Add: --set images=RUN, a folder of images, train or test"
             )
+        require_features(recipe.distance)
         shards = _shards(recipe, data)
         changes = absolute_paths(recipe.distance)
         for key in ("images", "save_statistics"):

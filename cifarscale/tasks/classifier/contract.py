@@ -1,0 +1,224 @@
+"""What a user's own code must be like to be trained with, tried on a few images before anything is computed or queued.
+
+What is found here is refused in one line; what passes is trained as torch has it, to the same bits on any number of
+ranks.
+"""
+
+import copy
+import logging
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cifarscale.config.code import kind_of, naming_the_line
+from cifarscale.data.manifest import Manifest
+from cifarscale.data.normalisation import training_normalisation
+from cifarscale.distributed.randomness import seed_torch
+from cifarscale.errors import ConfigError
+from cifarscale.evaluation.accuracy import reduced, values_of
+from cifarscale.tasks.classifier.augmentation import OwnAugmentations
+from cifarscale.tasks.classifier.learner import build_classifier
+from cifarscale.tasks.classifier.recipe import ClassifierRecipe
+from cifarscale.training.microbatches import trained
+
+log = logging.getLogger(__name__)
+
+_CPU = torch.device("cpu")
+_TRAINABLE = (torch.float32, torch.float64, torch.bfloat16)
+_OF_GPUS = re.compile(r"cuda|gpu|triton|nvidia|not implemented for '(\w+)'", re.IGNORECASE)
+"""What errors say that code raises which needs a GPU."""
+
+
+def check_contract(recipe: ClassifierRecipe, manifest: Manifest, is_for_gpu: bool) -> None:
+    """Tries the network, the augmentations and the metrics of a recipe that names a user's own code.
+
+    Args:
+        is_for_gpu: whether the run will have a GPU: what fails here for want of one is then only a warning.
+    Raises: ConfigError for what cannot be trained, or not to the same bits each time.
+    """
+    with torch.random.fork_rng(devices=[]):
+        try:
+            _Trial(recipe, manifest).check_network()
+        except ConfigError as error:
+            if not (is_for_gpu and error.__cause__ and _OF_GPUS.search(str(error.__cause__))):
+                raise
+            log.warning("not tried before it runs on a GPU: %s", error)
+        _check_augmentations(recipe, manifest)
+        _check_metrics(recipe, manifest)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A network after a step, and what the step has computed."""
+
+    network: nn.Module
+    outputs: list[Tensor]
+
+
+class _Trial:
+    """A network with freshly drawn weights on the CPU, and images to try it on."""
+
+    def __init__(self, recipe: ClassifierRecipe, manifest: Manifest) -> None:
+        self._recipe, self._manifest = recipe, manifest
+        self._what = f"network {recipe.model.name!r}"
+        self._network = build_classifier(recipe, manifest, _CPU)
+
+    def check_network(self) -> None:
+        """Raises: ConfigError for the first thing that cannot be trained."""
+        self._check_parameters()
+        size = self._recipe.training.global_batch_size // (self._recipe.training.microbatches or 1)
+        first = self._step(min(size, 2))
+        self._check_buffers(first.network)
+        again = self._step(min(size, 2))
+        if not (
+            _same(first.outputs, again.outputs) and _same(list(first.network.buffers()), list(again.network.buffers()))
+        ):
+            raise self._refused(
+                "gives other numbers when it computes the same images again: it draws from another generator than "
+                "torch's own, which is seeded for each microbatch. Draw by torch.rand and its like, or nn.Dropout"
+            )
+        self._check_evaluation()
+
+    def _check_parameters(self) -> None:
+        network = self._network
+        if not trained(network):
+            frozen = " but frozen ones" if any(True for _ in network.parameters()) else ""
+            raise self._refused(f"has no parameters{frozen}: there is nothing to train")
+        for name, parameter in network.named_parameters():
+            if parameter.requires_grad and parameter.dtype not in _TRAINABLE:
+                raise self._refused(
+                    f"has the parameter {name} of {_dtype(parameter)}, and parameters are of float32, float64 or "
+                    "bfloat16. Keep it in float32; training.precision says what is computed in less"
+                )
+        for name, value in network.state_dict().items():
+            if not isinstance(value, Tensor):
+                raise self._refused(f"has state that is no tensor, {name}, and checkpoints hold tensors: use a buffer")
+        try:
+            copy.deepcopy(network)
+        except Exception as error:
+            raise self._refused(
+                f"cannot be copied ({type(error).__name__}: {_first_line(error)}), and each microbatch has a copy. "
+                "Keep in it only modules, parameters, buffers and plain values"
+            ) from error
+
+    def _step(self, size: int) -> _Step:
+        """What training on so many images makes of a copy of the network."""
+        network = copy.deepcopy(self._network).train()
+        seed_torch(_CPU, 0, self._what, 0, 0)
+        logits = self._logits(network, size)
+        if not logits.requires_grad:
+            raise self._refused("returns logits that do not depend on its parameters; are they detached?")
+        loss = F.cross_entropy(logits, torch.arange(size) % logits.shape[1])
+        gradients = torch.autograd.grad(loss, trained(network), allow_unused=True)
+        names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+        unused = [name for name, gradient in zip(names, gradients, strict=True) if gradient is None]
+        if unused:
+            log.info("%s does not use %s: the gradients of what a step does not use are 0", self._what, _listed(unused))
+        used = {name: gradient for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
+        for name, tensor in {"logits": logits, **{f"gradients of {name}": each for name, each in used.items()}}.items():
+            if not tensor.isfinite().all():
+                raise self._refused(f"gives {name} that are not finite, for ordinary images and fresh weights")
+        return _Step(network, [logits.detach(), *used.values()])
+
+    def _check_buffers(self, after: nn.Module) -> None:
+        """Compares the network with what a step has made of it."""
+        before, now = self._network.state_dict(), after.state_dict()
+        if changed := [name for name in before.keys() | now.keys() if _shape(before, name) != _shape(now, name)]:
+            raise self._refused(
+                f"has {_listed(sorted(changed))} only after it has computed, or of another shape then. Make it in the "
+                "constructor, of a shape that does not depend on the batch"
+            )
+        was = dict(self._network.named_buffers())
+        for name, buffer in after.named_buffers():
+            if name not in now and not torch.equal(buffer, was[name]):
+                raise self._refused(
+                    f"changes the buffer {name} while it trains, and does not save it: a run that goes on would have "
+                    "lost it. Register it without persistent=False"
+                )
+
+    def _check_evaluation(self) -> None:
+        network = copy.deepcopy(self._network).eval()
+        before = torch.default_generator.get_state(), [buffer.clone() for buffer in network.buffers()]
+        with torch.inference_mode():
+            for size in (3, 1):
+                self._logits(network, size)
+        if not torch.equal(before[0], torch.default_generator.get_state()):
+            raise self._refused(
+                "draws random numbers also in evaluation. Give nn.functional.dropout training=self.training"
+            )
+        names = [name for name, _ in network.named_buffers()]
+        for name, buffer, was in zip(names, network.buffers(), before[1], strict=True):
+            if not torch.equal(buffer, was):
+                raise self._refused(f"changes the buffer {name} also in evaluation. Change it only if self.training")
+
+    def _logits(self, network: nn.Module, size: int) -> Tensor:
+        """Of so many images, in the recipe's precision. Raises: ConfigError if they are no logits."""
+        images = training_normalisation(self._manifest, _CPU)(_images(size, self._manifest))
+        in_bf16 = self._recipe.training.precision == "bf16"
+        with naming_the_line(self._what, self._recipe.code), torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
+            logits: Any = network(images)
+        wanted = (size, self._manifest.spec.num_classes)
+        if not isinstance(logits, Tensor) or tuple(logits.shape) != wanted or not logits.is_floating_point():
+            raise self._refused(
+                f"returns {kind_of(logits)} for {size} image{'s' if size > 1 else ''}, and not logits: real numbers of "
+                f"shape {wanted}, a row for each image and a column for each class"
+            )
+        return logits
+
+    def _refused(self, why: str) -> ConfigError:
+        return ConfigError(f"{self._what} {why}")
+
+
+def _check_augmentations(recipe: ClassifierRecipe, manifest: Manifest) -> None:
+    num_microbatches = recipe.training.microbatches or 1
+    size = num_microbatches * min(recipe.training.global_batch_size // num_microbatches, 2)
+    for name, section in recipe.augmentation.own.items():
+        alone = recipe.augmentation.model_copy(update={"own": {name: section}})
+        augment = OwnAugmentations(recipe.model_copy(update={"augmentation": alone}))
+        images = [augment(_images(size, manifest), range(size), 0) for _ in range(2)]
+        if not images[0].isfinite().all():
+            raise ConfigError(f"augmentation {name!r} gives pixels that are not finite, for ordinary images")
+        if not torch.equal(*images):
+            raise ConfigError(
+                f"augmentation {name!r} makes something else of the same images each time: it draws from a generator "
+                "of its own. Draw from `draws`, or by torch.rand and its like"
+            )
+
+
+def _check_metrics(recipe: ClassifierRecipe, manifest: Manifest) -> None:
+    size, classes = 3, manifest.spec.num_classes
+    logits = torch.arange(size * classes).mul(37).remainder(11).view(size, classes).float()
+    for metric in recipe.own_metrics:
+        reduced(metric, values_of(metric, logits, torch.arange(size) % classes))
+
+
+def _images(size: int, manifest: Manifest) -> Tensor:
+    """(size, 3, H, W) uint8 of all values, channels last as the readers deliver them."""
+    channels, height, width = manifest.spec.image_shape
+    pixels = torch.arange(size * height * width * channels).mul(37).remainder(251)
+    return pixels.to(torch.uint8).view(size, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _same(some: list[Tensor], others: list[Tensor]) -> bool:
+    return all(torch.equal(one, other) for one, other in zip(some, others, strict=True))
+
+
+def _shape(state: dict[str, Tensor], name: str) -> torch.Size | None:
+    return state[name].shape if name in state else None
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "")
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - 3
+    return ", ".join(names[:3]) + (f" and {more} more" if more > 0 else "")
