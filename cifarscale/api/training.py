@@ -22,6 +22,7 @@ def train(
     device: str = "auto",
     run_dir: str | Path | None = None,
     num_workers: int = 0,
+    digests: bool = False,
 ) -> Run:
     """Trains a recipe on this machine, or goes on with its run; returns at once if that is complete.
 
@@ -36,11 +37,12 @@ def train(
         device: `auto`, `cpu` or `cuda`.
         run_dir: None for the recipe's own, `runs/NAME-HASH`.
         num_workers: reading processes a rank, where the recipe streams its data.
+        digests: whether digests.jsonl keeps a digest of each tensor after each step, by which runs can be compared.
     Raises: CifarscaleError with the text that the command line prints.
     """
     loaded = require_training(recipe_of(recipe, set, seed=seed), name_of(recipe))
     batch_size_per_rank(loaded, nproc)
-    options = RunOptions(device=device, num_workers=num_workers)
+    options = RunOptions(device=device, num_workers=num_workers, digests=digests)
     prepared = prepare(loaded, folder_for(recipe, loaded, run_dir), str(data) if data else None, options)
     was_complete = prepared.result() is not None
     if not was_complete:

@@ -54,12 +54,14 @@ class Comparison:
     Attributes:
         deviation: largest relative difference; 0 where they are equal in every bit.
         allowed: what the recipe promises; NOT_PROMISED for what follows from rounding.
+        first: the first step in which the runs differ, and what differs after it; empty where nothing does.
     """
 
     what: str
     metric: str
     deviation: float
     allowed: float
+    first: str = ""
 
     @property
     def holds(self) -> bool:
@@ -93,9 +95,8 @@ def verify(
     device = "cuda" if profile.gpus_per_node else "cpu"
 
     def prepared(name: str) -> PreparedRun:
-        return prepare(
-            recipe, folder / name, data, RunOptions(device=device, patience_s=PATIENCE_S, timeouts=profile.timeouts)
-        )
+        options = RunOptions(device=device, patience_s=PATIENCE_S, timeouts=profile.timeouts, digests=True)
+        return prepare(recipe, folder / name, data, options)
 
     plan = make_plan(recipe, profile, nodes)
     other_profile, other_nodes = _other_ranks(profile, plan)
@@ -126,15 +127,38 @@ def compare(one: Path, other: Path, what: str, allowed: float) -> list[Compariso
     apart = {key: _apart(losses[0][key], losses[1][key]) for key in losses[0]}
     weights = _weights_apart(_networks(one), _networks(other))
     later = 0.0 if allowed == 0 else NOT_PROMISED
+    first = first_difference(one, other)
     comparisons = [
-        Comparison(what, "losses of all steps", max(apart.values(), default=0.0), later),
-        Comparison(what, "final weights", weights, later),
+        Comparison(what, "losses of all steps", max(apart.values(), default=0.0), later, first),
+        Comparison(what, "final weights", weights, later, first),
     ]
     if allowed == 0:
         return comparisons
-    first = min(step for step, _ in apart)
-    loss = max(value for (step, name), value in apart.items() if step == first and name.endswith("loss"))
-    return [Comparison(what, "loss of the first step", loss, allowed), *comparisons]
+    begin = min(step for step, _ in apart)
+    loss = max(value for (step, name), value in apart.items() if step == begin and name.endswith("loss"))
+    return [Comparison(what, "loss of the first step", loss, allowed, first), *comparisons]
+
+
+def first_difference(one: Path, other: Path) -> str:
+    """The first step in which two runs differ, with what differs: the loss, and tensors by name; empty for none."""
+    mine, theirs = _by_step(one), _by_step(other)
+    for step in sorted(mine.keys() & theirs.keys()):
+        names = [name for name, value in mine[step].items() if value != theirs[step].get(name, value)]
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            return f"step {step:,}: {', '.join(names[:3])}{more}"
+    return ""
+
+
+def _by_step(run: Path) -> dict[int, dict[str, float]]:
+    """The loss of each step, and a digest of each tensor after it."""
+    steps: dict[int, dict[str, float]] = {}
+    for (step, key), value in _losses(run).items():
+        if key.endswith("loss"):
+            steps.setdefault(step, {})[key] = value
+    for line in read_metrics(RunFolder(run).digests):
+        steps.setdefault(line["step"], {}).update({key: value for key, value in line.items() if key != "step"})
+    return steps
 
 
 def _other_ranks(profile: Profile, plan: Plan) -> tuple[Profile, int]:
@@ -218,6 +242,7 @@ class _Here:
                     str(prepared.options.shards),
                     "--nproc",
                     str(plan.world_size),
+                    *(["--digests"] if prepared.options.digests else []),
                 ),
             ],
             stdout=subprocess.DEVNULL,

@@ -18,6 +18,7 @@ from cifarscale.errors import short_path
 @click.option(
     "--num-workers", type=click.IntRange(min=0), default=0, help="Reading processes per rank (data.reader = streaming)."
 )
+@click.option("--digests", is_flag=True, help="Keep a digest of each tensor after each step, to compare runs by.")
 @wandb_option
 def train(
     recipe: str,
@@ -27,6 +28,7 @@ def train(
     overrides: tuple[str, ...],
     run_dir: Path | None,
     num_workers: int,
+    digests: bool,
     wandb: str | None,
 ) -> None:
     """Train RECIPE (a name from `cifarscale jobs list`, or a .toml file).
@@ -45,6 +47,7 @@ def train(
         device=device,
         run_dir=run_dir,
         num_workers=num_workers,
+        digests=digests,
     )
     folder, result = short_path(run.path), run.result
     assert result is not None

@@ -43,8 +43,9 @@ def verify(
     folder = folder or RUNS_ROOT / ".verify" / f"{short.name}-{recipe_hash(short)}-{chosen.name}-{nodes}"
     comparisons = verify_runs(short, chosen, nodes, data, folder, lambda text: click.echo(text, err=True))
     _show(comparisons)
-    if not all(comparison.holds for comparison in comparisons):
-        click.echo(f"error: the promise does not hold here. What was run is in {folder}", err=True)
+    if broken := [comparison for comparison in comparisons if not comparison.holds]:
+        where = f": {broken[0].what}, the run differs first in {broken[0].first}" if broken[0].first else ""
+        click.echo(f"error: the promise does not hold here{where}. What was run is in {folder}", err=True)
         sys.exit(1)
     click.echo(f"The promise holds here: {short.name}, {steps} steps, profile {chosen.name}, {nodes} nodes.")
 

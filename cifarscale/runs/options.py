@@ -34,6 +34,7 @@ class RunOptions:
         num_workers: reading processes a rank, for the streaming reader.
         patience_s: how long to wait for another process that still writes the run folder, before it is refused.
         timeouts: how long ranks wait for each other.
+        digests: whether a digest of each tensor is kept after each step, for `verify`.
     """
 
     shards: Path | None = None
@@ -41,6 +42,7 @@ class RunOptions:
     num_workers: int = 0
     patience_s: float = 0
     timeouts: Timeouts = Timeouts()
+    digests: bool = False
 
     def __post_init__(self) -> None:
         if self.device not in DEVICES:

@@ -69,6 +69,11 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def digests(self) -> Path:
+        """Of each tensor after each step, where the run keeps them."""
+        return self.path / "digests.jsonl"
+
+    @property
     def result_file(self) -> Path:
         return self.path / "result.json"
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ class MetricsLog:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def log(self, step: int, values: dict[str, float]) -> None:
+    def log(self, step: int, values: Mapping[str, float]) -> None:
         """Raises: CifarscaleError if the disk is full."""
         line = json.dumps({"step": step, **values}, allow_nan=False) + "\n"
         with writing_to(self._path), self._path.open("a", encoding="utf-8") as file:

@@ -52,6 +52,9 @@ class Observer(Protocol):
     def started(self, step: int) -> None:
         """Training goes on after `step` (0 at first); whatever was reported of later steps is void."""
 
+    def stepped(self, step: int, networks: Mapping[str, nn.Module]) -> None:
+        """A step is done, and has made this of the networks."""
+
     def saving(self) -> None:
         """A checkpoint is about to be written; what was reported must outlive it."""
 
@@ -200,6 +203,8 @@ class Engine:
         for name, average in self._averages.items():
             average.update(self._learner.networks[name], self._step)
         self._buffer.add(logged)
+        if self._group.ranks.is_first:
+            self._observer.stepped(self._step, self._learner.networks)
 
     def _loss(
         self, update: str, networks: Mapping[str, nn.Module], part: Any, step: int

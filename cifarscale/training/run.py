@@ -4,12 +4,13 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from cifarscale.config.load import recipe_hash
 from cifarscale.config.ranks import batch_size_per_rank
@@ -20,7 +21,7 @@ from cifarscale.distributed.cpu_pool import CpuPool
 from cifarscale.distributed.device import arithmetic, device_name, pick_device
 from cifarscale.distributed.group import Group, process_group
 from cifarscale.distributed.ranks import ranks_from_environment
-from cifarscale.errors import Interrupted, RunError
+from cifarscale.errors import Interrupted, RunError, is_want_of_memory
 from cifarscale.runs.checkpoint_files import checkpoint_step
 from cifarscale.runs.environment import describe_environment
 from cifarscale.runs.files import write_json_atomically, write_text_atomically
@@ -33,6 +34,7 @@ from cifarscale.tracking.sink import Sink, Sinks
 from cifarscale.tracking.wandb_mode import wandb_mode
 from cifarscale.tracking.wandb_sink import Media, sinks_of
 from cifarscale.training.cost import Cost, check_budget, count_parameters
+from cifarscale.training.digest import digests_of
 from cifarscale.training.engine import Engine, newest_on_first
 from cifarscale.training.learner import Learner, LearnerContext
 from cifarscale.training.signals import StopRequest, stop_on_signals
@@ -103,7 +105,7 @@ def _in_our_words(device: torch.device) -> Iterator[None]:
                 f"{operation[1]} gives other bits each time on a GPU, and training.microbatches promises the same. "
                 "Take another layer in its place, or --set training.microbatches=0"
             ) from error
-        if not isinstance(error, MemoryError) and not re.search("out of memory|can't allocate memory", message):
+        if not is_want_of_memory(error):
             raise
         message = message[message.find(": ") + 1 :].strip()
         raise RunError(
@@ -141,7 +143,7 @@ def _run(
     assert data is not None
     try:
         context = LearnerContext(folder, data, group, _pool(recipe, device), device)
-        result = _train(trainee, recipe, context, sinks, options.num_workers, stopping)
+        result = _train(trainee, recipe, context, sinks, options, stopping)
     except BaseException as end:
         if group.ranks.is_first and isinstance(end, Exception) and not isinstance(end, Interrupted):
             folder.note_error(end)
@@ -160,7 +162,7 @@ def _train(
     recipe: TrainingRecipe,
     context: LearnerContext,
     sinks: Sink,
-    num_workers: int,
+    options: RunOptions,
     stopping: AbstractContextManager[StopRequest],
 ) -> dict[str, Any]:
     """Trains to the end, and writes the result."""
@@ -176,12 +178,13 @@ def _train(
     stages = [*(stage for stage in others if stage.until > trained), final]
     max_steps = recipe.training.max_steps
     with TrainingProgress(recipe.name, max_steps, trainee.progress_metrics) as progress, stopping as stop:
-        observer = _Observer(sinks, progress, MetricsLog(folder.metrics))
+        digests = MetricsLog(folder.digests) if options.digests else None
+        observer = _Observer(sinks, progress, MetricsLog(folder.metrics), digests)
         for stage in stages:
             learner = trainee.build(stage.recipe, context)
             parameters = sum(count_parameters(network) for network in learner.networks.values())
             check_budget(parameters, recipe.budget)
-            reader = data.reader(stage.recipe, group, num_workers)
+            reader = data.reader(stage.recipe, group, options.num_workers)
             engine = Engine(
                 stage, recipe_hash(recipe), learner, reader, group, pool, device, folder.checkpoints, observer, stop
             )
@@ -232,10 +235,14 @@ def _last_rate(folder: RunFolder) -> float:
 class _Observer:
     """Passes what the engine reports to the sinks and to the progress display."""
 
-    def __init__(self, sinks: Sink, progress: TrainingProgress, metrics: MetricsLog) -> None:
-        self._sinks, self._progress, self._metrics = sinks, progress, metrics
+    def __init__(
+        self, sinks: Sink, progress: TrainingProgress, metrics: MetricsLog, digests: MetricsLog | None
+    ) -> None:
+        self._sinks, self._progress, self._metrics, self._digests = sinks, progress, metrics, digests
 
     def started(self, step: int) -> None:
+        if self._digests:
+            self._digests.started(step)
         self._sinks.started(step)
         self._progress.start_at(step)
 
@@ -246,6 +253,10 @@ class _Observer:
     def evaluated(self, step: int, values: dict[str, float]) -> None:
         self._sinks.log(step, self._dated(values))
         self._progress.evaluated(step, values)
+
+    def stepped(self, step: int, networks: Mapping[str, nn.Module]) -> None:
+        if self._digests:
+            self._digests.log(step, digests_of(networks))
 
     def saving(self) -> None:
         self._metrics.flush()
