@@ -26,11 +26,27 @@ def api_page() -> str:
 
 def _entry(name: str, value: Any) -> str:
     parts = [f"## {name}", _described(value)]
-    if inspect.isclass(value):
+    if inspect.ismodule(value):
+        parts += [part for member in _of_module(value) for part in _parts_of(name, *member)]
+    elif inspect.isclass(value):
         parts += [_member(name, *member) for member in _members(value)]
     else:
         parts.insert(1, _code(_signature(value)))
     return "\n\n".join(parts) + "\n"
+
+
+def _of_module(module: Any) -> Iterator[tuple[str, Any]]:
+    """The public functions and classes that a module itself has, in the order in which they are written."""
+    for name, value in vars(module).items():
+        if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__:
+            yield name, value
+
+
+def _parts_of(module: str, name: str, value: Any) -> list[str]:
+    if not inspect.isclass(value):
+        return [_member(module, name, value, is_method=False)]
+    members = [_member(f"{module}.{name}", *member) for member in _members(value)]
+    return [f"### {module}.{name}\n\n{_described(value)}", *members]
 
 
 def _members(kind: type) -> Iterator[tuple[str, Any]]:
@@ -40,10 +56,10 @@ def _members(kind: type) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _member(owner: str, name: str, value: Any) -> str:
+def _member(owner: str, name: str, value: Any, is_method: bool = True) -> str:
     if isinstance(value, property):
         return f"### {owner}.{name}\n\n{_described(value.fget)}"
-    return f"### {owner}.{name}\n\n{_code(_signature(value, is_method=True))}\n\n{_described(value)}"
+    return f"### {owner}.{name}\n\n{_code(_signature(value, is_method))}\n\n{_described(value)}"
 
 
 def _signature(function: Any, is_method: bool = False) -> str:
@@ -64,7 +80,9 @@ def _parts(arguments: ast.arguments) -> Iterator[str]:
     without = [None] * (len(arguments.args) - len(arguments.defaults))
     for argument, default in zip(arguments.args, [*without, *arguments.defaults], strict=True):
         yield _part(argument, default)
-    if arguments.kwonlyargs:
+    if arguments.vararg:
+        yield f"*{_unquoted(arguments.vararg)}"
+    elif arguments.kwonlyargs:
         yield "*"
     for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
         yield _part(argument, default)
