@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from cifarscale.config.load import load_training_recipe
 from cifarscale.config.recipe import Recipe
@@ -83,6 +83,20 @@ class Run:
             raise ConfigError(f"count = {count} is not valid; it takes at least 1")
         with settings_kept():
             return load_generator(self.path, pick_device(device)).generate(seed, count, class_name)
+
+    def export(self, path: str | Path, *, pixels: Literal["float", "uint8"] = "float", force: bool = False) -> Path:
+        """Writes what was trained to a file that is read without this package, as `cifarscale export` does.
+
+        Args:
+            path: a .pt2 (torch.export) or .onnx file for the network with its normalisation, a .safetensors file for
+                its weights.
+            pixels: of images that go in or come out: floats from 0 to 1, or whole numbers from 0 to 255.
+            force: whether to replace a file that is there.
+        Raises: ConfigError for a name or a package that is missing; RunError if the network cannot be exported.
+        """
+        from cifarscale.tasks.export import export
+
+        return export(self.path, Path(path), pixels, force).path
 
 
 class Sweep(Run):

@@ -9,6 +9,7 @@ import click
 from cifarscale.cli.dashboard import dashboard
 from cifarscale.cli.doctor import doctor
 from cifarscale.cli.evaluate import evaluate, predict
+from cifarscale.cli.export import export
 from cifarscale.cli.fid import fid
 from cifarscale.cli.generate import generate
 from cifarscale.cli.jobs import jobs, models
@@ -72,7 +73,7 @@ def main(debug: bool, trust_code: bool) -> None:
 
 _SECTIONS: dict[str, tuple[click.Command, ...]] = {
     "Data, recipes and profiles": (shards, jobs, models, profiles),
-    "On this machine": (train, evaluate, predict, generate, fid, sweep),
+    "On this machine": (train, evaluate, predict, generate, fid, sweep, export),
     "On a cluster": (submit, status, logs, why, cancel, doctor, verify),
     "Anywhere": (runs, sweep_status, report, sync, dashboard),
 }

@@ -2,9 +2,10 @@
 
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,6 +24,29 @@ from cifarscale.errors import RunError
 TOP = 5
 CHUNK = 64
 """Images generated at a time: fixed, so that an image does not depend on how many are wanted."""
+Pixels = Literal["float", "uint8"]
+"""Of images that go into an exported network, or come out of one: floats from 0 to 1, or bytes from 0 to 255."""
+
+
+@dataclass(frozen=True)
+class Portable:
+    """A trained network as it is used without this package.
+
+    Attributes:
+        module: from the inputs, in their order, to one tensor; in evaluation mode.
+        inputs: gives examples of the inputs by name, each (N, …), for a number of samples N.
+        output: what comes out, by name.
+    """
+
+    module: nn.Module
+    inputs: Callable[[int], dict[str, torch.Tensor]]
+    output: str
+
+
+def example_images(count: int, shape: tuple[int, int, int], pixels: Pixels) -> torch.Tensor:
+    """Images (count, *shape) of noise, the same at each call."""
+    noise = torch.randint(0, 256, (count, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return noise if pixels == "uint8" else noise / 255
 
 
 @dataclass(frozen=True)
@@ -35,6 +59,17 @@ class Trained:
     """In evaluation mode: the moving average of the weights where the recipe keeps one."""
     step: int
     device: torch.device
+
+    def portable(self, pixels: Pixels) -> Portable:
+        """The network with all that stands between it and images as they are.
+
+        Raises: RunError if the task does not say what that is; its weights can be exported nevertheless.
+        """
+        raise RunError(
+            f"task {self.recipe.task!r} does not say what its network takes and gives, so its weights alone can be "
+            "exported. Run: cifarscale export RUN --to model.safetensors; or add `portable` to what the task's `load` "
+            "returns (docs/extending.md)"
+        )
 
 
 @dataclass(frozen=True)
@@ -65,6 +100,13 @@ class TrainedClassifier(Trained):
             [(names[label], value) for label, value in zip(labels, values, strict=True)]
             for labels, values in zip(top.indices.tolist(), top.values.tolist(), strict=True)
         ]
+
+    def portable(self, pixels: Pixels) -> Portable:
+        """Images (N, C, H, W) to logits (N, num_classes)."""
+        shape = self.manifest.spec.image_shape
+        return Portable(
+            Normalised(self).eval(), lambda count: {"images": example_images(count, shape, pixels)}, "logits"
+        )
 
 
 class Normalised(nn.Module):

@@ -1,11 +1,12 @@
 """The images that a generator draws."""
 
 import torch
+from torch import nn
 
 from cifarscale.data.images import ImageSet
 from cifarscale.distributed.randomness import normals
 from cifarscale.tasks.gan.networks.dcgan import Generator
-from cifarscale.tasks.trained import CHUNK, TrainedGenerator
+from cifarscale.tasks.trained import CHUNK, Pixels, Portable, TrainedGenerator
 from cifarscale.tracking.samples import to_uint8
 
 
@@ -49,6 +50,22 @@ def generated_images(
     return ImageSet("generated", count, images, images.labels(range(count)))
 
 
+class WithPixels(nn.Module):
+    """A generator whose images have pixels as files have them, in place of values in [-1, 1].
+
+    From latents (N, latent_size), standard normal, and labels (N,) int64 where it knows classes, to images
+    (N, 3, H, W).
+    """
+
+    def __init__(self, generator: Generator, pixels: Pixels) -> None:
+        super().__init__()
+        self.generator, self._pixels = generator, pixels
+
+    def forward(self, latents: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        images: torch.Tensor = self.generator(latents, labels)
+        return to_uint8(images) if self._pixels == "uint8" else images.add(1).div(2)
+
+
 class TrainedGan(TrainedGenerator):
     """The generator of a run."""
 
@@ -63,3 +80,14 @@ class TrainedGan(TrainedGenerator):
 
     def images(self, seed: int, count: int, label: int | None = None) -> ImageSet:
         return generated_images(self._generator, seed, count, self.device, label)
+
+    def portable(self, pixels: Pixels) -> Portable:
+        """Latents, and labels where it knows classes, to images: `WithPixels`."""
+        generator = self._generator
+
+        def inputs(count: int) -> dict[str, torch.Tensor]:
+            latents = normals(0, "generate", 0, range(count), generator.latent_size)
+            classes = {"labels": torch.arange(count) % generator.num_classes} if generator.num_classes else {}
+            return {"latents": latents, **classes}
+
+        return Portable(WithPixels(generator, pixels).eval(), inputs, "images")
