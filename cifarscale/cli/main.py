@@ -15,8 +15,9 @@ from cifarscale.cli.generate import generate
 from cifarscale.cli.jobs import jobs, models
 from cifarscale.cli.profiles import profiles
 from cifarscale.cli.report import report
+from cifarscale.cli.runs import runs
 from cifarscale.cli.shards import shards
-from cifarscale.cli.status import cancel, logs, runs, status
+from cifarscale.cli.status import cancel, logs, status
 from cifarscale.cli.submit import submit
 from cifarscale.cli.sweep import sweep, sweep_status
 from cifarscale.cli.sync import sync

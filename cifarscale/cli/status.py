@@ -1,4 +1,4 @@
-"""`cifarscale status`, `runs`, `logs` and `cancel`: what became of what one has started."""
+"""`cifarscale status`, `logs` and `cancel`: what became of what one has submitted."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -40,31 +40,6 @@ def status(job_or_run: str | None, goodput: bool) -> None:
     _show_jobs([run_status(run_dir)])
     if goodput:
         _show_goodput(run_dir)
-
-
-@click.command(short_help="List runs and their results.")
-@click.argument("folder", default="runs", type=click.Path(file_okay=False, path_type=Path))
-def runs(folder: Path) -> None:
-    """List all run folders below FOLDER (default: runs) with their state and result."""
-    from rich.console import Console
-    from rich.table import Column, Table
-
-    from cifarscale.runs.run_folder import run_folders
-    from cifarscale.slurm.status import run_statuses
-
-    folders = run_folders(folder)
-    if not folders:
-        click.echo(f"there are no runs in {folder}. Run: cifarscale train RECIPE")
-        return
-    table = Table(Column("run", overflow="fold"), "state", Column("step", justify="right"), "result")
-    statuses = run_statuses(folders)
-    for status in statuses:
-        table.add_row(status.run_dir.name, status.state, _steps(status), _outcome(status.run_dir))
-    console = Console()
-    console.print(table)
-    for status in statuses:
-        if status.state in ("damaged", "failed"):
-            console.print(f"{status.run_dir.name}: {status.reason}", markup=False, highlight=False, soft_wrap=True)
 
 
 @click.command(short_help="Print the log of a rank of a job.")
@@ -147,7 +122,7 @@ def _show_jobs(statuses: "list[RunStatus]") -> None:
             each.job_id or "–",
             each.job_state or "–",
             each.state,
-            _steps(each),
+            steps(each),
             "–" if each.loss is None else f"{each.loss:.3f}",
             "–" if each.images_per_second is None else f"{each.images_per_second:,.0f}",
             "–" if each.restarts is None else str(each.restarts + 1),
@@ -171,16 +146,8 @@ def _show_goodput(run_dir: Path) -> None:
     Console().print(table)
 
 
-def _outcome(run_dir: Path) -> str:
-    from cifarscale.runs.run_folder import RunFolder
-    from cifarscale.tasks.base import task_of
-
-    folder = RunFolder(run_dir)
-    result = folder.result()
-    return "–" if result is None else task_of(folder.load_recipe()).view.outcome(result)
-
-
-def _steps(status: "RunStatus") -> str:
+def steps(status: "RunStatus") -> str:
+    """How far a run has come."""
     if status.max_steps is None:
         return "–"
     return f"{status.step or 0:,}/{status.max_steps:,}"

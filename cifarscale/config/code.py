@@ -92,9 +92,14 @@ def load_module(module: str, where: str) -> str:
     return code.digest
 
 
+def code_files(digest: str) -> dict[str, bytes]:
+    """What is in each file of code that is imported, by its path."""
+    return _IMPORTED[digest].files
+
+
 def save_code(digest: str, run_dir: Path) -> None:
     """Copies imported code into a run folder."""
-    for name, content in _IMPORTED[digest].files.items():
+    for name, content in code_files(digest).items():
         path = run_dir / FOLDER / name
         with writing_to(path):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -131,10 +131,15 @@ def recipe_toml(recipe: Recipe) -> str:
     return tomli_w.dumps(resolved(recipe))
 
 
+def computed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a recipe, by plain or by dotted keys, but for its name and who is told of it."""
+    return {key: value for key, value in values.items() if key.partition(".")[0] not in _NOT_COMPUTED}
+
+
 def recipe_hash(recipe: Recipe) -> str:
     """Eight hexadecimal digits of what the recipe computes: all of it, resolved, but its name, its budget, and who is
     told of it."""
-    values = {key: value for key, value in resolved(recipe).items() if key not in _NOT_COMPUTED}
+    values = computed(resolved(recipe))
     for key, value in UNHASHED_VALUES.items():
         section, _, last = key.rpartition(".")
         holder = values.get(section) if section else values

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cifarscale.config.code import FOLDER, save_code
-from cifarscale.config.load import load_recipe, recipe_hash, recipe_toml, require_training
-from cifarscale.config.recipe import Recipe, TrainingRecipe
-from cifarscale.errors import CifarscaleError, RunError, short_path
+from cifarscale.config.load import computed, load_recipe, recipe_hash, recipe_toml, require_training
+from cifarscale.config.lookup import read_toml
+from cifarscale.config.recipe import Recipe, TrainingRecipe, resolved
+from cifarscale.errors import CifarscaleError, ConfigError, RunError, short_path, typed
 from cifarscale.runs.checkpoint_files import checkpoint_files
 from cifarscale.runs.files import write_json_atomically, write_text_atomically
 from cifarscale.runs.lease import lease
@@ -37,10 +38,23 @@ def default_run_dir(recipe: Recipe) -> Path:
 def folder_of(name_or_path: str, recipe: Recipe) -> Path | None:
     """The folder of a run or a sweep whose own recipe.toml is named, and unchanged: it is what goes on then."""
     path = Path(name_or_path)
-    begun = any((path.parent / name).is_file() for name in ("manifest.json", "base.toml"))
-    if path.name != "recipe.toml" or not begun or recipe_hash(load_recipe(name_or_path)) != recipe_hash(recipe):
+    is_made = RunFolder(path.parent).is_made
+    if path.name != "recipe.toml" or not is_made or recipe_hash(load_recipe(name_or_path)) != recipe_hash(recipe):
         return None
     return path.parent
+
+
+def run_of_other_code(recipe: TrainingRecipe, run_dir: Path) -> Path | None:
+    """The newest run beside a folder that differs in nothing but the code; None if there is none, or no code."""
+    wanted = {**resolved(recipe), "code": ""}
+    for folder in reversed(run_folders(run_dir.parent) if recipe.code else []):
+        if folder.resolve() == run_dir.resolve():
+            continue
+        with suppress(ConfigError, OSError):
+            own = read_toml(folder / "recipe.toml")
+            if own.get("code") != recipe.code and computed({**own, "code": ""}) == computed(wanted):
+                return folder
+    return None
 
 
 class Saved(Protocol):
@@ -59,6 +73,11 @@ class RunFolder:
     @property
     def recipe(self) -> Path:
         return self.path / "recipe.toml"
+
+    @property
+    def is_made(self) -> bool:
+        """Whether this is the folder of a training or a sweep, rather than one in which a recipe lies."""
+        return any((self.path / name).is_file() for name in ("manifest.json", "base.toml"))
 
     @property
     def manifest(self) -> Path:
@@ -144,10 +163,11 @@ class RunFolder:
         """Raises: RunError if this is not a folder of the recipe's run."""
         own_recipe = self.load_recipe()
         if recipe_hash(own_recipe) != recipe_hash(recipe):
+            name = short_path(self.path)
             raise RunError(
-                f"{short_path(self.path)} holds a run of another recipe "
-                f"({own_recipe.name}-{recipe_hash(own_recipe)}, not {recipe.name}-{recipe_hash(recipe)}); "
-                "name another --run-dir"
+                f"{name} holds a run of another recipe "
+                f"({own_recipe.name}-{recipe_hash(own_recipe)}, not {recipe.name}-{recipe_hash(recipe)}). "
+                f"Name another --run-dir; cifarscale runs diff {typed(name)} RECIPE shows in what they differ"
             )
 
     def prepare(self, recipe: Recipe, manifest: Saved | None = None) -> None:

@@ -1,5 +1,6 @@
 """What all tasks that train have in common."""
 
+import logging
 from abc import abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,8 +12,9 @@ from cifarscale.config.recipe import TrainingRecipe, stages_of
 from cifarscale.config.registry import DataSpec
 from cifarscale.data.build import folder_that_is_here, locate_shards
 from cifarscale.data.manifest import Manifest
+from cifarscale.errors import short_path, typed
 from cifarscale.runs.options import RunOptions
-from cifarscale.runs.run_folder import RunFolder, default_run_dir
+from cifarscale.runs.run_folder import RunFolder, default_run_dir, run_of_other_code
 from cifarscale.tasks.base import PreparedRun, Task, task_of
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from cifarscale.training.cost import Cost
     from cifarscale.training.learner import Learner, LearnerContext
     from cifarscale.training.signals import StopRequest
+
+log = logging.getLogger(__name__)
 
 
 class TrainingTask(Task):
@@ -96,6 +100,12 @@ class TrainingTask(Task):
         folder = RunFolder((run_dir or default_run_dir(resolved)).absolute())
         if folder.recipe.exists():
             folder.require(resolved)
+        elif (earlier := run_of_other_code(resolved, folder.path)) is not None:
+            before, now = short_path(earlier), short_path(folder.path)
+            log.info(
+                "the code has changed since %s: this is another run. Compare: cifarscale runs diff %s %s",
+                *(before, typed(before), typed(now)),
+            )
         if folder.result() is None:
             manifest.require(resolved.data.fingerprint, shards)
             self.check_data(resolved, manifest.spec)
