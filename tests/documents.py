@@ -29,6 +29,7 @@ NOT_RUN = {
     "pip install -c constraints.txt -e '.[dev]'": "pip",
     "pip install examples/autoencoder": "pip",
     "pytest": "pip",
+    "pytest test_vit.py": "pip",
     "cifarscale fid runs/dcgan-*": "network",
     "cifarscale fid runs/dcgan-* --weights pt_inception-2015-12-05-6726825d.pth": "network",
     "wandb leet runs/demo-*/wandb": "terminal",

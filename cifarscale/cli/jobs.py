@@ -69,20 +69,35 @@ def copy(recipe: str, target: Path | None) -> None:
 
 
 @click.command(short_help="List the networks that recipes can name.")
-def models() -> None:
-    """The networks that recipes can name, with their parameters and multiply-accumulates an image, on CIFAR-100.
+@click.argument("recipe", required=False)
+@click.option("--modules", multiple=True, metavar="MODULE", help="A .py file or module with networks; repeatable.")
+def models(recipe: str | None, modules: tuple[str, ...]) -> None:
+    """The networks that recipes can name, with their parameters and multiply-accumulates an image.
 
-    An indented line is the network above it with one option changed.
+    Those of your own are listed too: of the modules that RECIPE names, or of --modules. An indented line is the network
+    above it with one option changed. Networks are counted for CIFAR-100.
     """
     from rich.console import Console
     from rich.table import Column
 
+    from cifarscale.config.code import load_module
+    from cifarscale.config.load import load_training_recipe
     from cifarscale.config.registry import task_names
     from cifarscale.tasks.base import task_named
 
+    for name in task_names():
+        task_named(name)  # the plugins among them may register networks
+    chosen = load_training_recipe(recipe) if recipe else None
+    codes = [load_module(module, "--modules") for module in modules]
+    asked = [("", None), *((code, None) for code in codes), *([(chosen.code, chosen)] if chosen else [])]
     numbers = (Column(name, justify="right", no_wrap=True) for name in ("parameters", "MACs"))
     table = plain_table(Column("model", no_wrap=True), *numbers, "what it is")
-    for summary in (summary for name in task_names() for summary in task_named(name).models()):
+    lines = (
+        line for code, of in asked for name in task_names(code) for line in task_named(name, code).models(code, of)
+    )
+    for summary in dict.fromkeys(lines):
         name = f"  {summary.options}" if summary.options else summary.name
-        table.add_row(name, f"{summary.parameters:,}", f"{summary.macs / 1e6:.2f} M", summary.description)
+        parameters = "–" if summary.parameters is None else f"{summary.parameters:,}"
+        macs = "–" if summary.macs is None else f"{summary.macs / 1e6:.2f} M"
+        table.add_row(name, parameters, macs, summary.description)
     Console().print(table)

@@ -13,6 +13,7 @@ from cifarscale.cli.export import export
 from cifarscale.cli.fid import fid
 from cifarscale.cli.generate import generate
 from cifarscale.cli.jobs import jobs, models
+from cifarscale.cli.new import new
 from cifarscale.cli.profiles import profiles
 from cifarscale.cli.report import report
 from cifarscale.cli.runs import runs
@@ -73,7 +74,7 @@ def main(debug: bool, trust_code: bool) -> None:
 
 
 _SECTIONS: dict[str, tuple[click.Command, ...]] = {
-    "Data, recipes and profiles": (shards, jobs, models, profiles),
+    "Data, recipes and profiles": (shards, jobs, models, new, profiles),
     "On this machine": (train, evaluate, predict, generate, fid, sweep, export),
     "On a cluster": (submit, status, logs, why, cancel, doctor, verify),
     "Anywhere": (runs, sweep_status, report, sync, dashboard),

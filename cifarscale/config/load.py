@@ -16,7 +16,7 @@ from cifarscale.config.code import load_code
 from cifarscale.config.keys import set_key
 from cifarscale.config.lookup import bundled_folders, find_file, named_files, read_toml
 from cifarscale.config.recipe import UNHASHED_VALUES, Recipe, TrainingRecipe, resolved
-from cifarscale.config.registry import registered_task, task_names
+from cifarscale.config.registry import is_imported, registered_task, task_names
 from cifarscale.config.validation import explain, variants_of
 from cifarscale.errors import ConfigError
 
@@ -91,19 +91,21 @@ def parse_recipe(values: dict[str, Any], where: str, folder: Path | None = None,
         of_run: see `load_recipe`.
     Raises: ConfigError.
     """
-    task = values.get("task")
-    if not isinstance(task, str) or task not in task_names():
-        raise ConfigError(
-            f"{where}: task = {task!r} is not valid; a recipe needs one of: {', '.join(map(repr, task_names()))}"
-        )
     for key, value in _numbers(values):
         if abs(value) >= 2**63:
             raise ConfigError(f"{where}: {key} = {value}: whole numbers must be less than {2**63}")
-    registered = registered_task(task)  # before code that may want a name which it has
-    modules, code = values.get("modules"), str(values.get("code", ""))
+    task, modules, code = values.get("task"), values.get("modules"), ""
+    if task in task_names():
+        registered_task(str(task))  # before code that may want a name which it has
     if isinstance(modules, list) and modules:
-        code = load_code(list(map(str, modules)), folder, code, of_run, where)
+        code = load_code(list(map(str, modules)), folder, str(values.get("code", "")), of_run, where)
         values = {**values, "code": code}
+    valid = task_names(code)
+    if not isinstance(task, str) or not (task in valid or (code and not is_imported(code))):
+        raise ConfigError(
+            f"{where}: task = {task!r} is not valid; a recipe needs one of: {', '.join(map(repr, valid))}"
+        )
+    registered = registered_task(task, code)
     schema = registered.schema(code)
     try:
         return schema.model_validate(_with_default_variants(values, schema))

@@ -2,7 +2,8 @@
 
 A task is a folder whose `task.py` registers one: those in `tasks/`, `sweeps/`, and the modules that installed packages
 name as entry points of the group `cifarscale.plugins`. It is imported when a recipe names it. So is the module of a
-package's data set, whose entry point is called `dataset.NAME`.
+package's data set, whose entry point is called `dataset.NAME`; and a user's own code, in which tasks, too, can be
+registered, for the recipes that name it.
 """
 
 import importlib
@@ -22,6 +23,8 @@ from cifarscale.config.recipe import Recipe, Section
 from cifarscale.errors import ConfigError
 
 PLUGINS = "cifarscale.plugins"
+UNREAD = ""
+"""The name, which no recipe has, of the task that stands for those of code that is not imported."""
 _MANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -42,7 +45,9 @@ class RegisteredTask:
 
 SomeTask = TypeVar("SomeTask", bound=RegisteredTask)
 SomeFunction = TypeVar("SomeFunction", bound=Callable[..., Any])
-_REGISTERED: dict[str, RegisteredTask] = {}
+_REGISTERED: dict[str, dict[str, RegisteredTask]] = {"": {}}
+"""By the digest of the code that registers them and by name; those of the package and of plugins have no digest."""
+_registering = ""
 
 
 def register_task(name: str) -> Callable[[type[SomeTask]], type[SomeTask]]:
@@ -52,34 +57,49 @@ def register_task(name: str) -> Callable[[type[SomeTask]], type[SomeTask]]:
     """
 
     def register(kind: type[SomeTask]) -> type[SomeTask]:
-        if name in _REGISTERED:
-            raise ConfigError(f"task {name!r} is registered already, by {type(_REGISTERED[name]).__module__}")
-        _REGISTERED[name] = kind()
-        _REGISTERED[name].name = name
+        tasks = _REGISTERED[_registering]
+        if name in tasks or name in _REGISTERED[""] or (_registering and name in _modules()):
+            raise ConfigError(f"task {name!r} is registered already; choose another name")
+        tasks[name] = kind()
+        tasks[name].name = name
         return kind
 
     return register
 
 
 @cache
-def _modules() -> dict[str, str]:
-    """The module that registers each task, by the task's name."""
+def _own_modules() -> dict[str, str]:
+    """The module that registers each task of this package, by the task's name."""
     tasks = importlib.import_module("cifarscale.tasks")
     folders = (folder.name for folder in pkgutil.iter_modules(tasks.__path__) if folder.ispkg)
-    own = {name: f"cifarscale.tasks.{name}.task" for name in folders} | {"sweep": "cifarscale.sweeps.task"}
-    return own | {plugin.name: plugin.value for plugin in entry_points(group=PLUGINS) if "." not in plugin.name}
+    return {name: f"cifarscale.tasks.{name}.task" for name in folders} | {"sweep": "cifarscale.sweeps.task"}
 
 
-def task_names() -> list[str]:
-    """What a recipe's `task` may be."""
-    return list(_modules())
+@cache
+def _modules() -> dict[str, str]:
+    """The same, with those that plugins register."""
+    return _own_modules() | {
+        plugin.name: plugin.value for plugin in entry_points(group=PLUGINS) if "." not in plugin.name
+    }
 
 
-def registered_task(name: str) -> RegisteredTask:
-    """The task of a name. Raises: KeyError if there is none."""
-    module = _modules()[name]
-    importlib.import_module(module)
-    return _REGISTERED[name]
+def task_names(code: str = "") -> list[str]:
+    """What a recipe's `task` may be. `code`: the digest of its own code; empty for none."""
+    return [*_modules(), *(_REGISTERED.get(code, {}) if code else ())]
+
+
+def registered_task(name: str, code: str = "") -> RegisteredTask:
+    """The task of a name; of code that is not imported, one that stands for whatever it may register.
+
+    Raises: KeyError if there is none.
+    """
+    if name in _modules() or not code:
+        _import_uncoded(_modules()[name])
+        return _REGISTERED[""][name]
+    if not is_imported(code):
+        _import_uncoded("cifarscale.tasks.unread")
+        return _REGISTERED[""][UNREAD]
+    return _REGISTERED[code][name]
 
 
 @dataclass(frozen=True)
@@ -166,19 +186,20 @@ class RegisteredMetric:
 
 Part = TypeVar("Part", RegisteredNetwork, RegisteredAugmentation, RegisteredMetric)
 _NETWORKS: dict[str, dict[str, RegisteredNetwork]] = {"": {}}
-"""By the digest of the code that registers them and by name; those of the package and of plugins have no digest."""
+"""The same, as of those that follow."""
 _AUGMENTATIONS: dict[str, dict[str, RegisteredAugmentation]] = {"": {}}
 _METRICS: dict[str, dict[str, RegisteredMetric]] = {"": {}}
 _DATASETS: dict[str, dict[str, RegisteredDataset]] = {"": {}}
-_registering = ""
 
 
 @contextmanager
 def registering(code: str) -> Iterator[None]:
     """What is registered inside the block belongs to code of this digest."""
     global _registering
+    for module in _own_modules().values():  # or what they register would count as this code's, which may import them
+        importlib.import_module(module)
     before, _registering = _registering, code
-    tables: tuple[dict[str, Any], ...] = (_NETWORKS, _AUGMENTATIONS, _METRICS, _DATASETS)
+    tables: tuple[dict[str, Any], ...] = (_REGISTERED, _NETWORKS, _AUGMENTATIONS, _METRICS, _DATASETS)
     for table in tables:
         table[code] = {}
     try:

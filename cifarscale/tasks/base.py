@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from cifarscale.config.recipe import Recipe
+from cifarscale.config.recipe import Recipe, TrainingRecipe
 from cifarscale.config.registry import RegisteredTask, registered_task
 from cifarscale.data.manifest import Manifest
 from cifarscale.runs.options import RunOptions
@@ -86,16 +86,25 @@ class Task(RegisteredTask, ABC):
         Returns: the result, the same on every rank.
         """
 
-    def models(self) -> "Sequence[ModelSummary]":
-        """Lines of the table of models."""
+    def models(self, code: str = "", recipe: Recipe | None = None) -> "Sequence[ModelSummary]":
+        """Lines of the table of models.
+
+        Args:
+            code: the digest of a user's own, whose networks are to be among them; empty for none.
+            recipe: whose network is to be among them, with the options that it sets.
+        """
         return ()
 
 
-def task_named(name: str) -> Task:
-    """Raises: KeyError if there is no such task."""
-    return cast(Task, registered_task(name))
+def task_named(name: str, code: str = "") -> Task:
+    """The task of a name. Raises: KeyError if there is none.
+
+    Args:
+        code: the digest of a recipe's own code; empty for none.
+    """
+    return cast(Task, registered_task(name, code))
 
 
 def task_of(recipe: Recipe) -> Task:
     """The task of a recipe."""
-    return task_named(recipe.task)
+    return task_named(recipe.task, recipe.code if isinstance(recipe, TrainingRecipe) else "")

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from cifarscale.config.code import require_imported
 from cifarscale.data.manifest import Manifest
 from cifarscale.errors import CheckpointError, RunError, short_path, typed
 from cifarscale.runs.checkpoint import load_checkpoint, newest_checkpoint
@@ -19,9 +20,11 @@ def load_trained(run_dir: Path, device: torch.device, wanted: str = "") -> Train
 
     Args:
         wanted: `classifier` or `generator`; empty for anything.
-    Raises: RunError if something else is trained there, or nothing; CheckpointError if it has no checkpoint yet.
+    Raises: RunError if something else is trained there, or nothing; CheckpointError if it has no checkpoint yet;
+        ConfigError if its code is not imported, since this user has not trained it.
     """
     recipe = RunFolder(run_dir).load_training_recipe()
+    require_imported(recipe.code, recipe.modules)
     task = task_of(recipe)
     assert isinstance(task, TrainingTask)
     if wanted not in ("", task.trains):

@@ -21,10 +21,10 @@ class ModelSummary:
     """Those that differ from the defaults, as KEY=VALUE."""
     description: str
     """In a few words."""
-    parameters: int
-    """Trainable parameters."""
-    macs: int
-    """Multiply-accumulates of one forward pass on one sample."""
+    parameters: int | None
+    """Trainable parameters; None where that is not known."""
+    macs: int | None
+    """Multiply-accumulates of one forward pass on one sample; None where that is not known."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifarscale.config.load import with_values
+from cifarscale.config.recipe import Recipe
 from cifarscale.config.registry import DataSpec, is_imported, networks, register_task
 from cifarscale.data.manifest import Manifest
 from cifarscale.errors import ConfigError
@@ -95,7 +96,11 @@ class ClassifierTask(TrainingTask):
 
         return tables(run_dir)
 
-    def models(self) -> "Sequence[ModelSummary]":
+    def models(self, code: str = "", recipe: Recipe | None = None) -> "Sequence[ModelSummary]":
         from cifarscale.tasks.classifier.networks import summaries
+        from cifarscale.tasks.classifier.own_networks import own_summaries, summary_of
 
-        return summaries()
+        lines = summaries()
+        own = own_summaries(code, {line.name for line in lines})
+        chosen = summary_of(recipe) if isinstance(recipe, ClassifierRecipe) else None
+        return (*lines, *own, *([chosen] if chosen else []))

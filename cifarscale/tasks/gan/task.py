@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from cifarscale.config.recipe import Recipe
 from cifarscale.config.registry import DataSpec, register_task
 from cifarscale.data.manifest import Manifest
 from cifarscale.tasks.distance.needs import check_features
@@ -59,7 +60,7 @@ class GanTask(TrainingTask):
         generator.load_state_dict((state["averages"] or state["networks"])["generator"])
         return TrainedGan(recipe, manifest, generator.eval(), state["step"], device)
 
-    def models(self) -> "Sequence[ModelSummary]":
+    def models(self, code: str = "", recipe: Recipe | None = None) -> "Sequence[ModelSummary]":
         from cifarscale.tasks.gan.networks import summaries
 
         return summaries()

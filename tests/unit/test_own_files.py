@@ -1,0 +1,107 @@
+"""Files of one's own to start from, and the table of networks with those in it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from cifarscale.cli.main import main
+
+NETWORKS = """
+import cifarscale as cs
+from torch import nn
+
+@cs.register_network("needy")
+class Needy(nn.Module):
+    class Config(cs.Section):
+        width: int
+
+    def __init__(self, config: Config, data: cs.DataSpec) -> None: ...
+
+@cs.register_network("broken")
+class Broken(nn.Module):
+    def __init__(self, num_classes: int) -> None:
+        raise ValueError("no way")
+
+@cs.register_network("deciding")
+class Deciding(nn.Module):
+    "Looks at what it gets."
+
+    def __init__(self, num_classes: int, bias: bool = True) -> None:
+        super().__init__()
+        self.head = nn.Linear(3072, num_classes, bias)
+
+    def forward(self, images):
+        return self.head(images.flatten(1)) if images.sum() > 0 else None
+"""
+
+
+@pytest.fixture
+def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Runs `cifarscale` in this process, in the test's folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def invoke(*arguments: object, code: int = 0) -> Result:
+        done = CliRunner().invoke(main, list(map(str, arguments)))
+        assert done.exit_code == code, done.output
+        return done
+
+    return invoke
+
+
+def test_networks_of_ones_own_stand_in_the_table(invoke: Callable[..., Result], tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(NETWORKS, encoding="utf-8")
+    (tmp_path / "own.toml").write_text(
+        'task = "classifier"\nmodules = ["own.py"]\nmodel = { name = "deciding", bias = false }\n', encoding="utf-8"
+    )
+    expected = [
+        "needy – – needs values for: width",
+        "broken – – ValueError: no way",
+        "deciding 307,300 – Looks at what it gets.",
+    ]
+    lines = [
+        " ".join(line.split()) for line in invoke("models", "--modules", "own.py").stdout.splitlines() if line.strip()
+    ]
+    assert "resnet 319,876 49.13 M 10 layers" in lines
+    assert lines[-3:] == expected
+    lines = [" ".join(line.split()) for line in invoke("models", "own.toml").stdout.splitlines() if line.strip()]
+    assert lines[-4:] == [*expected, "bias=false 307,200 –"]
+    assert "there is no file none.py" in invoke("models", "--modules", "none.py", code=1).stderr
+
+
+@pytest.mark.parametrize("kind", ["network", "task"])
+def test_what_is_written_lies_where_one_wants_and_replaces_nothing(
+    kind: str, invoke: Callable[..., Result], tmp_path: Path
+) -> None:
+    said = invoke("new", kind, "größe_2", "--folder", "my lab").stdout
+    assert "cifarscale train 'my lab/größe_2.toml'" in said
+    files = sorted(path.name for path in (tmp_path / "my lab").iterdir())
+    assert files == ["größe_2.py", "größe_2.toml", "test_größe_2.py"]
+    module = (tmp_path / "my lab/größe_2.py").read_text(encoding="utf-8")
+    assert "class Größe2(" in module
+    assert "my_" not in module
+    (tmp_path / "my lab/größe_2.py").unlink()
+    assert "exists already, and is left as it is" in invoke("new", kind, "größe_2", "--folder", "my lab", code=1).stderr
+    assert not (tmp_path / "my lab/größe_2.py").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("resnet", "there is a network 'resnet' already"),
+        ("gan", "there is a task 'gan' already"),
+        ("json", "json.py would hide the module 'json'"),
+        ("torch", "torch.py would hide the module 'torch'"),
+        ("two words", "'two words' cannot name a network"),
+        ("class", "'class' cannot name a network"),
+        ("_x", "'_x' cannot name a network"),
+        ("", "'' cannot name a network"),
+    ],
+)
+def test_a_name_that_would_not_do_is_refused(
+    name: str, words: str, invoke: Callable[..., Result], tmp_path: Path
+) -> None:
+    assert words in invoke("new", "network", name, code=1).stderr
+    assert not list(tmp_path.iterdir())
