@@ -8,7 +8,7 @@ from cifarscale.errors import typed
 
 
 @click.command(short_help="Write a network, task or data set of your own, to start from.")
-@click.argument("kind", type=click.Choice(["network", "task"]))
+@click.argument("kind", type=click.Choice(["network", "task", "dataset"]))
 @click.argument("name")
 @click.option(
     "--folder", type=click.Path(file_okay=False, path_type=Path), default=Path(), help="Where.  [default: here]"

@@ -6,7 +6,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 from cifarscale.config.lookup import bundled_folders
-from cifarscale.config.registry import networks, registered_task, task_names
+from cifarscale.config.registry import dataset_names, networks, registered_task, task_names
 from cifarscale.errors import ConfigError, writing_to
 
 
@@ -45,9 +45,10 @@ def _check(kind: str, name: str) -> None:
         raise ConfigError(f"{name!r} cannot name a {kind}: take letters, digits and _, and a letter in front")
     for task in task_names():
         registered_task(task)
-    if name in networks() or name in task_names():
-        what = "network" if name in networks() else "task"
-        raise ConfigError(f"there is a {what} {name!r} already; take another name")
+    taken = {"network": networks(), "task": task_names(), "data set": dataset_names()}
+    for what, names in taken.items():
+        if name in names:
+            raise ConfigError(f"there is a {what} {name!r} already; take another name")
     if name in sys.stdlib_module_names or name in packages_distributions():
         raise ConfigError(f"{name}.py would hide the module {name!r} that is installed here; take another name")
 

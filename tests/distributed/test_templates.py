@@ -32,7 +32,7 @@ def cifarscale(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_its_tests_pass(cifarscale: Command, tmp_path: Path) -> None:
-    for kind in ("network", "task"):
+    for kind in ("network", "task", "dataset"):
         cifarscale("new", kind, f"own_{kind}")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "."],
@@ -43,7 +43,7 @@ def test_its_tests_pass(cifarscale: Command, tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout
-    assert "2 passed" in done.stdout
+    assert "3 passed" in done.stdout
 
 
 def test_a_task_in_a_file_is_one_like_the_others_and_its_code_is_part_of_the_run(

@@ -71,7 +71,7 @@ def test_networks_of_ones_own_stand_in_the_table(invoke: Callable[..., Result], 
     assert "there is no file none.py" in invoke("models", "--modules", "none.py", code=1).stderr
 
 
-@pytest.mark.parametrize("kind", ["network", "task"])
+@pytest.mark.parametrize("kind", ["network", "task", "dataset"])
 def test_what_is_written_lies_where_one_wants_and_replaces_nothing(
     kind: str, invoke: Callable[..., Result], tmp_path: Path
 ) -> None:
@@ -80,7 +80,7 @@ def test_what_is_written_lies_where_one_wants_and_replaces_nothing(
     files = sorted(path.name for path in (tmp_path / "my lab").iterdir())
     assert files == ["größe_2.py", "größe_2.toml", "test_größe_2.py"]
     module = (tmp_path / "my lab/größe_2.py").read_text(encoding="utf-8")
-    assert "class Größe2(" in module
+    assert ("class Größe2(" in module) == (kind != "dataset")
     assert "my_" not in module
     (tmp_path / "my lab/größe_2.py").unlink()
     assert "exists already, and is left as it is" in invoke("new", kind, "größe_2", "--folder", "my lab", code=1).stderr
@@ -92,6 +92,7 @@ def test_what_is_written_lies_where_one_wants_and_replaces_nothing(
     [
         ("resnet", "there is a network 'resnet' already"),
         ("gan", "there is a task 'gan' already"),
+        ("cifar10", "there is a data set 'cifar10' already"),
         ("json", "json.py would hide the module 'json'"),
         ("torch", "torch.py would hide the module 'torch'"),
         ("two words", "'two words' cannot name a network"),
