@@ -7,15 +7,19 @@ change nothing of one that was made before.
 
 import ast
 import hashlib
+import importlib
+import importlib.abc
 import importlib.util
 import os
 import re
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from cifarscale.config.registry import registering
@@ -30,14 +34,13 @@ class Code:
     """Modules with all that they import from beside them.
 
     Attributes:
-        modules: files, relative to the folder in which a run keeps its copy.
-        files: what is in each file, by its path relative to that; the modules among them.
-        places: where each file lies.
+        modules: files, relative to `root`.
+        files: what is in each file, by its path relative to `root`; the modules among them.
     """
 
+    root: Path
     modules: tuple[str, ...]
     files: dict[str, bytes]
-    places: dict[str, Path]
 
     @property
     def digest(self) -> str:
@@ -162,7 +165,7 @@ def naming_the_line(what: str, digest: str) -> Iterator[None]:
         if is_ours or is_want_of_memory(error) or "deterministic implementation" in str(error):
             raise
         code, first = _IMPORTED[digest], next(iter(str(error).strip().splitlines()), "")
-        there = place(error, *code.places.values()) or ", ".join(code.modules)
+        there = place(error, code.root) or ", ".join(code.modules)
         raise ConfigError(f"{what}: {there}: {type(error).__name__}: {first}") from error
 
 
@@ -175,38 +178,60 @@ def kind_of(value: Any) -> str:
 
 def _read(modules: Sequence[str], root: Path, is_copy: bool, where: str) -> Code:
     files: dict[str, bytes] = {}
-    places: dict[str, Path] = {}
     names = []
     for module in modules:
         path, base = _locate(module, root, is_copy, where)
         names.append(path.relative_to(base).as_posix())
         for file in _closure(path, base):
             name = file.relative_to(base).as_posix()
-            files[name], places[name] = file.read_bytes(), file
-    return Code(tuple(names), files, places)
+            try:
+                content = file.read_bytes()
+            except OSError as error:
+                raise ConfigError(f"{where}: modules: cannot read {file}: {error.strerror}") from error
+            if files.setdefault(name, content) != content:
+                raise ConfigError(f"{where}: modules: two files are called {name}. Rename one of them")
+            if (top := name.split("/")[0].removesuffix(".py")) in _NOT_TO_BE_HIDDEN:
+                raise ConfigError(f"{where}: modules: {file} would hide the module {top!r}. Rename it")
+    return Code(_absolute(root), tuple(names), files)
+
+
+_NOT_TO_BE_HIDDEN = sys.stdlib_module_names | {"cifarscale", "numpy", "PIL", "pydantic", "ray", "torch", "torchvision"}
+
+
+def _absolute(path: Path) -> Path:
+    """Without `..`, and with links as they are: what lies beside a link is beside the file."""
+    return Path(os.path.abspath(path))
 
 
 def _locate(module: str, root: Path, is_copy: bool, where: str) -> tuple[Path, Path]:
-    """The file of a module, and the folder that its path in the code is relative to."""
-    as_path = module if module.endswith(".py") else f"{module.replace('.', '/')}.py"
-    is_elsewhere = Path(as_path).is_absolute() or ".." in Path(as_path).parts
-    if is_elsewhere and is_copy:
-        as_path = Path(as_path).name
-    for path in (root / as_path, root / as_path.removesuffix(".py") / "__init__.py"):
+    """The file of a module, and the folder that its path in the code is relative to.
+
+    That is the recipe's for what lies below it, and the file's own for what lies elsewhere.
+    """
+    is_path = module.endswith(".py") or "/" in module
+    name = Path(module.removesuffix(".py") if is_path else module.replace(".", "/"))
+    lies_elsewhere = name.is_absolute() or ".." in name.parts
+    if lies_elsewhere and is_copy:
+        name = Path(name.name)
+    for path in (root / f"{name}.py", root / name / "__init__.py"):
         if path.is_file():
-            return path.resolve(), path.resolve().parent if is_elsewhere else root.resolve()
-    if not (module.endswith(".py") or is_copy):
+            path = _absolute(path)
+            own = path.parent.parent if path.name == "__init__.py" else path.parent
+            return path, own if lies_elsewhere and not is_copy else _absolute(root)
+    if not (is_path or is_copy):
         try:
             spec = importlib.util.find_spec(module)
-        except (ImportError, ValueError):
+        except (Exception, SystemExit) as error:
+            if not isinstance(error, ImportError | ValueError):
+                raise ConfigError(f"{where}: modules: {module}: {_said(error)}") from error
             spec = None
         if spec is not None and spec.origin and spec.origin.endswith(".py"):
             path = Path(spec.origin).resolve()
             depth = len(module.split(".")) - (0 if path.name == "__init__.py" else 1)
             return path, path.parents[depth]
     raise ConfigError(
-        f"{where}: modules: there is no file {root / as_path}"
-        f"{'' if module.endswith('.py') else f', and no module {module} to import'}. The built-in names work without it"
+        f"{where}: modules: there is no file {root / name}.py"
+        f"{'' if is_path else f', and no module {module} to import'}. The built-in names work without it"
     )
 
 
@@ -227,7 +252,8 @@ def _closure(path: Path, root: Path) -> set[Path]:
                     if base not in candidate.parents:
                         break
                     files = (candidate.with_suffix(".py"), candidate / "__init__.py")
-                    waiting += [each.resolve() for each in files if candidate.name and each.is_file()]
+                    there = (_absolute(each) for each in files if candidate.name and each.is_file())
+                    waiting += [each for each in there if root in each.parents]
     return found
 
 
@@ -235,7 +261,7 @@ def _imported_names(file: Path) -> Iterator[Path]:
     """What a file imports, as paths without a suffix relative to the folder of the import."""
     try:
         tree = ast.parse(file.read_bytes())
-    except SyntaxError:
+    except (SyntaxError, ValueError, OSError):
         return  # which importing it tells better
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -247,34 +273,84 @@ def _imported_names(file: Path) -> Iterator[Path]:
 
 
 def _import(code: Code, where: str) -> None:
-    """Imports each module from where it lies, whatever modules of the same names were imported before."""
-    for path, file in code.places.items():
-        name = _dotted(path)
-        if name in sys.modules and getattr(sys.modules[name], "__file__", None) != str(file):
-            del sys.modules[name]
-    roots = {file.parents[path.count("/")] for path, file in code.places.items()}
-    with _first_on_the_path(*roots, *({code.places[path].parent for path in code.modules} - roots)):
-        for path in code.modules:
-            file, name = code.places[path], _dotted(path)
-            spec = importlib.util.spec_from_file_location(name, file)
-            assert spec is not None
-            assert spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[name] = module
-            try:
-                spec.loader.exec_module(module)
-            except ConfigError:
-                raise
-            except Exception as error:
-                del sys.modules[name]
-                there = place(error, *code.places.values()) or ", ".join(code.modules)
-                raise ConfigError(
-                    f"{where}: modules: {there}: {type(error).__name__}: {error}. The built-in names work without it"
-                ) from error
+    """Imports each module as it was read, whatever modules of the same names were imported before."""
+    finder = _Finder(code)
+    for name in finder.names:
+        sys.modules.pop(name, None)
+    sys.meta_path.insert(0, finder)
+    try:
+        with redirect_stdout(sys.stderr):  # what a command prints is not theirs
+            for path in code.modules:
+                importlib.import_module(_dotted(path))
+    except (Exception, SystemExit) as error:
+        for name in finder.names:
+            sys.modules.pop(name, None)
+        there = place(error, code.root) or ", ".join(code.modules)
+        raise ConfigError(f"{where}: modules: {there}: {_said(error)}. The built-in names work without it") from error
+    finally:
+        sys.meta_path.remove(finder)
+    # What is imported inside of functions comes after all other modules, the newest code's first.
+    finders = (i for i, each in enumerate(sys.meta_path) if isinstance(each, _Finder))
+    sys.meta_path.insert(next(finders, len(sys.meta_path)), finder)
+
+
+def _said(error: BaseException) -> str:
+    return str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Finds the modules of code as they were read, whatever their files hold by now."""
+
+    def __init__(self, code: Code) -> None:
+        self._content = {code.root / path: content for path, content in code.files.items()}
+        self._places: dict[str, Path] = {}
+        for folder in dict.fromkeys(("", *(path.rpartition("/")[0] for path in code.modules))):  # as in Python's path
+            for path in code.files:
+                if not folder or path.startswith(f"{folder}/"):
+                    self._places.setdefault(_dotted(path.removeprefix(f"{folder}/")), code.root / path)
+        for name, file in list(self._places.items()):
+            folders = (file.parent if file.name == "__init__.py" else file).parents[: name.count(".")]
+            for i, parent in enumerate(folders, 1):  # packages without an __init__.py
+                self._places.setdefault(name.rsplit(".", i)[0], parent)
+
+    @property
+    def names(self) -> list[str]:
+        """Of all modules and packages."""
+        return list(self._places)
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        file = self._places.get(fullname)
+        if file is None:
+            return None
+        if file not in self._content:
+            namespace = ModuleSpec(fullname, None, is_package=True)
+            namespace.submodule_search_locations = [str(file)]
+            return namespace
+        return importlib.util.spec_from_file_location(
+            fullname, file, loader=_Loader(fullname, file, self._content[file])
+        )
+
+
+class _Loader(SourceFileLoader):
+    """Loads a module as it was read; without bytecode, which may be that of an edit of the same size and second."""
+
+    def __init__(self, fullname: str, path: Path, content: bytes) -> None:
+        super().__init__(fullname, str(path))
+        self._content = content
+
+    def path_stats(self, path: Any) -> Any:
+        raise OSError("bytecode is neither read nor written")
+
+    def get_data(self, path: Any) -> bytes:
+        return self._content if path == self.path else super().get_data(path)
 
 
 def _register(code: Code, where: str) -> None:
-    """Imports code; what it registers belongs to it."""
+    """Imports code, once in a process; what it registers belongs to it."""
+    if code.digest in _IMPORTED:
+        return
     with registering(code.digest):
         _import(code, where)
     _IMPORTED[code.digest] = code
@@ -286,27 +362,10 @@ def _dotted(path: str) -> str:
     return ".".join(re.sub(r"\W", "_", part) for part in parts)
 
 
-@contextmanager
-def _first_on_the_path(*folders: Path) -> Iterator[None]:
-    """While modules are imported; later, for what they import inside of functions, the folders come last."""
-    names = [str(folder) for folder in folders]
-    sys.path[:0] = names
-    try:
-        yield
-    finally:
-        for name in names:
-            sys.path.remove(name)
-        sys.path.extend(name for name in names if name not in sys.path)
-
-
-def place(error: Exception, *where: Path) -> str:
-    """The file, one of these or below a folder of these, in which an error arose, and its line; empty for elsewhere."""
+def place(error: BaseException, root: Path) -> str:
+    """The file below a folder in which an error arose, and its line; empty if it arose elsewhere."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}, line {error.lineno}"
-    own = {path.resolve() for path in where}
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if own & {Path(frame.filename), *Path(frame.filename).parents}
-    ]
-    return f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else ""
+    root, frames = root.resolve(), traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if root in Path(frame.filename).resolve().parents]
+    return f"{own[-1].filename}, line {own[-1].lineno}" if own else ""
