@@ -1,14 +1,16 @@
 """A sweep that has been checked, with its base tied to its data, and its folder."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cifarscale.config.code import trust
+from cifarscale.config.code import FOLDER, trust
+from cifarscale.config.load import recipe_hash
 from cifarscale.config.ranks import batch_size_per_rank
 from cifarscale.config.recipe import TrainingRecipe
 from cifarscale.data.manifest import Manifest
-from cifarscale.errors import ConfigError
+from cifarscale.errors import ConfigError, short_path
 from cifarscale.runs.options import RunOptions
 from cifarscale.sweeps.exploration import check_population
 from cifarscale.sweeps.recipe import PbtConfig, SweepRecipe
@@ -16,6 +18,8 @@ from cifarscale.sweeps.space import check_sweep, corners, trial_recipe
 from cifarscale.sweeps.trials import SweepFolder, default_sweep_dir
 from cifarscale.tasks.base import PreparedRun, task_of
 from cifarscale.tasks.training import TrainingTask, locate_data, resolve
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +59,15 @@ def prepare_sweep(sweep: SweepRecipe, run_dir: Path | None, data: str | None, op
         options: but for the shards, which are located here.
     Raises: ConfigError, DataError or RunError for what is wrong.
     """
-    base = check_sweep(sweep)
+    folder = SweepFolder((run_dir or default_sweep_dir(sweep)).absolute())
+    kept = folder.kept_base(sweep)
+    try:
+        base = check_sweep(sweep)
+    except ConfigError as error:
+        if kept is None:
+            raise
+        log.warning("%s. This sweep goes on with its copy in %s", error, short_path(folder.path))
+        base = kept
     if isinstance(sweep.scheduler, PbtConfig):
         check_population(sweep, base)
     task = task_of(base)
@@ -64,6 +76,10 @@ def prepare_sweep(sweep: SweepRecipe, run_dir: Path | None, data: str | None, op
     trust(base.code, base.modules)
     shards = locate_data(base, data).resolve()
     base, manifest = resolve(base, shards), Manifest.load(shards)
+    if kept and run_dir and _differ_in_code_alone(base, kept):
+        copy = short_path(folder.path / FOLDER)
+        log.warning("the code of %s has changed since: this sweep goes on with its copy in %s", sweep.base, copy)
+        base = kept
     if base.code:
         task.check_code(base, manifest, options.device)
     for overrides in corners(sweep.space, base):
@@ -74,5 +90,8 @@ def prepare_sweep(sweep: SweepRecipe, run_dir: Path | None, data: str | None, op
     validation, samples = base.data.num_validation, manifest.split("train").num_samples
     if validation >= samples:
         raise ConfigError(f"data.num_validation = {validation} leaves nothing of {samples} samples to train on")
-    folder = (run_dir or default_sweep_dir(sweep)).absolute()
-    return PreparedSweep(recipe=sweep, run_dir=folder, options=options.on(shards), base=base)
+    return PreparedSweep(recipe=sweep, run_dir=folder.path, options=options.on(shards), base=base)
+
+
+def _differ_in_code_alone(one: TrainingRecipe, other: TrainingRecipe) -> bool:
+    return one.code != other.code and recipe_hash(one.model_copy(update={"code": other.code})) == recipe_hash(other)

@@ -123,6 +123,12 @@ class SweepFolder:
         """The base as it was when the sweep was prepared."""
         return load_training_recipe(str(self.base), of_run=True)
 
+    def kept_base(self, sweep: SweepRecipe) -> TrainingRecipe | None:
+        """What this sweep began with, if that has code of the user's own, of which a copy lies here; else None."""
+        if not (self.base.is_file() and self.recipe.is_file() and (self.path / FOLDER).is_dir()):
+            return None
+        return self.load_base() if sweep_hash(self.load_sweep()) == sweep_hash(sweep) else None
+
     def prepare(self, sweep: SweepRecipe, base: TrainingRecipe) -> None:
         """Makes the folder, or checks that it is this sweep's. Raises: RunError if it is not."""
         self.require(sweep, base)

@@ -4,6 +4,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,20 @@ from runs import PATIENCE_S, Run
 from cifarscale.errors import TRUST_VARIABLE
 
 MIXER = Path(__file__).parents[2] / "examples/mixer"
+IMAGE = MIXER.parents[1] / "docs/images/yellow_striped_ring.png"
 SMALL = ("--set", "model.width=8", "--set", "model.depth=1", "--set", "training.global_batch_size=16")
 SWEEP = """
 task = "sweep"
 base = "mixer.toml"
 num_trials = 2
+max_concurrent = 1
 [set]
 "data.num_validation" = 100
-"training.max_steps" = 10
+"model.width" = 8
+"training.max_steps" = 60
 "training.global_batch_size" = 16
-"evaluation.every" = 5
+"training.checkpoint_every" = 5
+"evaluation.every" = 20
 [space]
 "model.depth" = { choice = [1, 2] }
 [searcher]
@@ -102,13 +107,36 @@ def test_an_edited_file_is_another_run_and_changes_nothing_of_one_that_goes_on(
     cifarscale("train", "killed/recipe.toml", "--data", shards)
     killed.assert_same_as(whole)
     (tmp_path / "mixer.py").unlink()
-    cifarscale("evaluate", "killed", "--data", shards)
+    renamed = (tmp_path / "killed").rename(tmp_path / "renamed é")
+    cifarscale("evaluate", renamed, "--data", shards)
+    cifarscale("report", renamed, "--data", shards)
+    cifarscale("export", renamed, "--to", "mixer.safetensors")
+    assert len(cifarscale("predict", renamed, IMAGE).stdout.splitlines()) > 5
 
 
-def test_its_keys_are_swept(cifarscale: Command, shards: Path, tmp_path: Path) -> None:
+def test_a_sweep_of_it_goes_on_with_its_copy_whatever_becomes_of_the_file(
+    cifarscale: Command, shards: Path, tmp_path: Path
+) -> None:
     (tmp_path / "sweep.toml").write_text(SWEEP, encoding="utf-8")
-    cifarscale("sweep", "sweep.toml", "--data", shards, "--run-dir", "swept")
+    sweep = ("sweep", "sweep.toml", "--data", shards, "--run-dir", "swept")
+    with subprocess.Popen(
+        [sys.executable, "-m", "cifarscale", *map(str, sweep)], cwd=tmp_path, stderr=subprocess.DEVNULL
+    ) as process:
+        deadline = time.monotonic() + PATIENCE_S
+        while not list(tmp_path.glob("swept/trials/*/checkpoints/step-*")):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        (tmp_path / "mixer.py").write_text("import sys\nsys.exit(3)\n", encoding="utf-8")  # while it runs
+        process.send_signal(signal.SIGKILL)
+    assert "mixer.py, line 2: SystemExit: 3" in cifarscale("jobs", "show", "mixer.toml", code=1).stderr
+    assert "This sweep goes on with its copy in swept" in cifarscale(*sweep, "--resume").stderr
     assert len(list((tmp_path / "swept/trials").glob("*/result.json"))) == 2
+    copies = {path.read_bytes() for path in tmp_path.glob("swept/**/code/mixer.py")}
+    assert copies == {(MIXER / "mixer.py").read_bytes()}
+    edited = (MIXER / "mixer.py").read_text(encoding="utf-8").replace("nn.GELU", "nn.ReLU")
+    (tmp_path / "mixer.py").write_text(edited, encoding="utf-8")
+    assert "has changed since: this sweep goes on with its copy" in cifarscale(*sweep, "--resume").stderr
     (tmp_path / "mixer.py").unlink()
     cifarscale("train", "swept/best.toml", "--data", shards, "--run-dir", "best")
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from runs import Run
-from slurm_jobs import ENDED, Job, warn
+from slurm_jobs import ENDED, Job, preempt, warn
 
 import cifarscale as cs
 from cifarscale.cli.main import main
@@ -348,9 +348,9 @@ def test_a_task_of_another_package_is_submitted(submit: Callable[..., Job], exam
 def test_ones_own_network_runs_on_two_nodes_as_it_was_submitted(
     submit: Callable[..., Job], command: Callable[..., Any], data: Path, tmp_path: Path
 ) -> None:
-    for file in ("mixer.py", "mixer.toml"):
-        shutil.copy(Path(__file__).parents[2] / "examples/mixer" / file, tmp_path)
-    recipe = tmp_path / "mixer.toml"
+    """The file is edited while the job is pending, its folder renamed and then deleted while it runs."""
+    own = shutil.copytree(Path(__file__).parents[2] / "examples/mixer", tmp_path / "my networks é")
+    recipe = own / "mixer.toml"
     size = ("--set", "model.depth=1", "--set", "model.width=8", "--set", "training.global_batch_size=16")
     size += (
         "--set",
@@ -364,8 +364,12 @@ def test_ones_own_network_runs_on_two_nodes_as_it_was_submitted(
     alone = command("train", recipe, "--data", data, "--run-dir", tmp_path / "alone", *size)
     assert alone.returncode == 0, alone.stderr
     job = submit(recipe, *size)
-    (tmp_path / "mixer.py").write_text("edited", encoding="utf-8")
+    (own / "mixer.py").write_text("def", encoding="utf-8")
     job.wait_for_step(30)
+    own.rename(tmp_path / "renamed")
+    preempt(job.cluster, job)
+    job.wait_for_step(60)
+    shutil.rmtree(tmp_path / "renamed")
     warn(job.cluster, job)
     job.complete()
     job.run.assert_same_as(Run(tmp_path / "alone"))
