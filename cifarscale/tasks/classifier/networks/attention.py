@@ -39,8 +39,8 @@ class EfficientChannelAttention(nn.Module):
     Args:
         channels: C of the input. The number of neighbours grows with it: 3 from 8 to 127 channels, 5 up to 2,047.
 
-    Source: Wang et al. 2020 (ECA-Net, arXiv 1910.03151), equations 6 and 12 with gamma = 2 and b = 1, rounded as in
-        the authors' code.
+    Source: Wang et al. 2020 (ECA-Net, arXiv 1910.03151), section 3.2 with gamma = 2 and b = 1, rounded as in the
+        authors' code.
     """
 
     def __init__(self, channels: int) -> None:

@@ -45,8 +45,8 @@ class ResidualStages(nn.Module):
             arXiv 1706.02677, section 5.1), or the last convolution where there is no norm.
 
     Raises: ValueError for an unknown option, lists of unequal length, or widths that do not suit the others.
-    Source: He et al. 2016 (arXiv 1512.03385), with linear changes of width between the stages in place of projections
-        beside a block; repeated blocks with norms of their own as in Guo et al. 2019 (arXiv 1902.08897), section 3.3.
+    Source: He et al. 2016 (arXiv 1512.03385), with changes of width between the stages in place of projections beside
+        a block.
     """
 
     def __init__(
