@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from cifarscale.tasks.classifier.networks.small_filters_cnn import SmallFiltersCNN
-from cifarscale.training.norm_layers import GlobalBatchNorm2d
+from cifarscale.training.norm_layers import GlobalBatchNorm2d, average_over_batches, reset_statistics
 
 pytestmark = [
     pytest.mark.distributed,
@@ -39,6 +39,7 @@ def _rank(rank: int, world_size: int, store: str) -> None:
         _matches(rank, sizes)
         _matches_in_half_precision(rank, sizes)
         _is_stable(rank, sizes)
+        _averages(rank, sizes)
     _evaluates_without_the_other_ranks(rank)
     _trains_as_one_process_does(rank, world_size)
     dist.destroy_process_group()
@@ -97,6 +98,21 @@ def _is_stable(rank: int, sizes: tuple[int, ...]) -> None:
     assert layer.running_var is not None
     assert expected.running_var is not None
     _close(layer.running_var, expected.running_var.float(), atol=1e-5)
+
+
+def _averages(rank: int, sizes: tuple[int, ...]) -> None:
+    """Plain means over batches, as for the statistics of averaged weights."""
+    torch.manual_seed(4)
+    reference, layer = _pair()
+    average_over_batches([layer])
+    reset_statistics(layer)
+    reference.momentum = None
+    reference.reset_running_stats()
+    for _ in range(3):
+        x = torch.randn(sum(sizes), CHANNELS, 4, 6) * 3 + 2
+        reference(x)
+        layer(x.split(sizes)[rank])
+    _same_state(layer, reference)
 
 
 def _evaluates_without_the_other_ranks(rank: int) -> None:
