@@ -91,7 +91,7 @@ def models(recipe: str | None, modules: tuple[str, ...]) -> None:
     codes = [load_module(module, "--modules") for module in modules]
     asked = [("", None), *((code, None) for code in codes), *([(chosen.code, chosen)] if chosen else [])]
     numbers = (Column(name, justify="right", no_wrap=True) for name in ("parameters", "MACs"))
-    table = plain_table(Column("model", no_wrap=True), *numbers, "what it is")
+    table = plain_table(Column("model", max_width=34), *numbers, "what it is")
     lines = (
         line for code, of in asked for name in task_names(code) for line in task_named(name, code).models(code, of)
     )
