@@ -70,11 +70,11 @@ def copy(recipe: str, target: Path | None) -> None:
 
 @click.command(short_help="List the networks that recipes can name.")
 @click.argument("recipe", required=False)
-@click.option("--modules", multiple=True, metavar="MODULE", help="A .py file or module with networks; repeatable.")
+@click.option("--module", "modules", multiple=True, metavar="MODULE", help="A .py file or module with networks; repeatable.")
 def models(recipe: str | None, modules: tuple[str, ...]) -> None:
     """The networks that recipes can name, with their parameters and multiply-accumulates an image.
 
-    Those of your own are listed too: of the modules that RECIPE names, or of --modules. An indented line is the network
+    Those of your own are listed too: of the modules that RECIPE names, or of --module. An indented line is the network
     above it with one option changed. Networks are counted for CIFAR-100.
     """
     from rich.console import Console
@@ -88,7 +88,7 @@ def models(recipe: str | None, modules: tuple[str, ...]) -> None:
     for name in task_names():
         task_named(name)  # the plugins among them may register networks
     chosen = load_training_recipe(recipe) if recipe else None
-    codes = [load_module(module, "--modules") for module in modules]
+    codes = [load_module(module, "--module") for module in modules]
     asked = [("", None), *((code, None) for code in codes), *([(chosen.code, chosen)] if chosen else [])]
     numbers = (Column(name, justify="right", no_wrap=True) for name in ("parameters", "MACs"))
     table = plain_table(Column("model", max_width=34), *numbers, "what it is")

@@ -62,13 +62,13 @@ def test_networks_of_ones_own_stand_in_the_table(invoke: Callable[..., Result], 
         "deciding 307,300 – Looks at what it gets.",
     ]
     lines = [
-        " ".join(line.split()) for line in invoke("models", "--modules", "own.py").stdout.splitlines() if line.strip()
+        " ".join(line.split()) for line in invoke("models", "--module", "own.py").stdout.splitlines() if line.strip()
     ]
     assert "resnet 319,876 49.13 M 10 layers" in lines
     assert lines[-3:] == expected
     lines = [" ".join(line.split()) for line in invoke("models", "own.toml").stdout.splitlines() if line.strip()]
     assert lines[-4:] == [*expected, "bias=false 307,200 –"]
-    assert "there is no file none.py" in invoke("models", "--modules", "none.py", code=1).stderr
+    assert "there is no file none.py" in invoke("models", "--module", "none.py", code=1).stderr
 
 
 @pytest.mark.parametrize("kind", ["network", "task", "dataset"])

@@ -67,5 +67,5 @@ def digest_of(network: nn.Module) -> str:
     for name, tensor in sorted(network.state_dict().items()):
         values = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
-        digest.update(values.numpy().tobytes())
+        digest.update(values.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
