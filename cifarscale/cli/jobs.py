@@ -70,7 +70,7 @@ def copy(recipe: str, target: Path | None) -> None:
 
 @click.command(short_help="List the networks that recipes can name.")
 @click.argument("recipe", required=False)
-@click.option("--module", "modules", multiple=True, metavar="MODULE", help="A .py file or module with networks; repeatable.")
+@click.option("--module", "modules", multiple=True, help="A .py file or module with networks; repeatable.")
 def models(recipe: str | None, modules: tuple[str, ...]) -> None:
     """The networks that recipes can name, with their parameters and multiply-accumulates an image.
 

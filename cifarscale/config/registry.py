@@ -2,12 +2,14 @@
 
 A task is a folder whose `task.py` registers one: those in `tasks/`, `sweeps/`, and the modules that installed packages
 name as entry points of the group `cifarscale.plugins`. It is imported when a recipe names it. So is the module of a
-package's data set, whose entry point is called `dataset.NAME`; and a user's own code, in which tasks, too, can be
+package's data set, whose entry point is called `dataset.NAME`; those of its networks, augmentations and metrics,
+`network.NAME` and so on, are when any of their kind is asked for; and a user's own code, in which tasks, too, can be
 registered, for the recipes that name it.
 """
 
 import importlib
 import inspect
+import logging
 import pkgutil
 import re
 from collections.abc import Callable, Collection, Iterator
@@ -21,6 +23,8 @@ from pydantic import create_model
 
 from cifarscale.config.recipe import Recipe, Section
 from cifarscale.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 PLUGINS = "cifarscale.plugins"
 UNREAD = ""
@@ -317,16 +321,19 @@ def register_metric(
 
 def networks(code: str = "") -> dict[str, RegisteredNetwork]:
     """The networks that a recipe can name, by name. `code`: the digest of its own code; empty for none."""
+    _import_plugins("network")
     return _NETWORKS[""] | _NETWORKS.get(code, {})
 
 
 def augmentations(code: str = "") -> dict[str, RegisteredAugmentation]:
     """The augmentations that a recipe can name, by name."""
+    _import_plugins("augmentation")
     return _AUGMENTATIONS[""] | _AUGMENTATIONS.get(code, {})
 
 
 def metrics(code: str = "") -> dict[str, RegisteredMetric]:
     """The metrics that a recipe can name beside those of every evaluation, by name."""
+    _import_plugins("metric")
     return _METRICS[""] | _METRICS.get(code, {})
 
 
@@ -398,6 +405,20 @@ def _plugged_dataset(plugin: str) -> str:
     """The data set that an entry point of this name stands for; empty for none."""
     kind, _, name = plugin.partition(".")
     return name if kind == "dataset" else ""
+
+
+@cache
+def _import_plugins(kind: str) -> None:
+    """Imports what installed packages offer of a kind, once; one that fails is left out, and everything else works."""
+    for plugin in entry_points(group=PLUGINS):
+        if plugin.name.startswith(f"{kind}."):
+            try:
+                _import_uncoded(plugin.value)
+            except (Exception, SystemExit) as error:
+                log.warning(
+                    "the plugin %s = %s cannot be imported, and is left out: %s: %s",
+                    *(plugin.name, plugin.value, type(error).__name__, error),
+                )
 
 
 def _import_uncoded(module: str) -> None:

@@ -1,5 +1,8 @@
 """Files of one's own to start from, and the table of networks with those in it."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -106,3 +109,26 @@ def test_a_name_that_would_not_do_is_refused(
 ) -> None:
     assert words in invoke("new", "network", name, code=1).stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_a_package_s_networks_are_found_by_their_entry_points(tmp_path: Path) -> None:
+    """One that cannot be imported is left out, and said."""
+    info = tmp_path / "plugged-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plugged\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[cifarscale.plugins]\nnetwork.deciding = plugged_nets\nnetwork.gone = plugged_nets.gone\n"
+    )
+    (tmp_path / "plugged_nets.py").write_text(NETWORKS, encoding="utf-8")
+    (tmp_path / "own.toml").write_text('task = "classifier"\nmodel = { name = "deciding", bias = false }\n')
+    command = [sys.executable, "-m", "cifarscale", "models", "own.toml"]
+    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=True
+    )
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert "deciding 307,300 – Looks at what it gets." in lines
+    assert "bias=false 307,200 –" in lines
+    assert "the plugin network.gone = plugged_nets.gone cannot be imported, and is left out" in " ".join(
+        done.stderr.split()
+    )
