@@ -1,11 +1,16 @@
 """`cifarscale jobs` and `cifarscale models`: what there is to run."""
 
+from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from cifarscale.errors import typed
 from cifarscale.log import plain_table
+
+if TYPE_CHECKING:
+    from cifarscale.training.cost import ModelSummary
 
 
 @click.group(short_help="List, show and copy recipes.")
@@ -78,6 +83,7 @@ def models(recipe: str | None, modules: tuple[str, ...]) -> None:
     above it with one option changed. Networks are counted for CIFAR-100.
     """
     from rich.console import Console
+    from rich.padding import Padding
     from rich.table import Column
 
     from cifarscale.config.code import load_module
@@ -95,9 +101,12 @@ def models(recipe: str | None, modules: tuple[str, ...]) -> None:
     lines = (
         line for code, of in asked for name in task_names(code) for line in task_named(name, code).models(code, of)
     )
+    of_networks: dict[str, list[ModelSummary]] = {}
     for summary in dict.fromkeys(lines):
-        name = f"  {summary.options}" if summary.options else summary.name
+        of_networks.setdefault(summary.name, []).append(summary)
+    for summary in chain.from_iterable(of_networks.values()):
+        model = Padding(summary.options, (0, 0, 0, 2)) if summary.options else summary.name
         parameters = "–" if summary.parameters is None else f"{summary.parameters:,}"
         macs = "–" if summary.macs is None else f"{summary.macs / 1e6:.2f} M"
-        table.add_row(name, parameters, macs, summary.description)
+        table.add_row(model, parameters, macs, summary.description)
     Console().print(table)
