@@ -45,24 +45,24 @@ def _exchanged(local: Tensors, world_size: int, in_order: bool) -> Tensors:
     if not in_order:
         dist.all_reduce(flat.div_(world_size))
     elif flat.nbytes <= GATHERED_BYTES:
-        flat = _gathered_mean(flat, world_size)
+        flat = gathered_mean(flat, world_size)
     else:
-        flat = _scattered_mean(flat, world_size)
+        flat = scattered_mean(flat, world_size)
     pieces = torch.split(flat, [tensor.numel() for tensor in local])
     return [piece.view(tensor.shape) for piece, tensor in zip(pieces, local, strict=True)]
 
 
-def _gathered_mean(flat: torch.Tensor, world_size: int) -> torch.Tensor:
+def gathered_mean(flat: torch.Tensor, world_size: int) -> torch.Tensor:
     """Each rank gets all terms, and adds them up: one exchange, in which a rank receives (W - 1) times the bytes."""
     terms = [torch.empty_like(flat) for _ in range(world_size)]
     dist.all_gather(terms, flat)
     return tree_mean([[term] for term in terms])[0]
 
 
-def _scattered_mean(flat: torch.Tensor, world_size: int) -> torch.Tensor:
+def scattered_mean(flat: torch.Tensor, world_size: int) -> torch.Tensor:
     """Each rank gets a piece of all terms, adds it up, and hands the sum on: the bytes of a ring, 2 (W - 1) / W times.
 
-    Sums are element by element, so they are those of `_gathered_mean`.
+    Sums are element by element, so they are those of `gathered_mean`.
     """
     length = -(-flat.numel() // world_size)
     mine = functional.pad(flat, (0, length * world_size - flat.numel()))

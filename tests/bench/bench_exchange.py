@@ -1,0 +1,76 @@
+"""What the exchange of gradients costs between processes of this machine, over gloo: three ways, side by side.
+
+- gather: every rank receives all gradients and adds them up along the tree;
+- parts: ranks exchange parts, add these up along the tree, and hand the sums on (the same bits);
+- all-reduce: torch's own, in whatever order it takes.
+
+    python tests/bench/bench_exchange.py [--rounds 5]
+"""
+
+import os
+import statistics
+import sys
+import tempfile
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import click
+import torch
+import torch.distributed as dist
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from processes import run_ranks
+
+from cifarscale.distributed.all_reduce import gathered_mean, scattered_mean
+
+MEGABYTES = (0.2, 4, 100)
+WAYS = {
+    "gather": gathered_mean,
+    "parts": scattered_mean,
+    "all-reduce": lambda flat, world_size: dist.all_reduce(flat.div_(world_size)),
+}
+
+
+def measure(rank: int, world_size: int, megabytes: float, rounds: int, folder: str) -> None:
+    """Rank 0 leaves the milliseconds of each way and round in a file."""
+    torch.set_num_threads(1)
+    store = dist.FileStore(f"{folder}/store-{world_size}-{megabytes}", world_size)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=300))
+    flat = torch.randn(int(megabytes * 1e6 / 4))
+    lines = []
+    for i in range(rounds + 1):
+        for name, way in WAYS.items():
+            mine = flat.clone()
+            dist.barrier()
+            started = time.perf_counter()
+            way(mine, world_size)
+            dist.barrier()
+            if i:  # the first is for connections and pages of memory
+                lines.append(f"{name} {(time.perf_counter() - started) * 1000}")
+    if rank == 0:
+        Path(folder, "times").write_text("\n".join(lines), encoding="utf-8")
+    dist.destroy_process_group()
+
+
+@click.command()
+@click.option("--rounds", default=5)
+def main(rounds: int) -> None:
+    """Print milliseconds an exchange."""
+    cores = len(os.sched_getaffinity(0))
+    click.echo(f"{cores} cores, torch {torch.__version__}, gloo; ms an exchange, mean ± sd of {rounds} in turn")
+    click.echo(f"{'ranks':>5} {'MB':>6}" + "".join(f"{name:>18}" for name in WAYS))
+    for world_size in (2, 4):
+        for megabytes in MEGABYTES:
+            with tempfile.TemporaryDirectory() as folder:
+                run_ranks(measure, world_size, world_size, megabytes, rounds, folder)
+                times: dict[str, list[float]] = {name: [] for name in WAYS}
+                for line in Path(folder, "times").read_text(encoding="utf-8").splitlines():
+                    name, _, value = line.partition(" ")
+                    times[name].append(float(value))
+            shown = (f"{statistics.mean(each):.1f} ± {statistics.stdev(each):.1f}" for each in times.values())
+            click.echo(f"{world_size:>5} {megabytes:>6}" + "".join(f"{text:>18}" for text in shown))
+
+
+if __name__ == "__main__":
+    main()
