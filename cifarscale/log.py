@@ -12,7 +12,7 @@ from rich.console import Console
 if TYPE_CHECKING:
     from rich.table import Column, Table
 
-console = Console(stderr=True)
+console = Console(stderr=True, markup=False)
 """Where progress, tables and log lines go together; rich keeps them from overwriting each other."""
 
 

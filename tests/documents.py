@@ -173,7 +173,8 @@ _DISTANCE = {"num_samples": 200, "every": 10}
 def _shortened(job: dict[str, Any]) -> dict[str, Any]:
     """The same job in a second or two."""
     if job["task"] in ("classifier", "gan"):
-        return {**job, "training": job["training"] | _SHORT, "evaluation": {"every": 10}}
+        schedule = {"schedule": job["schedule"] | {"warmup_steps": 0}} if "schedule" in job else {}
+        return {**job, **schedule, "training": job["training"] | _SHORT, "evaluation": {"every": 10}}
     if job["task"] == "distance":
         return {**job, "distance": job["distance"] | {"num_samples": 200}}
     if job["task"] == "sweep":

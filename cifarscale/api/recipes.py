@@ -16,6 +16,8 @@ def recipe_of(recipe: str | Path | Recipe, changes: Changes | None = None, **sho
         shorthand: further keys; None leaves one as it is.
     Raises: ConfigError naming the key, the value, and what is valid.
     """
+    if isinstance(changes, str):
+        changes = [changes]
     changed = list(changes.items() if isinstance(changes, Mapping) else changes or ())
     changed += [(key, value) for key, value in shorthand.items() if value is not None]
     if isinstance(recipe, Recipe):

@@ -44,4 +44,4 @@ def _show() -> None:
         for i, panel in enumerate(panels):
             table.add_row("" if i else name, panel.title, panel.kind, ", ".join(panel.metrics), end_section=False)
         table.add_section()
-    Console().print(table)
+    Console(markup=False).print(table)

@@ -38,7 +38,7 @@ def predict(run: Path, images: tuple[Path, ...], device: str) -> None:
     from cifarscale.api.runs import load
 
     guessed = load(run).predict(images, device)
-    console = Console()
+    console = Console(markup=False)
     for path, guesses in zip(images, guessed, strict=True):
         console.print(str(path), markup=False, highlight=False, soft_wrap=True)
         table = Table("class", "probability")

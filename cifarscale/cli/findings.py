@@ -15,7 +15,7 @@ def show_findings(findings: "Iterable[Finding]") -> int:
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     levels = []
     for finding in findings:
         row = Table.grid(padding=(0, 2))

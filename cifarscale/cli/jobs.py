@@ -33,7 +33,7 @@ def list_jobs() -> None:
         job = load_recipe(str(path))
         steps = f"{job.training.max_steps:,}" if isinstance(job, TrainingRecipe) else "–"
         table.add_row(name, job.task, steps, job.description)
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 @jobs.command()
@@ -66,11 +66,13 @@ def keys(task: str | None) -> None:
 def copy(recipe: str, target: Path | None) -> None:
     """Copy RECIPE to TARGET (default: jobs/RECIPE.toml here), to change it."""
     from cifarscale.config.load import find_recipe
-    from cifarscale.config.lookup import copy_file
+    from cifarscale.config.lookup import copy_file, read_toml
 
+    source = find_recipe(recipe)
     target = target or Path("jobs") / f"{Path(recipe).stem}.toml"
-    copy_file(find_recipe(recipe), target)
-    click.echo(f"{target}; next: cifarscale train {typed(target)}")
+    copy_file(source, target)
+    command = "sweep" if read_toml(source).get("task") == "sweep" else "train"
+    click.echo(f"{target}; next: cifarscale {command} {typed(target)}")
 
 
 @click.command(short_help="List the networks that recipes can name.")
@@ -109,4 +111,4 @@ def models(recipe: str | None, modules: tuple[str, ...]) -> None:
         parameters = "–" if summary.parameters is None else f"{summary.parameters:,}"
         macs = "–" if summary.macs is None else f"{summary.macs / 1e6:.2f} M"
         table.add_row(model, parameters, macs, summary.description)
-    Console().print(table)
+    Console(markup=False).print(table)

@@ -29,7 +29,7 @@ def list_profiles() -> None:
     for name, path in profile_files().items():
         profile = load_profile(str(path))
         table.add_row(name, profile.launcher, profile.description, short_path(path))
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 @profiles.command()

@@ -46,7 +46,7 @@ def list_runs(folder: Path) -> None:
     statuses = run_statuses(folders)
     for status in statuses:
         table.add_row(status.run_dir.name, status.state, steps(status), _outcome(status.run_dir))
-    console = Console()
+    console = Console(markup=False)
     console.print(table)
     for status in statuses:
         if status.state in ("damaged", "failed"):
@@ -92,7 +92,7 @@ def _show_rows(title: str, rows: "Sequence[Row]") -> None:
         if one == other:  # to four digits
             one, other = repr(row.one), repr(row.other)
         table.add_row(row.key, one, other)
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 def _outcome(run_dir: Path) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from cifarscale.errors import typed
+from cifarscale.errors import DataError, typed
 
 
 @click.group(short_help="Build, verify and describe data sets.")
@@ -62,9 +62,8 @@ def verify(data: str) -> None:
     from cifarscale.data.build import folder_that_is_here
     from cifarscale.data.manifest import Manifest
     from cifarscale.data.shards import find_damage
-    from cifarscale.errors import DataError
 
-    folder = folder_that_is_here(data) or Path(data)
+    folder = folder_that_is_here(data) or _named(data)
     manifest = Manifest.load(folder)
     problems = find_damage(folder, manifest)
     if problems:
@@ -81,7 +80,19 @@ def info(data: str) -> None:
     """Describe the shards of DATA, a folder of shards or the name of a built set."""
     from cifarscale.data.build import folder_that_is_here
 
-    _show(folder_that_is_here(data) or Path(data))
+    _show(folder_that_is_here(data) or _named(data))
+
+
+def _named(data: str) -> Path:
+    """The folder that a name stands for which nothing was built under.
+
+    Raises: DataError if it is the name of a set.
+    """
+    from cifarscale.data.build import dataset_names
+
+    if data in dataset_names() and not Path(data).exists():
+        raise DataError(f"the shards of {data} are not here. Run: cifarscale shards build --data {data}")
+    return Path(data)
 
 
 def _show(folder: Path) -> None:
@@ -102,4 +113,4 @@ def _show(folder: Path) -> None:
     superclasses = f" in {len(manifest.coarse_names)} superclasses" if manifest.coarse_names else ""
     height, width = manifest.image_size
     table.caption = f"{len(manifest.fine_names)} classes{superclasses}, {width} x {height} pixels"
-    Console().print(table)
+    Console(markup=False).print(table)

@@ -127,7 +127,7 @@ def _show_jobs(statuses: "list[RunStatus]") -> None:
             "–" if each.images_per_second is None else f"{each.images_per_second:,.0f}",
             "–" if each.restarts is None else str(each.restarts + 1),
         )
-    console = Console()
+    console = Console(markup=False)
     console.print(table)
     for each in statuses:
         if each.reason:
@@ -143,7 +143,7 @@ def _show_goodput(run_dir: Path) -> None:
     table = Table("goodput", "")
     for name, value in goodput_rows(run_dir):
         table.add_row(name, value)
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 def steps(status: "RunStatus") -> str:

@@ -95,7 +95,7 @@ def _show_plan(planned: "JobPlan") -> None:
     table = Table("plan", planned.runs[0].recipe.name, show_lines=False)
     for name, value in planned.rows().items():
         table.add_row(name, value)
-    Console().print(table)
+    Console(markup=False).print(table)
     click.echo(planned.script, nl=False)
 
 

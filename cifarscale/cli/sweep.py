@@ -83,6 +83,6 @@ def sweep_status(sweep: str) -> None:
     if result is not None:
         SweepView().print_result(result, folder.path)
     elif folder.trials:
-        Console().print(trials_text(folder.trials, job.metric))
+        Console(markup=False).print(trials_text(folder.trials, job.metric))
     else:
         click.echo(f"{short_path(folder.path)}: no trial has started yet")

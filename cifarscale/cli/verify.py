@@ -66,4 +66,4 @@ def _show(comparisons: "list[Comparison]") -> None:
         else:
             allowed = ", and must not" if each.allowed == 0 else f", more than {each.allowed:.0e}"
         table.add_row(each.what, each.metric, agrees + allowed)
-    Console().print(table)
+    Console(markup=False).print(table)

@@ -231,7 +231,7 @@ def _locate(module: str, root: Path, is_copy: bool, where: str) -> tuple[Path, P
             return path, path.parents[depth]
     raise ConfigError(
         f"{where}: modules: there is no file {root / name}.py"
-        f"{'' if is_path else f', and no module {module} to import'}. The built-in names work without it"
+        f"{'' if is_path else f', and no module {module} to import'}. The built-in names work without this module"
     )
 
 
@@ -286,7 +286,9 @@ def _import(code: Code, where: str) -> None:
         for name in finder.names:
             sys.modules.pop(name, None)
         there = place(error, code.root) or ", ".join(code.modules)
-        raise ConfigError(f"{where}: modules: {there}: {_said(error)}. The built-in names work without it") from error
+        raise ConfigError(
+            f"{where}: modules: {there}: {_said(error)}. The built-in names work without this module"
+        ) from error
     finally:
         sys.meta_path.remove(finder)
     # What is imported inside of functions comes after all other modules, the newest code's first.

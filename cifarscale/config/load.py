@@ -21,8 +21,8 @@ from cifarscale.config.validation import explain, variants_of
 from cifarscale.errors import ConfigError
 
 SomeRecipe = TypeVar("SomeRecipe", bound=Recipe)
-Changes = Mapping[str, Any] | Iterable[str | tuple[str, Any]]
-"""Changed keys: dotted ones with their values, or texts `KEY=VALUE` as `--set` takes them."""
+Changes = Mapping[str, Any] | str | Iterable[str | tuple[str, Any]]
+"""Changed keys: dotted ones with their values, or a text `KEY=VALUE` as `--set` takes it, or several."""
 _NOT_COMPUTED = ("name", "description", "budget", "tracking")
 
 
@@ -72,14 +72,18 @@ def load_training_recipe(name_or_path: str, overrides: Changes = (), of_run: boo
 def require_training(recipe: Recipe, where: str) -> TrainingRecipe:
     """Raises: ConfigError, which begins with `where`, for a recipe that trains nothing."""
     if not isinstance(recipe, TrainingRecipe):
-        raise ConfigError(f"{where} is a recipe of task {recipe.task!r}, which trains nothing. Run: cifarscale --help")
+        command = f"cifarscale sweep {where}" if recipe.task == "sweep" else "cifarscale --help"
+        raise ConfigError(f"{where} is a recipe of task {recipe.task!r}, which trains nothing. Run: {command}")
     return recipe
 
 
 def require_task(recipe: Recipe, task: str, where: str) -> None:
     """Raises: ConfigError, which begins with `where`, for a recipe of another task."""
     if recipe.task != task:
-        raise ConfigError(f"{where} is a recipe of task {recipe.task!r}, and this needs task = {task!r}")
+        raise ConfigError(
+            f"{where} is a recipe of task {recipe.task!r}, and this needs task = {task!r}. Such a recipe: cifarscale "
+            f"jobs show {'sweep-demo' if task == 'sweep' else 'fid'}"
+        )
 
 
 def parse_recipe(values: dict[str, Any], where: str, folder: Path | None = None, of_run: bool = False) -> Recipe:

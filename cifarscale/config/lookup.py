@@ -40,6 +40,8 @@ def find_file(kind: str, name_or_path: str, folders: Sequence[Path]) -> Path:
     files = named_files(folders)
     if name_or_path in files:
         return files[name_or_path]
+    if kind == "recipe" and (own := Path(name_or_path, "recipe.toml")).is_file():
+        raise ConfigError(f"{name_or_path} is a run folder; name its recipe: {own}")
     raise ConfigError(
         f"unknown {kind} {name_or_path!r}{nearest(name_or_path, files)}; there are: {', '.join(files) or 'none'}. "
         "Name one of these, or the path of a .toml file."

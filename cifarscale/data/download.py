@@ -82,7 +82,7 @@ def _fetch(url: str, part: Path, elsewhere: str, progress: bool) -> bool:
 
 
 def _bar(progress: bool) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     return Progress(*columns, TimeRemainingColumn(), console=console, disable=not progress or not console.is_terminal)
 
 

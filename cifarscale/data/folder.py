@@ -160,7 +160,7 @@ def _read(files: Sequence[_File], size: int) -> NDArray[np.uint8]:
         (one, path), (other, other_path), *_ = sizes.items()
         raise DataError(
             f"the images have {len(sizes)} sizes: {path} is {size_text(one)}, {other_path} {size_text(other)}. Scale "
-            f"and cut them to squares of one size: --size {max(8, min(min(each) for each in sizes) // 8 * 8)}"
+            f"and cut them to squares of one size: --size {max(32, min(min(each) for each in sizes) // 8 * 8)}"
         )
     if enlarged:
         log.warning("%d of %d images are smaller than %d pixels, and were enlarged", enlarged, len(files), size)

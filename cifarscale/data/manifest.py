@@ -104,7 +104,7 @@ class Manifest(_Entry):
         except FileNotFoundError:
             raise DataError(
                 f"{folder} is not a folder of shards: it has no {MANIFEST_NAME}. "
-                f"Run: cifarscale shards build --data cifar100 --out {typed(folder)}, or with --data synthetic"
+                f"Run: cifarscale shards build --data NAME --out {typed(folder)}, with cifar100 or synthetic for NAME"
             ) from None
         except (ValidationError, UnicodeDecodeError) as error:
             raise DataError(

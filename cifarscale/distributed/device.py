@@ -47,7 +47,8 @@ def device_name(device: torch.device) -> str:
     """The device as people call it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"CPU, {available_cores()} cores"
+    cores = available_cores()
+    return f"CPU, {cores} core{'s' if cores > 1 else ''}"
 
 
 @contextmanager

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from cifarscale.config.code import FOLDER, trust
-from cifarscale.config.load import recipe_hash
 from cifarscale.config.ranks import batch_size_per_rank
 from cifarscale.config.recipe import TrainingRecipe
 from cifarscale.data.manifest import Manifest
@@ -74,11 +73,16 @@ def prepare_sweep(sweep: SweepRecipe, run_dir: Path | None, data: str | None, op
     assert isinstance(task, TrainingTask)
     task.check_needs(base, of_sweep=True)
     trust(base.code, base.modules)
+    given = base.model_dump(exclude_unset=True, exclude={"code"})
     shards = locate_data(base, data).resolve()
     base, manifest = resolve(base, shards), Manifest.load(shards)
-    if kept and run_dir and _differ_in_code_alone(base, kept):
+    if kept and kept.code != base.code and _is_part_of(given, kept.model_dump()):
         copy = short_path(folder.path / FOLDER)
-        log.warning("the code of %s has changed since: this sweep goes on with its copy in %s", sweep.base, copy)
+        log.warning(
+            "the code of %s has changed since: this sweep goes on with its copy in %s. For another sweep, name another "
+            "--run-dir",
+            *(sweep.base, copy),
+        )
         base = kept
     if base.code:
         task.check_code(base, manifest, options.device)
@@ -93,5 +97,8 @@ def prepare_sweep(sweep: SweepRecipe, run_dir: Path | None, data: str | None, op
     return PreparedSweep(recipe=sweep, run_dir=folder.path, options=options.on(shards), base=base)
 
 
-def _differ_in_code_alone(one: TrainingRecipe, other: TrainingRecipe) -> bool:
-    return one.code != other.code and recipe_hash(one.model_copy(update={"code": other.code})) == recipe_hash(other)
+def _is_part_of(part: Any, whole: Any) -> bool:
+    """Whether all that a part says stands in the whole as well."""
+    if isinstance(part, dict) and isinstance(whole, dict):
+        return all(key in whole and _is_part_of(value, whole[key]) for key, value in part.items())
+    return bool(part == whole)

@@ -130,7 +130,7 @@ def check_sweep(sweep: SweepRecipe) -> TrainingRecipe:
     if base.needs_validation and not base.data.num_validation:
         raise ConfigError(
             "data.num_validation = 0 leaves nothing to select by but the test set, which a sweep never looks at. "
-            'Add to [set]: "data.num_validation" = 5000'
+            'Add to [set]: "data.num_validation" = 5000, or a tenth of a smaller set'
         )
     _check_metric(sweep, base)
     _check_conditions(sweep, base)

@@ -93,7 +93,7 @@ class SweepView(View):
             split = "on the validation split" if is_validation else "the distance to the images that the recipe names"
             table.title = f"{result['name']}: {len(folder.trials)} trials by {result['metric']}, the best first"
             table.caption = f"{result['metric']} is {split}; no trial was chosen by the test set"
-            Console().print(table)
+            Console(markup=False).print(table)
         for trial in folder.trials:
             if trial.state in (FAILED, REPEATED):
                 click.echo(f"trial {trial.number} {trial.state}: {trial.reason}")
@@ -112,7 +112,6 @@ class SweepView(View):
 
 def trials_text(trials: Sequence[Trial], metric: str, in_full: bool = True) -> "TextTable":
     """A row a trial; of one line, where the changed keys are not to be seen in full."""
-    from rich.markup import escape
     from rich.table import Column
 
     from cifarscale.log import plain_table
@@ -127,8 +126,7 @@ def trials_text(trials: Sequence[Trial], metric: str, in_full: bool = True) -> "
     table = plain_table(*columns)
     for trial in trials:
         value = "–" if trial.value is None else f"{trial.value:.4f}"
-        changed = escape(shown_changes(trial))
-        table.add_row(str(trial.number), trial.state, f"{trial.step:,}", value, changed)
+        table.add_row(str(trial.number), trial.state, f"{trial.step:,}", value, shown_changes(trial))
     return table
 
 

@@ -28,8 +28,9 @@ def own_metrics_note(metrics: Mapping[str, Any]) -> str:
 
 
 def rate(result: Mapping[str, Any]) -> str:
-    """How fast, and on what."""
-    return f"{result['images_per_second']:,.0f} images/s on {result['world_size']} × {result['device']}"
+    """How fast, where that is known, and on what."""
+    speed = f"{result['images_per_second']:,.0f} images/s " if result["images_per_second"] else ""
+    return f"{speed}on {result['world_size']} × {result['device']}"
 
 
 def computed(result: Mapping[str, Any]) -> str:

@@ -89,6 +89,8 @@ class TrainedClassifier(Trained):
 
         Raises: DataError if a file is not an image that Pillow opens.
         """
+        if not images:
+            return []
         size = self.manifest.image_size
         pixels = torch.from_numpy(np.stack([np.array(fitted(read_image(path), size)) for path in images]))
         normalise = training_normalisation(self.manifest, self.device)

@@ -21,10 +21,10 @@ class TrainingProgress:
         self._live = shows_live()
         self._last_line = 0.0
         self._bar = Progress(
-            TextColumn(name),
+            TextColumn(name, markup=False),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[values]}"),
+            TextColumn("{task.fields[values]}", markup=False),
             TimeRemainingColumn(compact=True),
             console=console,
             disable=not self._live,
@@ -79,7 +79,7 @@ def counting(what: str, total: int, shown: bool) -> Iterator[Callable[[int], Non
     """
     done, last_line = 0, time.monotonic()
     live = shows_live()
-    columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True)
+    columns = TextColumn(what, markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True)
     with Progress(*columns, console=console, disable=not (shown and live), transient=True) as bar:
         task = bar.add_task(what, total=total)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cifarscale.config.code import kind_of, naming_the_line
+from cifarscale.config.registry import networks
 from cifarscale.data.manifest import Manifest
 from cifarscale.data.normalisation import training_normalisation
 from cifarscale.distributed.randomness import seed_torch
@@ -40,6 +41,9 @@ def check_contract(recipe: ClassifierRecipe, manifest: Manifest, is_for_gpu: boo
         is_for_gpu: whether the run will have a GPU: what fails here for want of one is then only a warning.
     Raises: ConfigError for what cannot be trained, or not to the same bits each time.
     """
+    own = [network.name for network in networks(recipe.code).values() if network.code]
+    if own and recipe.model.name not in own:
+        log.warning("%s is trained, and not what the modules register: %s", recipe.model.name, ", ".join(own))
     with torch.random.fork_rng(devices=[]):
         try:
             _Trial(recipe, manifest).check_network()
@@ -57,6 +61,7 @@ class _Step:
 
     network: nn.Module
     outputs: list[Tensor]
+    unused: list[str]
 
 
 class _Trial:
@@ -72,6 +77,9 @@ class _Trial:
         self._check_parameters()
         size = self._recipe.training.global_batch_size // (self._recipe.training.microbatches or 1)
         first = self._step(min(size, 2))
+        if first.unused:
+            names = _listed(first.unused)
+            log.info("%s does not use %s: the gradients of what a step does not use are 0", self._what, names)
         self._check_buffers(first.network)
         again = self._step(min(size, 2))
         if not (
@@ -116,13 +124,11 @@ class _Trial:
         gradients = torch.autograd.grad(loss, trained(network), allow_unused=True)
         names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
         unused = [name for name, gradient in zip(names, gradients, strict=True) if gradient is None]
-        if unused:
-            log.info("%s does not use %s: the gradients of what a step does not use are 0", self._what, _listed(unused))
         used = {name: gradient for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
         for name, tensor in {"logits": logits, **{f"gradients of {name}": each for name, each in used.items()}}.items():
             if not tensor.isfinite().all():
                 raise self._refused(f"gives {name} that are not finite, for ordinary images and fresh weights")
-        return _Step(network, [logits.detach(), *used.values()])
+        return _Step(network, [logits.detach(), *used.values()], unused)
 
     def _check_buffers(self, after: nn.Module) -> None:
         """Compares the network with what a step has made of it."""

@@ -27,7 +27,7 @@ class ClassifierView(View):
 
         from cifarscale.tasks.text import computed, cost, rate
 
-        table = Table(title=cost(result), caption=rate(result))
+        table = Table()
         top5 = ("top5",) if "top5" in result["test"] else ()
         own = [key for key in result["test"] if key not in EVERY_EVALUATION]
         for column in ("split", "top-1", *("top-5" for _ in top5), "loss", *(key.replace("_", " ") for key in own)):
@@ -37,7 +37,9 @@ class ClassifierView(View):
                 metrics = result[split]
                 shares = (f"{metrics[name]:.2%}" for name in ("top1", *top5))
                 table.add_row(split.replace("_", ", "), *shares, *(number(metrics[key]) for key in ("loss", *own)))
-        Console().print(table)
+        click.echo(cost(result))
+        Console(markup=False).print(table)
+        click.echo(f"speed   {rate(result)}")
         if text := computed(result):
             click.echo(f"cost    {text}")
         super().print_result(result, run_dir)

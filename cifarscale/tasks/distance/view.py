@@ -30,7 +30,7 @@ class DistanceView(View):
         from rich.console import Console
         from rich.table import Table
 
-        console = Console()
+        console = Console(markup=False)
         step = f" after {result['step']:,} steps" if "step" in result else ""
         against = Path(result["against"]).name
         real = f"{result['num_real']:,} of {against}" if result["num_real"] else against

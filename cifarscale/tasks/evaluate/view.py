@@ -39,7 +39,7 @@ class EvaluateView(View):
 
         groups = "superclasses" if "superclasses" in result and not in_full else "classes"
         top5 = f", top-5 {result['top5']:.2%}" if "top5" in result else ""
-        console = Console()
+        console = Console(markup=False)
         console.print(
             f"{result['run']} after {result['step']:,} steps on {result['samples']:,} {result['split']} samples: "
             f"top-1 {result['top1']:.2%}{top5}, loss {result['loss']:.4f}{own_metrics_note(result)}",
