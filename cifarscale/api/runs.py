@@ -26,7 +26,7 @@ class Run:
     """
 
     def __init__(self, path: Path, recipe: Recipe, was_complete: bool = False) -> None:
-        self.path, self.was_complete = path, was_complete
+        self.path, self.was_complete = path.absolute(), was_complete
         self.recipe: Any = recipe
 
     def __repr__(self) -> str:
@@ -57,16 +57,26 @@ class Run:
             return Normalised(trained).eval()
         return trained.network
 
-    def predict(self, images: str | Path | Sequence[str | Path], device: str = "auto") -> list[list[tuple[str, float]]]:
-        """For each image file the five most probable classes with their probabilities, most probable first.
+    def predict(
+        self, images: "str | Path | Sequence[str | Path] | NDArray[Any] | torch.Tensor", device: str = "auto"
+    ) -> list[list[tuple[str, float]]]:
+        """For each image the five most probable classes with their probabilities, most probable first.
 
-        Raises: RunError if this is no classifier's run; DataError for a file that is no image.
+        Args:
+            images: files; or pixels, uint8 or floats from 0 to 1: an array (N, H, W, 3) or a tensor (N, 3, H, W).
+        Raises: RunError if this is no classifier's run; DataError for a file that is no image, or pixels of another
+            shape than the classifier takes.
         """
+        from cifarscale.distributed.cpu_pool import settings_kept
         from cifarscale.distributed.device import pick_device
         from cifarscale.tasks.load import load_classifier
 
-        paths = [images] if isinstance(images, str | Path) else images
-        return load_classifier(self.path, pick_device(device)).predict([Path(path) for path in paths])
+        with settings_kept():
+            trained = load_classifier(self.path, pick_device(device))
+            if not isinstance(images, str | Path) and hasattr(images, "ndim"):
+                return trained.predict_pixels(images)
+            paths = [images] if isinstance(images, str | Path) else images
+            return trained.predict([Path(path) for path in paths])
 
     def generate(
         self, count: int, seed: int = 0, class_name: str | None = None, device: str = "auto"

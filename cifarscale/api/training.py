@@ -1,5 +1,8 @@
 """Training in scripts and notebooks."""
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from cifarscale.api.recipes import folder_for, name_of, recipe_of
@@ -7,6 +10,7 @@ from cifarscale.api.runs import Run, load
 from cifarscale.config.load import Changes, require_training
 from cifarscale.config.ranks import batch_size_per_rank
 from cifarscale.config.recipe import Recipe
+from cifarscale.errors import RunError
 from cifarscale.launch.local import announce, run_here
 from cifarscale.launch.run import prepare
 from cifarscale.runs.options import RunOptions
@@ -40,14 +44,32 @@ def train(
         digests: whether digests.jsonl keeps a digest of each tensor after each step, by which runs can be compared.
     Raises: CifarscaleError with the text that the command line prints.
     """
-    loaded = require_training(recipe_of(recipe, set, seed=seed), name_of(recipe))
-    batch_size_per_rank(loaded, nproc)
-    options = RunOptions(device=device, num_workers=num_workers, digests=digests)
-    prepared = prepare(loaded, folder_for(recipe, loaded, run_dir), str(data) if data else None, options)
+    with _alone():
+        loaded = require_training(recipe_of(recipe, set, seed=seed), name_of(recipe))
+        batch_size_per_rank(loaded, nproc)
+        options = RunOptions(device=device, num_workers=num_workers, digests=digests)
+        prepared = prepare(loaded, folder_for(recipe, loaded, run_dir), str(data) if data else None, options)
     was_complete = prepared.result() is not None
     if not was_complete:
         announce(prepared)
-        run_here(prepared, nproc)
+        with _alone() if nproc == 1 else nullcontext():
+            run_here(prepared, nproc)
     run = load(prepared.run_dir)
     run.was_complete = was_complete
     return run
+
+
+_TRAINING = threading.Lock()
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Raises: RunError if a training is under way in this process: they would share torch's generators and threads."""
+    if not _TRAINING.acquire(blocking=False):
+        raise RunError(
+            "another training is under way in this process. Wait for it, or start this one in a process of its own"
+        )
+    try:
+        yield
+    finally:
+        _TRAINING.release()

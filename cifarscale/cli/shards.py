@@ -29,7 +29,7 @@ def shards() -> None:
 @click.option("--holdout", type=click.IntRange(min=1), help="Images of each class that are set aside for test.")
 @click.option(
     "--size",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 4096),
     help="Scale and cut images to squares of so many pixels a side.  [default: their own size]",
 )
 @click.option("--name", help="What the set is called from now on.  [default: DATA, or the name of DIR]")
@@ -88,7 +88,7 @@ def _named(data: str) -> Path:
 
     Raises: DataError if it is the name of a set.
     """
-    from cifarscale.data.build import dataset_names
+    from cifarscale.config.registry import dataset_names
 
     if data in dataset_names() and not Path(data).exists():
         raise DataError(f"the shards of {data} are not here. Run: cifarscale shards build --data {data}")

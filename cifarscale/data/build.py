@@ -33,7 +33,12 @@ def default_folder(dataset: str) -> Path:
 def folder_that_is_here(data: str) -> Path | None:
     """The folder of shards that `data` names: itself one, or that of a set which was built under this name."""
     folders = (Path(data), default_folder(data))
-    return next((folder for folder in folders if data and (folder / MANIFEST_NAME).is_file()), None)
+    return next((folder for folder in folders if data and _holds_shards(folder)), None)
+
+
+def _holds_shards(folder: Path) -> bool:
+    """A run folder, which has a recipe, keeps a copy of the manifest alone."""
+    return (folder / MANIFEST_NAME).is_file() and not (folder / "recipe.toml").exists()
 
 
 def locate_shards(data: str, code: str = "") -> Path:
@@ -116,6 +121,8 @@ def build_shards(
         folder = folder.resolve()
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder} is not a folder; name another with --out")
+    if force and folder.exists():
+        _check_replaceable(folder)
     existing = _existing(name, folder, num_shards) if folder.exists() and not force else None
     if existing is not None and known.is_built_in and set(known.options) <= {"source", "cache"}:
         return existing  # it is always the same, and needs no comparison with what it is made of
@@ -168,6 +175,16 @@ def _put_in_place(staging: Path, folder: Path) -> None:
             folder.rename(replaced)
         staging.rename(folder)
         shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Raises: DataError for a folder that holds anything but shards: what lies there would be lost."""
+    for path in folder.iterdir():
+        if not (path.name == MANIFEST_NAME or path.suffix == ".tar" or path.name.startswith(".")) or path.is_dir():
+            raise DataError(
+                f"{folder} holds more than shards, such as {path.name}, which --force would delete too. "
+                "Name another folder with --out"
+            )
 
 
 def _existing(name: str, folder: Path, num_shards: int | None) -> Manifest:

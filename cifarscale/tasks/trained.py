@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from cifarscale.data.manifest import Manifest
 from cifarscale.data.normalisation import training_normalisation
 from cifarscale.distributed.cpu_pool import CpuPool
 from cifarscale.distributed.device import arithmetic
-from cifarscale.errors import RunError
+from cifarscale.errors import DataError, RunError
 
 TOP = 5
 CHUNK = 64
@@ -92,10 +92,27 @@ class TrainedClassifier(Trained):
         if not images:
             return []
         size = self.manifest.image_size
-        pixels = torch.from_numpy(np.stack([np.array(fitted(read_image(path), size)) for path in images]))
+        return self.predict_pixels(np.stack([np.array(fitted(read_image(path), size)) for path in images]))
+
+    def predict_pixels(self, images: Any) -> list[list[tuple[str, float]]]:
+        """The same of an array (N, H, W, 3) or a tensor (N, 3, H, W), uint8 or floats from 0 to 1.
+
+        Raises: DataError for images of another shape than the classifier's.
+        """
+        pixels = images if isinstance(images, torch.Tensor) else torch.from_numpy(images).permute(0, 3, 1, 2)
+        shape = self.manifest.spec.image_shape
+        if pixels.ndim != 4 or tuple(pixels.shape[1:]) != shape:
+            raise DataError(
+                f"images of shape {tuple(images.shape)} are not what this classifier takes: an array "
+                f"(N, {shape[1]}, {shape[2]}, 3) or a tensor (N, 3, {shape[1]}, {shape[2]})"
+            )
+        if not len(pixels):
+            return []
+        if pixels.is_floating_point():
+            pixels = pixels.float() * 255
         normalise = training_normalisation(self.manifest, self.device)
         with torch.inference_mode(), arithmetic(self.device):
-            probabilities = self.network(normalise(pixels.permute(0, 3, 1, 2).to(self.device))).softmax(1).cpu()
+            probabilities = self.network(normalise(pixels.to(self.device))).softmax(1).cpu()
         names = self.manifest.fine_names
         top = probabilities.topk(min(TOP, len(names)), dim=1)
         return [
@@ -125,7 +142,9 @@ class Normalised(nn.Module):
     std: torch.Tensor
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        pixels = images.float() if images.dtype == torch.uint8 else images * 255
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise DataError(f"images of shape {tuple(images.shape)} are not what this network takes: (N, 3, H, W)")
+        pixels = images.float() if images.dtype == torch.uint8 else images.float() * 255
         logits: torch.Tensor = self.network((pixels - self.mean) / self.std)
         return logits
 

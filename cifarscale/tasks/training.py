@@ -12,7 +12,7 @@ from cifarscale.config.recipe import TrainingRecipe, stages_of
 from cifarscale.config.registry import DataSpec
 from cifarscale.data.build import folder_that_is_here, locate_shards
 from cifarscale.data.manifest import Manifest
-from cifarscale.errors import short_path, typed
+from cifarscale.errors import DataError, short_path, typed
 from cifarscale.runs.options import RunOptions
 from cifarscale.runs.run_folder import RunFolder, default_run_dir, run_of_other_code
 from cifarscale.tasks.base import PreparedRun, Task, task_of
@@ -150,7 +150,13 @@ def locate_data(recipe: TrainingRecipe, data: str | None) -> Path:
     name = data or recipe.data.dataset
     if folder_that_is_here(name) is None:
         require_imported(recipe.code, recipe.modules)
-    return locate_shards(name, recipe.code)
+    try:
+        return locate_shards(name, recipe.code)
+    except DataError as error:
+        if data:
+            raise
+        text = str(error).removeprefix("--data ")
+        raise DataError(f"data.dataset of the recipe: {text}. Shards that lie elsewhere: --data FOLDER") from error
 
 
 def resolve(recipe: TrainingRecipe, shards: Path) -> TrainingRecipe:

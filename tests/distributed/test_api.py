@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from runs import PATIENCE_S, Run
 
 import cifarscale as cs
+from cifarscale.api import training
 from cifarscale.config.load import load_training_recipe
-from cifarscale.errors import CifarscaleError, ConfigError, RunError
+from cifarscale.errors import CifarscaleError, ConfigError, DataError, RunError
 from cifarscale.training.signals import STOP_SIGNALS, StopRequest
 
 SMALL = {"training.max_steps": 20, "training.global_batch_size": 16, "evaluation.every": 0, "training.log_every": 5}
@@ -92,6 +94,39 @@ def test_a_classifiers_network_takes_images_as_they_are(run: cs.Run) -> None:
         assert network(pixels).shape == (4, 100)
     image = Path(__file__).parents[2] / "docs/images/yellow_striped_ring.png"
     assert run.predict(image) == run.predict([str(image)])
+
+
+def test_pixels_are_predicted_as_files_are(run: cs.Run, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    expected = run.predict([tmp_path / "0.png", tmp_path / "1.png"])
+    assert run.predict(pixels) == run.predict(torch.from_numpy(pixels).permute(0, 3, 1, 2)) == expected
+    assert [guesses[0][0] for guesses in run.predict(pixels / 255)] == [guesses[0][0] for guesses in expected]
+    assert run.predict([]) == run.predict(pixels[:0]) == []
+    with pytest.raises(DataError, match=r"images of shape \(2, 8, 8, 3\) are not what this classifier takes"):
+        run.predict(pixels[:, :8, :8])
+    with pytest.raises(DataError, match=r"\(N, 3, H, W\)"):
+        run.network()(torch.rand(2, 1, 32, 32))
+
+
+def test_a_process_is_left_as_it_was(
+    run: cs.Run, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also a run that was loaded by a relative path, when the folder is changed."""
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    cs.train("cnn", set=SMALL, data=shards, device="cpu", run_dir=tmp_path / "run")
+    assert torch.equal(before, torch.get_rng_state())
+    monkeypatch.chdir(run.path.parent)
+    loaded = cs.load(run.path.name)
+    monkeypatch.chdir(tmp_path)
+    assert loaded.result == run.result
+
+
+def test_a_second_training_in_one_process_is_refused(shards: Path, tmp_path: Path) -> None:
+    with training._alone(), pytest.raises(RunError, match="another training is under way in this process"):
+        cs.train("cnn", set=SMALL, data=shards, device="cpu", run_dir=tmp_path / "run")
 
 
 def test_it_works_in_a_thread_and_beside_an_event_loop(shards: Path, tmp_path: Path) -> None:
