@@ -17,7 +17,7 @@ from cifarscale.config.keys import set_key
 from cifarscale.config.lookup import bundled_folders, find_file, named_files, read_toml
 from cifarscale.config.recipe import UNHASHED_VALUES, Recipe, TrainingRecipe, resolved
 from cifarscale.config.registry import is_imported, registered_task, task_names
-from cifarscale.config.validation import explain, variants_of
+from cifarscale.config.validation import explain, nearest, variants_of
 from cifarscale.errors import ConfigError
 
 SomeRecipe = TypeVar("SomeRecipe", bound=Recipe)
@@ -106,9 +106,8 @@ def parse_recipe(values: dict[str, Any], where: str, folder: Path | None = None,
         values = {**values, "code": code}
     valid = task_names(code)
     if not isinstance(task, str) or not (task in valid or (code and not is_imported(code))):
-        raise ConfigError(
-            f"{where}: task = {task!r} is not valid; a recipe needs one of: {', '.join(map(repr, valid))}"
-        )
+        said = "it has no task" if task is None else f"task = {task!r} is not valid{nearest(str(task), valid)}"
+        raise ConfigError(f"{where}: {said}; a recipe needs one of: {', '.join(map(repr, valid))}")
     registered = registered_task(task, code)
     schema = registered.schema(code)
     try:

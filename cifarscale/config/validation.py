@@ -29,7 +29,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
             parts.append(item["msg"].removeprefix("Value error, "))
         else:
             hint = _in_toml(item["input"])
-            if item["type"] in ("tuple_type", "list_type") and isinstance(item["input"], str):
+            if not hint and item["type"] in ("tuple_type", "list_type") and isinstance(item["input"], str):
                 hint = f'; write a list: ["{item["input"]}"]'
             parts.append(f"{key} = {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}{hint}")
     return "; ".join(parts)

@@ -67,4 +67,5 @@ def test_a_task_in_a_file_is_one_like_the_others_and_its_code_is_part_of_the_run
     for command in (("train", "runs/mine/recipe.toml"), ("evaluate", "runs/mine")):
         assert "own.py, code that you have not trained" in cifarscale(*command, code=1).stderr
     (tmp_path / "other.toml").write_text('task = "owm"\nmodules = ["runs/mine/code/own.py"]\n', encoding="utf-8")
-    assert "task = 'owm' is not valid; a recipe needs one of: " in cifarscale("train", "other.toml", code=1).stderr
+    said = cifarscale("train", "other.toml", code=1).stderr
+    assert "task = 'owm' is not valid, did you mean 'own'?; a recipe needs one of: " in said

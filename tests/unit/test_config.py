@@ -414,7 +414,7 @@ def test_a_file_that_is_not_toml_is_named(content: bytes, tmp_path: Path) -> Non
 def test_a_recipe_without_a_task_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "empty.toml"
     path.write_text("")
-    with pytest.raises(ConfigError, match=r"task = None is not valid; a recipe needs one of: 'classifier'"):
+    with pytest.raises(ConfigError, match=r"it has no task; a recipe needs one of: 'classifier'"):
         load_training_recipe(str(path))
 
 

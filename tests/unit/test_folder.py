@@ -219,7 +219,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], dict[str, int], str]] = {
     "two sizes": (
         lambda folder: draw(folder / "train/cat/0.png", 1, (40, 30)),
         {},
-        r"the images have 2 sizes: .* is 12 x 10, .*train/cat/0.png 40 x 30\. .*: --size 8",
+        r"the images have 2 sizes: .* is 12 x 10, .*train/cat/0.png 40 x 30\. .*: --size 32",
     ),
     "damaged": (_damaged, {}, r"2 of 24 files cannot be read; the first: cannot read .*dog/0.png as an image"),
 }
