@@ -83,6 +83,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         "label_smoothing=0.1",
         "data.num_validation=107",
     ),
+    "sixteen microbatches": ("training.microbatches=16",),
     "streaming": ("data.reader=streaming", "data.canonical_partitions=8", "data.shuffle_buffer=32"),
 }
 TO_ROUNDING: dict[str, tuple[str, ...]] = {
@@ -97,9 +98,13 @@ TO_ROUNDING: dict[str, tuple[str, ...]] = {
 MANY_RANKS = ("all at once", "no microbatches")
 """Variants that are always trained on 4 ranks, too; the others now and then."""
 ON_RANKS = [
-    pytest.param(variant, ranks, marks=() if ranks == 2 or variant in MANY_RANKS else pytest.mark.thorough)
-    for variant in VARIANTS | TO_ROUNDING
-    for ranks in (2, 4)
+    *(
+        pytest.param(variant, ranks, marks=() if ranks == 2 or variant in MANY_RANKS else pytest.mark.thorough)
+        for variant in VARIANTS | TO_ROUNDING
+        for ranks in (2, 4)
+    ),
+    pytest.param("sixteen microbatches", 8),
+    pytest.param("sixteen microbatches", 16, marks=pytest.mark.thorough),
 ]
 
 
