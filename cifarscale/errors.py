@@ -85,9 +85,22 @@ class Interrupted(CifarscaleError):
         self.to_continue = to_continue
 
 
+def text_of(error: BaseException) -> str:
+    """What an error says; empty for one of somebody's own that cannot say it."""
+    try:
+        return str(error)
+    except Exception:
+        return ""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says."""
+    return next(iter(text_of(error).strip().splitlines()), "")
+
+
 def is_want_of_memory(error: BaseException) -> bool:
     """Whether torch, or Python, has no memory left."""
-    wants = re.search("out of memory|can't allocate memory", str(error))
+    wants = re.search("out of memory|can't allocate memory", text_of(error))
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and wants is not None)
 
 

@@ -6,6 +6,7 @@ change nothing of one that was made before.
 """
 
 import ast
+import builtins
 import hashlib
 import importlib
 import importlib.abc
@@ -13,17 +14,28 @@ import importlib.util
 import os
 import re
 import sys
+import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, SourceFileLoader
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from cifarscale.config.registry import registering
-from cifarscale.errors import TRUST_VARIABLE, CifarscaleError, ConfigError, is_want_of_memory, writing_to
+from cifarscale.errors import (
+    TRUST_VARIABLE,
+    CifarscaleError,
+    ConfigError,
+    first_line,
+    is_want_of_memory,
+    short_path,
+    text_of,
+    writing_to,
+)
 
 FOLDER = "code"
 """Where a run folder holds the copy."""
@@ -36,11 +48,13 @@ class Code:
     Attributes:
         modules: files, relative to `root`.
         files: what is in each file, by its path relative to `root`; the modules among them.
+        folders: where the files were read: `root`, or for modules that lie elsewhere the folder of each.
     """
 
     root: Path
     modules: tuple[str, ...]
     files: dict[str, bytes]
+    folders: frozenset[Path] = frozenset()
 
     @property
     def digest(self) -> str:
@@ -50,6 +64,10 @@ class Code:
 
 
 _IMPORTED: dict[str, Code] = {}
+_FINDERS: "dict[str, _Finder]" = {}
+"""What imported each of them, by its digest."""
+_IMPORTING = threading.RLock()
+"""Held while the modules of some code stand in `sys.modules` in place of others of their names."""
 
 
 def load_code(modules: Sequence[str], folder: Path | None, digest: str, of_run: bool, where: str) -> str:
@@ -118,6 +136,16 @@ def require_imported(digest: str, modules: Sequence[str]) -> None:
         )
 
 
+def require_followed(digest: str) -> None:
+    """Raises: ConfigError for code that, since its import began, has imported files which are no part of it.
+
+    Those that no import statement names are neither in its digest nor in the copy in a run folder. To be called when
+    the code has been tried, since a function of it may import more.
+    """
+    if finder := _FINDERS.get(digest):
+        finder.require_followed(", ".join(_IMPORTED[digest].modules))
+
+
 def trust(digest: str, modules: Sequence[str]) -> None:
     """Notes that imported code is this user's own: a run folder that holds it may be run without asking.
 
@@ -162,11 +190,11 @@ def naming_the_line(what: str, digest: str) -> Iterator[None]:
         yield
     except Exception as error:
         is_ours = isinstance(error, CifarscaleError) or digest not in _IMPORTED
-        if is_ours or is_want_of_memory(error) or "deterministic implementation" in str(error):
+        if is_ours or is_want_of_memory(error) or "deterministic implementation" in text_of(error):
             raise
-        code, first = _IMPORTED[digest], next(iter(str(error).strip().splitlines()), "")
+        code = _IMPORTED[digest]
         there = place(error, code.root) or ", ".join(code.modules)
-        raise ConfigError(f"{what}: {there}: {type(error).__name__}: {first}") from error
+        raise ConfigError(f"{what}: {there}: {_said(error)}") from error
 
 
 def kind_of(value: Any) -> str:
@@ -178,11 +206,12 @@ def kind_of(value: Any) -> str:
 
 def _read(modules: Sequence[str], root: Path, is_copy: bool, where: str) -> Code:
     files: dict[str, bytes] = {}
-    names = []
+    names, folders = [], set()
     for module in modules:
         path, base = _locate(module, root, is_copy, where)
         names.append(path.relative_to(base).as_posix())
-        for file in _closure(path, base):
+        folders.add(base)
+        for file in sorted(_closure(path, base)):
             name = file.relative_to(base).as_posix()
             try:
                 content = file.read_bytes()
@@ -192,7 +221,7 @@ def _read(modules: Sequence[str], root: Path, is_copy: bool, where: str) -> Code
                 raise ConfigError(f"{where}: modules: two files are called {name}. Rename one of them")
             if (top := name.split("/")[0].removesuffix(".py")) in _NOT_TO_BE_HIDDEN:
                 raise ConfigError(f"{where}: modules: {file} would hide the module {top!r}. Rename it")
-    return Code(_absolute(root), tuple(names), files)
+    return Code(_absolute(root), tuple(names), files, frozenset(folders))
 
 
 _NOT_TO_BE_HIDDEN = sys.stdlib_module_names | {"cifarscale", "numpy", "PIL", "pydantic", "ray", "torch", "torchvision"}
@@ -221,7 +250,9 @@ def _locate(module: str, root: Path, is_copy: bool, where: str) -> tuple[Path, P
     if not (is_path or is_copy):
         try:
             spec = importlib.util.find_spec(module)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                raise
             if not isinstance(error, ImportError | ValueError):
                 raise ConfigError(f"{where}: modules: {module}: {_said(error)}") from error
             spec = None
@@ -246,7 +277,8 @@ def _closure(path: Path, root: Path) -> set[Path]:
         found.add(file)
         packages = [folder / "__init__.py" for folder in file.parents if folder != root and root in folder.parents]
         waiting += [package for package in packages if package.is_file()]
-        for name in _imported_names(file):
+        for level, names in _imports(file):
+            name = Path(*[".."] * (level - 1), *names)
             for base in {root, file.parent}:
                 for candidate in (base / name, *(base / name).parents):
                     if base not in candidate.parents:
@@ -257,68 +289,163 @@ def _closure(path: Path, root: Path) -> set[Path]:
     return found
 
 
-def _imported_names(file: Path) -> Iterator[Path]:
-    """What a file imports, as paths without a suffix relative to the folder of the import."""
+def _imports(file: Path, content: bytes | None = None) -> Iterator[tuple[int, list[str]]]:
+    """What the import statements of a file name: the number of dots in front, and what stands between dots."""
     try:
-        tree = ast.parse(file.read_bytes())
-    except (SyntaxError, ValueError, OSError):
+        tree = ast.parse(file.read_bytes() if content is None else content)
+    except (SyntaxError, ValueError, OSError, RecursionError, MemoryError):
         return  # which importing it tells better
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (Path(*alias.name.split(".")) for alias in node.names)
+            yield from ((0, alias.name.split(".")) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = Path(*[".."] * (node.level - 1), *(node.module.split(".") if node.module else ()))
-            yield base
-            yield from (base / alias.name for alias in node.names)
+            base = node.module.split(".") if node.module else []
+            yield node.level, base
+            yield from ((node.level, [*base, alias.name]) for alias in node.names)
 
 
-def _import(code: Code, where: str) -> None:
+def _import(code: Code, where: str) -> "_Finder":
     """Imports each module as it was read, whatever modules of the same names were imported before."""
-    finder = _Finder(code)
-    for name in finder.names:
-        sys.modules.pop(name, None)
-    sys.meta_path.insert(0, finder)
+    finder, path = _Finder(code, where), list(sys.path)
     try:
-        with redirect_stdout(sys.stderr):  # what a command prints is not theirs
-            for path in code.modules:
-                importlib.import_module(_dotted(path))
-    except (Exception, SystemExit) as error:
-        for name in finder.names:
-            sys.modules.pop(name, None)
+        with finder.at_hand(), redirect_stdout(sys.stderr):  # what a command prints is not theirs
+            for module in code.modules:
+                importlib.import_module(_dotted(module))
+        finder.require_followed(f"{where}: modules")
+    except BaseException as error:
+        sys.path[:] = path  # or the next try would take what they have added for Python's own
+        if isinstance(error, KeyboardInterrupt | _NotFollowedError):
+            raise
         there = place(error, code.root) or ", ".join(code.modules)
         raise ConfigError(
             f"{where}: modules: {there}: {_said(error)}. The built-in names work without this module"
         ) from error
-    finally:
-        sys.meta_path.remove(finder)
-    # What is imported inside of functions comes after all other modules, the newest code's first.
-    finders = (i for i, each in enumerate(sys.meta_path) if isinstance(each, _Finder))
-    sys.meta_path.insert(next(finders, len(sys.meta_path)), finder)
+    finder.show()
+    return finder
+
+
+class _NotFollowedError(ConfigError):
+    """Code imports files that are no part of it."""
 
 
 def _said(error: BaseException) -> str:
-    return str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {first_line(error)}"
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds the modules of code as they were read, whatever their files hold by now."""
+    """Finds the modules of code as they were read, whatever their files hold by now, and keeps them.
 
-    def __init__(self, code: Code) -> None:
+    What a file of the code imports by one of their names is the code's own module, also inside of functions and when
+    other modules of that name stand in `sys.modules`: those of a script, or of other code.
+    """
+
+    def __init__(self, code: Code, where: str) -> None:
+        """Raises: ConfigError, which begins with `where`, if a name could mean two files."""
+        self._code = code
         self._content = {code.root / path: content for path, content in code.files.items()}
         self._places: dict[str, Path] = {}
-        for folder in dict.fromkeys(("", *(path.rpartition("/")[0] for path in code.modules))):  # as in Python's path
+        self._modules: dict[str, ModuleType] = {}
+        self._is_at_hand = False
+        self._known, self._path = set(sys.modules), [_absolute(Path(entry)) for entry in sys.path]
+        folders = tuple(dict.fromkeys(("", *(path.rpartition("/")[0] for path in code.modules))))  # as in Python's path
+        for folder in folders:
             for path in code.files:
                 if not folder or path.startswith(f"{folder}/"):
-                    self._places.setdefault(_dotted(path.removeprefix(f"{folder}/")), code.root / path)
+                    file, name = code.root / path, _dotted(path.removeprefix(f"{folder}/"))
+                    if self._places.setdefault(name, file) != file and not folder:
+                        one = self._places[name].relative_to(code.root).as_posix()
+                        raise ConfigError(f"{where}: modules: {one} and {path} are both imported as {name}. Rename one")
+        for path, content in code.files.items():
+            self._check_names(path, content, folders, where)
         for name, file in list(self._places.items()):
-            folders = (file.parent if file.name == "__init__.py" else file).parents[: name.count(".")]
-            for i, parent in enumerate(folders, 1):  # packages without an __init__.py
+            parents = (file.parent if file.name == "__init__.py" else file).parents[: name.count(".")]
+            for i, parent in enumerate(parents, 1):  # packages without an __init__.py
                 self._places.setdefault(name.rsplit(".", i)[0], parent)
 
-    @property
-    def names(self) -> list[str]:
-        """Of all modules and packages."""
-        return list(self._places)
+    def _check_names(self, path: str, content: bytes, folders: Sequence[str], where: str) -> None:
+        """Raises: ConfigError if the file imports by a bare name what it would find elsewhere than it has to."""
+        own = path.rpartition("/")[0]
+        bases = [Path(), *([Path(own)] if own in folders else [])]
+        for level, names in _imports(Path(path), content):
+            for end in range(1, len(names) + 1 if not level else 0):
+                given = self._places.get(".".join(names[:end]))
+                stems = [base.joinpath(*names[:end]) for base in bases]
+                meant = {file for stem in stems for file in (stem.with_suffix(".py"), stem / "__init__.py")}
+                found = {self._code.root / file for file in meant if file.as_posix() in self._code.files}
+                if given and found and {given} != found:
+                    one, other = sorted(file.relative_to(self._code.root).as_posix() for file in {given, *found})[:2]
+                    raise ConfigError(
+                        f"{where}: modules: {path} imports {'.'.join(names[:end])}, which could be {one} or {other}. "
+                        "Rename one of them"
+                    )
+
+    @contextmanager
+    def at_hand(self) -> Iterator[None]:
+        """Inside the block the names of the code mean its modules, for all that imports."""
+        with _IMPORTING:
+            if self._is_at_hand:
+                yield
+                return
+            others = self._taken_away()
+            sys.modules.update(self._modules)
+            sys.meta_path.insert(0, self)
+            self._is_at_hand = True
+            try:
+                yield
+            finally:
+                self._is_at_hand = False
+                sys.meta_path.remove(self)
+                self._modules = self._taken_away()
+                sys.modules.update(others)
+
+    def _taken_away(self) -> dict[str, ModuleType]:
+        return {name: sys.modules.pop(name) for name in self._places if name in sys.modules}
+
+    def show(self) -> None:
+        """Puts the modules where pickle, inspect and others look for them, if nothing but other code's is there."""
+        for name, module in self._modules.items():
+            if isinstance(getattr(sys.modules.get(name, module), "__loader__", None), _Loader):
+                sys.modules[name] = module
+            else:
+                sys.modules.setdefault(name, module)
+
+    def import_from_code(
+        self,
+        name: str,
+        globals: Mapping[str, object] | None = None,
+        locals: Mapping[str, object] | None = None,
+        fromlist: Sequence[str] | None = (),
+        level: int = 0,
+    ) -> ModuleType:
+        """What an import statement in a file of the code calls, in place of `__import__`."""
+        if not level and name.partition(".")[0] not in self._places:
+            return builtins.__import__(name, globals, locals, fromlist or (), level)
+        with self.at_hand():
+            module = builtins.__import__(name, globals, locals, fromlist or (), level)
+        for own, value in self._modules.items():
+            sys.modules.setdefault(own, value)
+        return module
+
+    def require_followed(self, where: str) -> None:
+        """Raises: ConfigError, which begins with `where`, for files beside the code that only running it has found."""
+        installed: Mapping[str, object] | None = None
+        for name in set(sys.modules) - self._known - set(self._modules):
+            module = sys.modules.get(name)
+            file = getattr(module, "__file__", None)
+            if not isinstance(file, str) or isinstance(getattr(module, "__loader__", None), _Loader):
+                continue
+            path, top = _absolute(Path(file)), name.partition(".")[0]
+            beside = [folder for folder in {self._code.root, *self._code.folders} if folder in path.parents]
+            # Not what Python has found below a folder of its own, such as that of an environment which lies here.
+            if not beside or any(entry in path.parents and set(beside) & set(entry.parents) for entry in self._path):
+                continue
+            installed = packages_distributions() if installed is None else installed
+            if top != "cifarscale" and top not in installed:
+                del sys.modules[name]  # or the next try would find it there
+                raise _NotFollowedError(
+                    f"{where}: {short_path(path)} is imported in a way that cannot be followed, and so is no part of "
+                    "the code that a run keeps. Let an import statement name it, as a file beside the module"
+                )
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -331,16 +458,21 @@ class _Finder(importlib.abc.MetaPathFinder):
             namespace.submodule_search_locations = [str(file)]
             return namespace
         return importlib.util.spec_from_file_location(
-            fullname, file, loader=_Loader(fullname, file, self._content[file])
+            fullname, file, loader=_Loader(fullname, file, self._content[file], self)
         )
 
 
 class _Loader(SourceFileLoader):
     """Loads a module as it was read; without bytecode, which may be that of an edit of the same size and second."""
 
-    def __init__(self, fullname: str, path: Path, content: bytes) -> None:
+    def __init__(self, fullname: str, path: Path, content: bytes, finder: _Finder) -> None:
         super().__init__(fullname, str(path))
         self._content = content
+        self._finder = finder
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__dict__["__builtins__"] = {**vars(builtins), "__import__": self._finder.import_from_code}
+        super().exec_module(module)
 
     def path_stats(self, path: Any) -> Any:
         raise OSError("bytecode is neither read nor written")
@@ -354,7 +486,7 @@ def _register(code: Code, where: str) -> None:
     if code.digest in _IMPORTED:
         return
     with registering(code.digest):
-        _import(code, where)
+        _FINDERS[code.digest] = _import(code, where)
     _IMPORTED[code.digest] = code
 
 

@@ -1,5 +1,6 @@
 """Code of a user's own: whatever it is and becomes, a run computes what its copy says."""
 
+import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cifarscale.config.code import load_code
+from cifarscale.config.code import load_code, require_followed
 from cifarscale.config.registry import networks
 from cifarscale.errors import TRUST_VARIABLE, ConfigError
 
@@ -43,6 +44,18 @@ def {name}(config, data):
 """
 
 
+LATER = (
+    network("later().N")
+    + """
+def later():
+    from p import h
+    return h
+"""
+)
+TWO = {"a/n.py": "import h", "a/h.py": "", "b/m.py": "import h"}
+MUTE = "class E(Exception):\n    def __str__(self): return 1 / 0\nraise E"
+
+
 @pytest.mark.parametrize(
     ("files", "modules"),
     [
@@ -56,6 +69,8 @@ def {name}(config, data):
         ({"größe 1.py": network("7")}, ["größe 1.py"]),
         ({"../beside.py": "import n" + network("n.N"), "../n.py": "N = 7"}, ["../beside.py"]),
         ({"own.py": network("later()") + "\ndef later():\n    import n\n    return n.N", "n.py": "N = 7"}, ["own.py"]),
+        ({"a/own.py": "import x.y" + network("x.y.N"), "a/x/y.py": "N = 7"}, ["a/own.py"]),
+        ({"own.py": LATER, "p/h.py": "from .m import N", "p/m.py": "N = 7"}, ["own.py"]),
         ({"own.py": "import torch\nfrom torch import nn" + network("7 if nn else 0")}, ["own.py"]),
         ({"own.py": "print('hello')" + network("7")}, ["own.py"]),
     ],
@@ -95,6 +110,12 @@ def test_what_an_absolute_path_or_a_link_names_is_a_file_like_others(load: Load,
         ({"own.py": "import gone_with_the_wind"}, ["own.py"], "own.py, line 1: ModuleNotFoundError: No module named"),
         ({"own.py": "from . import n", "n.py": ""}, ["own.py"], "line 1: ImportError: attempted relative import"),
         ({"a.py": network("1"), "b.py": network("2")}, ["a.py", "b.py"], "b.py, line 3: network 'own' is registered"),
+        ({"a-b.py": "", "a_b.py": ""}, ["a-b.py", "a_b.py"], "a-b.py and a_b.py are both imported as a_b. Rename one"),
+        (TWO | {"b/h.py": ""}, ["a/n.py", "b/m.py"], "b/m.py imports h, which could be a/h.py or b/h.py. Rename"),
+        (TWO | {"h.py": ""}, ["a/n.py"], "a/n.py imports h, which could be a/h.py or h.py. Rename one of them"),
+        ({"own.py": "class E(BaseException): ...\nraise E"}, ["own.py"], "own.py, line 2: E: "),
+        ({"own.py": "raise KeyError('a\\nb')"}, ["own.py"], "own.py, line 1: KeyError: 'a"),
+        ({"own.py": MUTE}, ["own.py"], "own.py, line 3: E: . The built-in names"),
         ({"../n.py": "", "n.py": "x = 1"}, ["n.py", "../n.py"], "two files are called n.py. Rename one of them"),
         ({"own.py": "import random", "random.py": ""}, ["own.py"], "random.py would hide the module 'random'"),
         ({"lab/__init__.py": "raise SystemExit(3)", "lab/n.py": ""}, ["lab.n"], "__init__.py, line 1: SystemExit: 3"),
@@ -108,6 +129,68 @@ def test_what_is_wrong_with_it_is_one_line(files: dict[str, str], modules: list[
     assert words in str(caught.value)
     assert str(caught.value).startswith("own.toml: modules: ")
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_each_code_imports_what_is_its_own_whatever_else_has_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also inside of functions, with files of that name where Python looks first, and with a script's in use."""
+    (tmp_path / "h.py").write_text("N = 0")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "h", raising=False)
+    script = importlib.import_module("h")
+    monkeypatch.setitem(sys.modules, "h", script)
+    codes = {
+        value: write_and_load(tmp_path / f"of {value}", LATER.replace("from p ", ""), f"N = {value}")
+        for value in (1, 2)
+    }
+    for value in (1, 2, 1):
+        assert networks(codes[value])["own"].build(None, None) == value  # type: ignore[arg-type]
+        assert sys.modules["h"] is script
+    with pytest.raises(ConfigError, match="ZeroDivisionError"):
+        write_and_load(tmp_path / "failing", "import h\n1 / 0", "")
+    assert sys.modules["h"] is script
+
+
+def write_and_load(folder: Path, own: str, h: str) -> str:
+    folder.mkdir(exist_ok=True)
+    (folder / "own.py").write_text(own)
+    (folder / "h.py").write_text(h)
+    return load_code(["own.py"], folder, "", of_run=False, where="own.toml")
+
+
+@pytest.mark.parametrize("when", ["at once", "later"])
+def test_a_file_that_no_import_statement_names_is_refused(
+    when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its edits would change what a run computes, and its copy would lack it."""
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib/unseen.py").write_text("N = 7")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    way = f"import importlib, sys\nsys.path.insert(0, {str(tmp_path / 'lib')!r})\n"
+    way += network("importlib.import_module('unseen').N")
+    (tmp_path / "own.py").write_text(way + ("import unseen" if when == "at once" else ""))
+    words = r"unseen.py is imported in a way that cannot be followed.*Let an import statement name it"
+    if when == "at once":
+        for _ in range(2):
+            with pytest.raises(ConfigError, match=f"own.toml: modules: .*{words}"):
+                load_code(["own.py"], tmp_path, "", of_run=False, where="own.toml")
+    else:
+        digest = load_code(["own.py"], tmp_path, "", of_run=False, where="own.toml")
+        require_followed(digest)
+        assert networks(digest)["own"].build(None, None) == 7  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match=f"own.py: .*{words}"):
+            require_followed(digest)
+
+
+def test_what_is_installed_below_the_folder_is_no_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "env").mkdir()
+    (tmp_path / "env/installed_there.py").write_text("N = 7")
+    monkeypatch.syspath_prepend(str(tmp_path / "env"))
+    (tmp_path / "own.py").write_text("import installed_there" + network("installed_there.N"))
+    digest = load_code(["own.py"], tmp_path, "", of_run=False, where="own.toml")
+    assert networks(digest)["own"].build(None, None) == 7  # type: ignore[arg-type]
+    del sys.modules["installed_there"]
 
 
 def test_a_file_that_may_not_be_read_is_one_line(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
