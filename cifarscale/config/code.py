@@ -18,6 +18,7 @@ import threading
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.metadata import packages_distributions
@@ -59,13 +60,19 @@ class Code:
     @property
     def digest(self) -> str:
         """Sixteen hexadecimal digits that change when any file does."""
+        return self.sha256[:16]
+
+    @property
+    def sha256(self) -> str:
+        """All digits, by which code is trusted: nobody can make other code that has them, too."""
         lines = (f"{path} {hashlib.sha256(content).hexdigest()}" for path, content in sorted(self.files.items()))
-        return hashlib.sha256("\n".join([*self.modules, *lines]).encode()).hexdigest()[:16]
+        return hashlib.sha256("\n".join([*self.modules, *lines]).encode()).hexdigest()
 
 
 _IMPORTED: dict[str, Code] = {}
 _FINDERS: "dict[str, _Finder]" = {}
 """What imported each of them, by its digest."""
+_only_trusted: ContextVar[bool] = ContextVar("only_trusted", default=False)
 _IMPORTING = threading.RLock()
 """Held while the modules of some code stand in `sys.modules` in place of others of their names."""
 
@@ -88,16 +95,32 @@ def load_code(modules: Sequence[str], folder: Path | None, digest: str, of_run: 
         return digest
     if folder is None:
         raise ConfigError(f"{where}: modules = {list(modules)} stand in no file. Put the recipe into one")
-    is_copy = of_run or (folder / FOLDER).is_dir()
+    is_copy = of_run or (folder / FOLDER).is_dir() or _is_run(folder)
     code = _read(modules, folder / FOLDER if is_copy else folder, is_copy, where)
     if digest and digest != code.digest:
         raise ConfigError(
             f"{where}: the files of modules = {list(modules)} have changed since this run was made (they are "
             f"{code.digest} now, and were {digest}). Restore them, or train the recipe that names them: another run"
         )
-    if not is_copy or is_trusted(code.digest):
+    if not (is_copy or _only_trusted.get()) or is_trusted(code.sha256):
         _register(code, where)
     return code.digest
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether somebody's run or sweep lies here, whose recipe.toml is named as if it were one's own."""
+    made = ("manifest.json", "base.toml", "table.json", "checkpoints", "trials")
+    return (folder / "recipe.toml").is_file() and any((folder / name).exists() for name in made)
+
+
+@contextmanager
+def importing_only_trusted() -> Iterator[None]:
+    """Inside the block code is imported only if it is trusted, wherever it lies."""
+    token = _only_trusted.set(True)
+    try:
+        yield
+    finally:
+        _only_trusted.reset(token)
 
 
 def load_module(module: str, where: str) -> str:
@@ -152,22 +175,22 @@ def trust(digest: str, modules: Sequence[str]) -> None:
     Raises: ConfigError as `require_imported` does.
     """
     require_imported(digest, modules)
-    if digest and not is_trusted(digest):
-        os.environ[TRUST_VARIABLE] = ",".join(filter(None, (os.environ.get(TRUST_VARIABLE), digest)))  # for the ranks
+    if digest and not is_trusted(sha256 := _IMPORTED[digest].sha256):
+        os.environ[TRUST_VARIABLE] = ",".join(filter(None, (os.environ.get(TRUST_VARIABLE), sha256)))  # for the ranks
         with suppress(OSError):  # a home that cannot be written, where only processes that we start know of it
             path = _trusted_list()
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("a", encoding="utf-8") as file:
-                file.write(f"{digest}\n")
+                file.write(f"{sha256}\n")
 
 
-def is_trusted(digest: str) -> bool:
+def is_trusted(sha256: str) -> bool:
     """Whether code may be run: this user has trained or submitted it, or says so."""
     named = os.environ.get(TRUST_VARIABLE, "").split(",")
-    if "all" in named or digest in named:
+    if "all" in named or sha256 in named:
         return True
     try:
-        return digest in _trusted_list().read_text(encoding="utf-8").split()
+        return sha256 in _trusted_list().read_text(encoding="utf-8").split()
     except OSError:
         return False
 
@@ -219,12 +242,20 @@ def _read(modules: Sequence[str], root: Path, is_copy: bool, where: str) -> Code
                 raise ConfigError(f"{where}: modules: cannot read {file}: {error.strerror}") from error
             if files.setdefault(name, content) != content:
                 raise ConfigError(f"{where}: modules: two files are called {name}. Rename one of them")
-            if (top := name.split("/")[0].removesuffix(".py")) in _NOT_TO_BE_HIDDEN:
-                raise ConfigError(f"{where}: modules: {file} would hide the module {top!r}. Rename it")
     return Code(_absolute(root), tuple(names), files, frozenset(folders))
 
 
-_NOT_TO_BE_HIDDEN = sys.stdlib_module_names | {"cifarscale", "numpy", "PIL", "pydantic", "ray", "torch", "torchvision"}
+_NEEDED = """
+cifarscale click functorch IPython ipykernel ipykernel_launcher ipywidgets jinja2 matplotlib mpl_toolkits numpy onnx
+onnxruntime onnxscript optuna PIL pydantic pylab pytorch_fid ray requests rich safetensors scipy submitit tomli_w torch
+torchgen torchvision wandb wandb_workspaces webdataset
+
+annotated_types attr attrs certifi charset_normalizer cloudpickle dateutil filelock fsspec google idna jsonschema
+markdown_it markupsafe mpmath msgpack networkx packaging pandas psutil pyarrow pydantic_core pygments setuptools six
+sympy tensorboardX triton typing_extensions typing_inspection urllib3 yaml
+"""
+"""Modules of what the package requires, with its extras, and of what these require."""
+_NOT_TO_BE_HIDDEN = sys.stdlib_module_names | set(_NEEDED.split())
 
 
 def _absolute(path: Path) -> Path:
@@ -247,6 +278,12 @@ def _locate(module: str, root: Path, is_copy: bool, where: str) -> tuple[Path, P
             path = _absolute(path)
             own = path.parent.parent if path.name == "__init__.py" else path.parent
             return path, own if lies_elsewhere and not is_copy else _absolute(root)
+    if not is_path and (top := module.partition(".")[0]) in _NOT_TO_BE_HIDDEN:
+        whole = "Python" if top in sys.stdlib_module_names else top
+        raise ConfigError(
+            f"{where}: modules: {module} is a part of {whole}, not code of your own, which modules names. "
+            "Leave it out; a file of yours needs another name"
+        )
     if not (is_path or is_copy):
         try:
             spec = importlib.util.find_spec(module)
@@ -340,7 +377,7 @@ class _Finder(importlib.abc.MetaPathFinder):
     """
 
     def __init__(self, code: Code, where: str) -> None:
-        """Raises: ConfigError, which begins with `where`, if a name could mean two files."""
+        """Raises: ConfigError, which begins with `where`, if a name could mean two files, or a module that others need."""
         self._code = code
         self._content = {code.root / path: content for path, content in code.files.items()}
         self._places: dict[str, Path] = {}
@@ -352,6 +389,10 @@ class _Finder(importlib.abc.MetaPathFinder):
             for path in code.files:
                 if not folder or path.startswith(f"{folder}/"):
                     file, name = code.root / path, _dotted(path.removeprefix(f"{folder}/"))
+                    if (top := name.partition(".")[0]) in _NOT_TO_BE_HIDDEN:
+                        if folder:
+                            continue  # by a bare name; by a relative one it is found, and hides nothing
+                        raise ConfigError(f"{where}: modules: {file} would hide the module {top!r}. Rename it")
                     if self._places.setdefault(name, file) != file and not folder:
                         one = self._places[name].relative_to(code.root).as_posix()
                         raise ConfigError(f"{where}: modules: {one} and {path} are both imported as {name}. Rename one")

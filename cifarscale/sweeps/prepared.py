@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cifarscale.config.code import FOLDER, trust
+from cifarscale.config.code import FOLDER, importing_only_trusted, require_imported, trust
+from cifarscale.config.keys import set_key
+from cifarscale.config.load import computed, find_recipe
+from cifarscale.config.lookup import read_toml
 from cifarscale.config.ranks import batch_size_per_rank
 from cifarscale.config.recipe import TrainingRecipe
 from cifarscale.data.manifest import Manifest
@@ -13,7 +16,7 @@ from cifarscale.errors import ConfigError, short_path
 from cifarscale.runs.options import RunOptions
 from cifarscale.sweeps.exploration import check_population
 from cifarscale.sweeps.recipe import PbtConfig, SweepRecipe
-from cifarscale.sweeps.space import check_sweep, corners, trial_recipe
+from cifarscale.sweeps.space import base_of, check_sweep, corners, trial_recipe
 from cifarscale.sweeps.trials import SweepFolder, default_sweep_dir
 from cifarscale.tasks.base import PreparedRun, task_of
 from cifarscale.tasks.training import TrainingTask, locate_data, resolve
@@ -60,8 +63,10 @@ def prepare_sweep(sweep: SweepRecipe, run_dir: Path | None, data: str | None, op
     """
     folder = SweepFolder((run_dir or default_sweep_dir(sweep)).absolute())
     kept = folder.kept_base(sweep)
+    if kept is not None:
+        require_imported(kept.code, kept.modules)
     try:
-        base = check_sweep(sweep)
+        base = _checked_base(sweep, folder, kept)
     except ConfigError as error:
         if kept is None:
             raise
@@ -73,17 +78,8 @@ def prepare_sweep(sweep: SweepRecipe, run_dir: Path | None, data: str | None, op
     assert isinstance(task, TrainingTask)
     task.check_needs(base, of_sweep=True)
     trust(base.code, base.modules)
-    given = base.model_dump(exclude_unset=True, exclude={"code"})
     shards = locate_data(base, data).resolve()
     base, manifest = resolve(base, shards), Manifest.load(shards)
-    if kept and kept.code != base.code and _is_part_of(given, kept.model_dump()):
-        copy = short_path(folder.path / FOLDER)
-        log.warning(
-            "the code of %s has changed since: this sweep goes on with its copy in %s. For another sweep, name another "
-            "--run-dir",
-            *(sweep.base, copy),
-        )
-        base = kept
     if base.code:
         task.check_code(base, manifest, options.device)
     for overrides in corners(sweep.space, base):
@@ -95,6 +91,41 @@ def prepare_sweep(sweep: SweepRecipe, run_dir: Path | None, data: str | None, op
     if validation >= samples:
         raise ConfigError(f"data.num_validation = {validation} leaves nothing of {samples} samples to train on")
     return PreparedSweep(recipe=sweep, run_dir=folder.path, options=options.on(shards), base=base)
+
+
+def _checked_base(sweep: SweepRecipe, folder: SweepFolder, kept: TrainingRecipe | None) -> TrainingRecipe:
+    """The base that a sweep names; of one that has begun, the base that it began with if only the code has changed.
+
+    The folder of one that has begun may be anybody's, and so may what its recipe names: of that, code is imported only
+    if this user has trained it.
+
+    Args:
+        kept: what the sweep began with, if that has code of the user's own.
+    """
+    if not folder.holds(sweep):
+        return check_sweep(sweep)
+    with importing_only_trusted():
+        base = base_of(sweep)
+        if kept is not None and kept.code != base.code:
+            if _is_part_of(_given(sweep), kept.model_dump(mode="json")):
+                log.warning(
+                    "the code of %s has changed since: this sweep goes on with its copy in %s. For another sweep, name "
+                    "another --run-dir",
+                    *(sweep.base, short_path(folder.path / FOLDER)),
+                )
+                return kept
+            folder.require(sweep, base)
+        require_imported(base.code, base.modules)
+        return check_sweep(sweep)
+
+
+def _given(sweep: SweepRecipe) -> dict[str, Any]:
+    """What a sweep and the recipe that it varies say of a base, as far as it is computed and not tied to the data."""
+    values = read_toml(find_recipe(sweep.base))
+    for key, value in sweep.set.items():
+        set_key(values, key, value)
+    data = {key: value for key, value in values.get("data", {}).items() if key not in ("dataset", "fingerprint")}
+    return {key: value for key, value in computed({**values, "data": data}).items() if key != "code"}
 
 
 def _is_part_of(part: Any, whole: Any) -> bool:

@@ -125,9 +125,12 @@ class SweepFolder:
 
     def kept_base(self, sweep: SweepRecipe) -> TrainingRecipe | None:
         """What this sweep began with, if that has code of the user's own, of which a copy lies here; else None."""
-        if not (self.base.is_file() and self.recipe.is_file() and (self.path / FOLDER).is_dir()):
-            return None
-        return self.load_base() if sweep_hash(self.load_sweep()) == sweep_hash(sweep) else None
+        return self.load_base() if (self.path / FOLDER).is_dir() and self.holds(sweep) else None
+
+    def holds(self, sweep: SweepRecipe) -> bool:
+        """Whether this sweep has begun here."""
+        is_made = self.base.is_file() and self.recipe.is_file()
+        return is_made and sweep_hash(self.load_sweep()) == sweep_hash(sweep)
 
     def prepare(self, sweep: SweepRecipe, base: TrainingRecipe) -> None:
         """Makes the folder, or checks that it is this sweep's. Raises: RunError if it is not."""

@@ -130,7 +130,7 @@ def test_a_sweep_of_it_goes_on_with_its_copy_whatever_becomes_of_the_file(
         (tmp_path / "mixer.py").write_text("import sys\nsys.exit(3)\n", encoding="utf-8")  # while it runs
         process.send_signal(signal.SIGKILL)
     assert "mixer.py, line 2: SystemExit: 3" in cifarscale("jobs", "show", "mixer.toml", code=1).stderr
-    assert "This sweep goes on with its copy in swept" in cifarscale(*sweep, "--resume").stderr
+    assert "this sweep goes on with its copy in swept" in cifarscale(*sweep, "--resume").stderr
     assert len(list((tmp_path / "swept/trials").glob("*/result.json"))) == 2
     copies = {path.read_bytes() for path in tmp_path.glob("swept/**/code/mixer.py")}
     assert copies == {(MIXER / "mixer.py").read_bytes()}

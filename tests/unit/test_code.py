@@ -2,15 +2,22 @@
 
 import importlib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import pytest
 
-from cifarscale.config.code import load_code, require_followed
+from cifarscale.config.code import _NOT_TO_BE_HIDDEN, is_trusted, load_code, require_followed, trust
+from cifarscale.config.load import load_recipe, load_training_recipe
 from cifarscale.config.registry import networks
 from cifarscale.errors import TRUST_VARIABLE, ConfigError
+from cifarscale.runs.options import RunOptions
+from cifarscale.sweeps.prepared import prepare_sweep
+from cifarscale.sweeps.recipe import SweepRecipe
+from cifarscale.sweeps.trials import SweepFolder
 
 Load = Callable[..., dict[str, object]]
 
@@ -70,6 +77,7 @@ MUTE = "class E(Exception):\n    def __str__(self): return 1 / 0\nraise E"
         ({"../beside.py": "import n" + network("n.N"), "../n.py": "N = 7"}, ["../beside.py"]),
         ({"own.py": network("later()") + "\ndef later():\n    import n\n    return n.N", "n.py": "N = 7"}, ["own.py"]),
         ({"a/own.py": "import x.y" + network("x.y.N"), "a/x/y.py": "N = 7"}, ["a/own.py"]),
+        ({"a/own.py": "from . import rich" + network("rich.N"), "a/rich.py": "N = 7"}, ["a/own.py"]),
         ({"own.py": LATER, "p/h.py": "from .m import N", "p/m.py": "N = 7"}, ["own.py"]),
         ({"own.py": "import torch\nfrom torch import nn" + network("7 if nn else 0")}, ["own.py"]),
         ({"own.py": "print('hello')" + network("7")}, ["own.py"]),
@@ -118,6 +126,9 @@ def test_what_an_absolute_path_or_a_link_names_is_a_file_like_others(load: Load,
         ({"own.py": MUTE}, ["own.py"], "own.py, line 3: E: . The built-in names"),
         ({"../n.py": "", "n.py": "x = 1"}, ["n.py", "../n.py"], "two files are called n.py. Rename one of them"),
         ({"own.py": "import random", "random.py": ""}, ["own.py"], "random.py would hide the module 'random'"),
+        ({"own.py": "import rich", "rich.py": ""}, ["own.py"], "rich.py would hide the module 'rich'. Rename it"),
+        ({}, ["json"], "json is a part of Python, not code of your own, which modules names. Leave it out"),
+        ({}, ["torch.nn"], "torch.nn is a part of torch, not code of your own"),
         ({"lab/__init__.py": "raise SystemExit(3)", "lab/n.py": ""}, ["lab.n"], "__init__.py, line 1: SystemExit: 3"),
         ({}, ["lab/"], "there is no file"),
         ({}, ["../gone.py"], "there is no file"),
@@ -191,6 +202,66 @@ def test_what_is_installed_below_the_folder_is_no_part_of_it(tmp_path: Path, mon
     digest = load_code(["own.py"], tmp_path, "", of_run=False, where="own.toml")
     assert networks(digest)["own"].build(None, None) == 7  # type: ignore[arg-type]
     del sys.modules["installed_there"]
+
+
+def test_no_module_of_what_the_package_requires_can_be_hidden() -> None:
+    named = [each for each in requires("cifarscale") or () if not re.search("extra == .(test|dev)", each)]
+    required = [re.split(r"[^\w-]", each)[0] for each in named]
+    installed = packages_distributions()
+    modules = {module for module, owners in installed.items() if {*owners} & {*required} and module.isidentifier()}
+    assert {module for module in modules if not module.startswith("_")} <= _NOT_TO_BE_HIDDEN
+
+
+@pytest.fixture
+def mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What is written once somebody's code runs, which lies in `theirs`."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv(TRUST_VARIABLE, "")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs/own.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w').close()" + network("7"))
+    (tmp_path / "theirs/recipe.toml").write_text(
+        "task = 'classifier'\nmodules = ['own.py']\nmodel.name = 'own'\ndata.num_validation = 20\n"
+    )
+    return tmp_path / "mark"
+
+
+@pytest.mark.parametrize("made", ["manifest.json", "base.toml", "checkpoints"])
+def test_code_beside_the_recipe_of_a_run_is_not_imported(made: str, mark: Path) -> None:
+    assert load_recipe("theirs/recipe.toml")
+    assert mark.exists()
+    mark.unlink()
+    Path("theirs", made).mkdir()
+    Path("theirs/own.py").write_text(Path("theirs/own.py").read_text() + "# another digest\n")
+    with pytest.raises(ConfigError, match=r"there is no file theirs/code/own.py"):
+        load_recipe("theirs/recipe.toml")
+    assert not mark.exists()
+
+
+def test_the_folder_of_a_sweep_runs_no_code_that_its_recipe_leads_to(mark: Path) -> None:
+    Path("sweep.toml").write_text(
+        "task = 'sweep'\nbase = 'theirs/recipe.toml'\nspace.seed = { choice = [1, 2] }\nscheduler.name = 'none'\n"
+    )
+    sweep = load_recipe("sweep.toml")
+    assert isinstance(sweep, SweepRecipe)
+    SweepFolder(Path("swept")).prepare(sweep, load_training_recipe("cnn"))
+    with pytest.raises(ConfigError, match=r"this run needs own.py, code that you have not trained"):
+        prepare_sweep(sweep, Path("swept"), None, RunOptions())
+    assert not mark.exists()
+
+
+def test_code_is_trusted_by_all_digits_of_its_digest(mark: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_training_recipe("theirs/recipe.toml")
+    trust(recipe.code, recipe.modules)
+    kept = Path("state/cifarscale/trusted-code").read_text()
+    (sha256,) = kept.split()
+    assert len(sha256) == 64
+    assert sha256.startswith(recipe.code)
+    assert is_trusted(sha256)
+    monkeypatch.setenv(TRUST_VARIABLE, "")
+    assert is_trusted(sha256)
+    Path("state/cifarscale/trusted-code").write_text(f"{recipe.code}\n")
+    assert not is_trusted(sha256)
 
 
 def test_a_file_that_may_not_be_read_is_one_line(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
