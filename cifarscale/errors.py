@@ -93,9 +93,10 @@ def text_of(error: BaseException) -> str:
         return ""
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of what an error says."""
-    return next(iter(text_of(error).strip().splitlines()), "")
+def in_one_line(error: BaseException) -> str:
+    """The type of an error, and the first line of what it says."""
+    first = next(iter(text_of(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
 def is_want_of_memory(error: BaseException) -> bool:

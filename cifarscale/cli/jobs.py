@@ -90,19 +90,15 @@ def models(recipe: str | None, modules: tuple[str, ...]) -> None:
 
     from cifarscale.config.code import load_module
     from cifarscale.config.load import load_training_recipe
-    from cifarscale.config.registry import task_names
-    from cifarscale.tasks.base import task_named
+    from cifarscale.tasks.base import tasks_named
 
-    for name in task_names():
-        task_named(name)  # the plugins among them may register networks
+    tasks_named()  # the plugins among them may register networks
     chosen = load_training_recipe(recipe) if recipe else None
     codes = [load_module(module, "--module") for module in modules]
     asked = [("", None), *((code, None) for code in codes), *([(chosen.code, chosen)] if chosen else [])]
     numbers = (Column(name, justify="right", no_wrap=True) for name in ("parameters", "MACs"))
     table = plain_table(Column("model", max_width=34), *numbers, "what it is")
-    lines = (
-        line for code, of in asked for name in task_names(code) for line in task_named(name, code).models(code, of)
-    )
+    lines = (line for code, of in asked for task in tasks_named(code).values() for line in task.models(code, of))
     of_networks: dict[str, list[ModelSummary]] = {}
     for summary in dict.fromkeys(lines):
         of_networks.setdefault(summary.name, []).append(summary)

@@ -31,7 +31,7 @@ from cifarscale.errors import (
     TRUST_VARIABLE,
     CifarscaleError,
     ConfigError,
-    first_line,
+    in_one_line,
     is_want_of_memory,
     short_path,
     text_of,
@@ -366,7 +366,7 @@ class _NotFollowedError(ConfigError):
 
 
 def _said(error: BaseException) -> str:
-    return str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {first_line(error)}"
+    return str(error) if isinstance(error, ConfigError) else in_one_line(error)
 
 
 class _Finder(importlib.abc.MetaPathFinder):
@@ -377,7 +377,7 @@ class _Finder(importlib.abc.MetaPathFinder):
     """
 
     def __init__(self, code: Code, where: str) -> None:
-        """Raises: ConfigError, which begins with `where`, if a name could mean two files, or a module that others need."""
+        """Raises: ConfigError, which begins with `where`, if a name could mean two files, or others need it."""
         self._code = code
         self._content = {code.root / path: content for path, content in code.files.items()}
         self._places: dict[str, Path] = {}

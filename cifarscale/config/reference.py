@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from cifarscale.config.registry import registered_task, task_names
+from cifarscale.config.registry import registered_task, registered_tasks
 from cifarscale.config.validation import sections_of
 
 
@@ -19,7 +19,8 @@ def reference(task: str = "") -> str:
 
     Raises: KeyError for an unknown task.
     """
-    models = {name: registered_task(name).recipe for name in ([task] if task else task_names())}
+    tasks = {task: registered_task(task)} if task else registered_tasks()
+    models = {name: each.recipe for name, each in tasks.items()}
     pages = [f"## {name}\n\n{inspect.getdoc(model)}\n\n{_table(model)}" for name, model in models.items()]
     return "\n\n".join(pages) + "\n"
 

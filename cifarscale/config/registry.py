@@ -16,13 +16,13 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
-from importlib.metadata import entry_points
-from typing import Any, Literal, TypeVar, get_type_hints
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
-from pydantic import create_model
+from pydantic import PydanticUserError, create_model
 
 from cifarscale.config.recipe import Recipe, Section
-from cifarscale.errors import ConfigError
+from cifarscale.errors import ConfigError, in_one_line
 
 log = logging.getLogger(__name__)
 
@@ -59,10 +59,13 @@ def register_task(name: str) -> Callable[[type[SomeTask]], type[SomeTask]]:
 
     Raises: ConfigError if the name is taken.
     """
+    _check_called("task", name)
 
     def register(kind: type[SomeTask]) -> type[SomeTask]:
         tasks = _REGISTERED[_registering]
-        if name in tasks or name in _REGISTERED[""] or (_registering and name in _modules()):
+        is_ours = kind.__module__.startswith("cifarscale.")
+        reserved = _modules() if _registering else () if is_ours else _own_modules()
+        if name in tasks or name in _REGISTERED[""] or name in reserved:
             raise ConfigError(f"task {name!r} is registered already; choose another name")
         tasks[name] = kind()
         tasks[name].name = name
@@ -80,11 +83,21 @@ def _own_modules() -> dict[str, str]:
 
 
 @cache
+def _plugin_tasks() -> dict[str, EntryPoint]:
+    """The entry points of packages' tasks, by the task's name; none that has the name of one of this package."""
+    plugins = {}
+    for plugin in entry_points(group=PLUGINS):
+        if plugin.name in _own_modules():
+            log.warning("the plugin %s is left out: a task of this package has that name", _shown(plugin))
+        elif "." not in plugin.name:
+            plugins[plugin.name] = plugin
+    return plugins
+
+
+@cache
 def _modules() -> dict[str, str]:
-    """The same, with those that plugins register."""
-    return _own_modules() | {
-        plugin.name: plugin.value for plugin in entry_points(group=PLUGINS) if "." not in plugin.name
-    }
+    """The module that registers each task of this package and of plugins, by the task's name."""
+    return _own_modules() | {name: plugin.value for name, plugin in _plugin_tasks().items()}
 
 
 def task_names(code: str = "") -> list[str]:
@@ -92,13 +105,31 @@ def task_names(code: str = "") -> list[str]:
     return [*_modules(), *(_REGISTERED.get(code, {}) if code else ())]
 
 
+def registered_tasks(code: str = "") -> dict[str, RegisteredTask]:
+    """All of them by name, but for plugins' that cannot be imported, of which a warning tells."""
+    tasks = {}
+    for name in task_names(code):
+        try:
+            tasks[name] = registered_task(name, code)
+        except ConfigError as error:
+            if name not in _plugin_tasks():
+                raise
+            _warn(str(error))
+    return tasks
+
+
 def registered_task(name: str, code: str = "") -> RegisteredTask:
     """The task of a name; of code that is not imported, one that stands for whatever it may register.
 
-    Raises: KeyError if there is none.
+    Raises: KeyError if there is none; ConfigError if it is a plugin's that cannot be imported.
     """
-    if name in _modules() or not code:
-        _import_uncoded(_modules()[name])
+    if name in _plugin_tasks():
+        _import_plugin(plugin := _plugin_tasks()[name])
+        if name not in _REGISTERED[""]:
+            raise ConfigError(f"the plugin {_shown(plugin)} registers no task {name!r}. {_LEAVE_IT}")
+        return _REGISTERED[""][name]
+    if name in _own_modules() or not code:
+        _import_uncoded(_own_modules()[name])
         return _REGISTERED[""][name]
     if not is_imported(code):
         _import_uncoded("cifarscale.tasks.unread")
@@ -222,8 +253,16 @@ def _add(kind: str, table: dict[str, dict[str, Part]], part: Part) -> None:
     table[_registering][part.name] = part
 
 
+def _check_called(kind: str, name: object) -> None:
+    """Raises: ConfigError for a decorator that stands without its parentheses, and so gets what it decorates."""
+    if not isinstance(name, str):
+        function = f"register_{kind.replace(' ', '')}"
+        raise ConfigError(f'{function} got {name!r} where a name belongs: write @cs.{function}("NAME") above it')
+
+
 def _check_key(kind: str, name: str) -> None:
     """Raises: ConfigError for a name that cannot be a key of a recipe, or of a log."""
+    _check_called(kind, name)
     if not name.isidentifier():
         raise ConfigError(f"{kind} {name!r}: take letters, digits and _ for its name, and a letter in front")
 
@@ -238,6 +277,7 @@ def register_network(name: str, config: type[Section] | None = None) -> Callable
         config: its section of a recipe; None for the class `Config` in it, or for its keyword arguments.
     Raises: ConfigError if the name is taken, or a section cannot be made.
     """
+    _check_called("network", name)
 
     def register(network: SomeFunction) -> SomeFunction:
         section: Any = config or getattr(network, "Config", None)
@@ -248,9 +288,17 @@ def register_network(name: str, config: type[Section] | None = None) -> Callable
             def build(config: Section, data: DataSpec) -> Any:
                 return network(**_options(config), **{key: getattr(data, key) for key in of_data})
 
+        else:
+            _check_section("network", name, section)
+
         if "name" not in section.model_fields:
             field: Any = (Literal[name], name)
             section = create_model(section.__name__, __base__=section, __module__=section.__module__, name=field)
+        elif name not in get_args(section.model_fields["name"].annotation):
+            raise ConfigError(
+                f"network {name!r}: the key 'name' of its Config is what recipes call it: leave it out, or write "
+                f"name: Literal[{name!r}] = {name!r}"
+            )
         _add("network", _NETWORKS, RegisteredNetwork(name, section, build, _registering))
         return network
 
@@ -272,6 +320,7 @@ def register_augmentation(name: str) -> Callable[[SomeFunction], SomeFunction]:
     def register(augmentation: SomeFunction) -> SomeFunction:
         section: Any = getattr(augmentation, "Config", None)
         if section is not None:
+            _check_section("augmentation", name, section)
             build: Callable[[Any], Callable[..., Any]] = augmentation
         elif isinstance(augmentation, type):
             section, _ = _of_keywords("augmentation", name, augmentation)
@@ -355,6 +404,8 @@ def register_dataset(name: str) -> Callable[[SomeFunction], SomeFunction]:
     Raises: ConfigError if the name is taken or cannot be that of a folder, or a parameter would get no value.
     """
 
+    _check_called("data set", name)
+
     def register(read: SomeFunction) -> SomeFunction:
         if not re.fullmatch(r"\w[\w.+-]*", name):
             raise ConfigError(f"data set {name!r}: a name consists of letters, digits, and _ . + - after the first")
@@ -392,7 +443,7 @@ def registered_dataset(name: str, code: str = "") -> RegisteredDataset:
     except KeyError:
         for plugin in entry_points(group=PLUGINS):
             if _plugged_dataset(plugin.name) == name:
-                _import_uncoded(plugin.value)
+                _import_plugin(plugin)
         return _found_dataset(name, code)
 
 
@@ -413,12 +464,39 @@ def _import_plugins(kind: str) -> None:
     for plugin in entry_points(group=PLUGINS):
         if plugin.name.startswith(f"{kind}."):
             try:
-                _import_uncoded(plugin.value)
-            except (Exception, SystemExit) as error:
-                log.warning(
-                    "the plugin %s = %s cannot be imported, and is left out: %s: %s",
-                    *(plugin.name, plugin.value, type(error).__name__, error),
-                )
+                _import_plugin(plugin)
+            except ConfigError as error:
+                _warn(str(error))
+
+
+def _import_plugin(plugin: EntryPoint) -> None:
+    """Imports the module of a plugin, after those of this package, whose names it cannot take then.
+
+    Raises: ConfigError, whatever is wrong with it.
+    """
+    for module in (*_own_modules().values(), "cifarscale.data.sets"):
+        _import_uncoded(module)
+    try:
+        _import_uncoded(plugin.value)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        said = in_one_line(error)
+        raise ConfigError(f"the plugin {_shown(plugin)} cannot be imported: {said}. {_LEAVE_IT}") from error
+
+
+_LEAVE_IT = "All else works without it: update or uninstall its package"
+
+
+def _shown(plugin: EntryPoint) -> str:
+    package = f" of the package {plugin.dist.name}" if plugin.dist else ""
+    return f"{plugin.name} = {plugin.value}{package}"
+
+
+@cache
+def _warn(message: str) -> None:
+    """Says it once."""
+    log.warning("%s", message)
 
 
 def _import_uncoded(module: str) -> None:
@@ -451,7 +529,26 @@ def _of_keywords(
                 f"{kind} {name!r}: parameter {parameter.name!r} needs a type and a default, to be a key of a recipe"
             )
         fields[parameter.name] = (hints[parameter.name], parameter.default)
+        _check_type(kind, name, parameter.name, fields[parameter.name])
     return create_model(f"{name}_config", __base__=Section, **fields), [key for key in given if key in parameters]
+
+
+def _check_type(kind: str, name: str, key: str, field: Any) -> None:
+    """Raises: ConfigError for a field whose type no value of a recipe can have."""
+    try:
+        create_model(key, __base__=Section, **{key: field})
+    except (PydanticUserError, NameError, TypeError) as error:
+        shown = getattr(field[0], "__name__", field[0])
+        raise ConfigError(
+            f"{kind} {name!r}: parameter {key!r} is of type {shown}, which no key of a recipe can be; valid are bool, "
+            "int, float, str, and lists of them"
+        ) from error
+
+
+def _check_section(kind: str, name: str, section: Any) -> None:
+    """Raises: ConfigError for a class that is no section of a recipe."""
+    if not (isinstance(section, type) and issubclass(section, Section)):
+        raise ConfigError(f"{kind} {name!r}: its Config is no section of a recipe: write class Config(cs.Section)")
 
 
 def _options(config: Section) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 from cifarscale.config.lookup import bundled_folders
-from cifarscale.config.registry import dataset_names, networks, registered_task, task_names
+from cifarscale.config.registry import dataset_names, networks, registered_tasks, task_names
 from cifarscale.errors import ConfigError, writing_to
 
 
@@ -43,8 +43,7 @@ def write_template(kind: str, name: str, folder: Path) -> list[Path]:
 def _check(kind: str, name: str) -> None:
     if not (name.isidentifier() and name[0].isalpha()) or keyword.iskeyword(name):
         raise ConfigError(f"{name!r} cannot name a {kind}: take letters, digits and _, and a letter in front")
-    for task in task_names():
-        registered_task(task)
+    registered_tasks()  # which may register networks
     taken = {"network": networks(), "task": task_names(), "data set": dataset_names()}
     for what, names in taken.items():
         if name in names:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from cifarscale.config.recipe import Recipe, TrainingRecipe
-from cifarscale.config.registry import RegisteredTask, registered_task
+from cifarscale.config.registry import RegisteredTask, registered_task, registered_tasks
 from cifarscale.data.manifest import Manifest
 from cifarscale.runs.options import RunOptions
 from cifarscale.runs.run_folder import RunFolder
@@ -103,6 +103,11 @@ def task_named(name: str, code: str = "") -> Task:
         code: the digest of a recipe's own code; empty for none.
     """
     return cast(Task, registered_task(name, code))
+
+
+def tasks_named(code: str = "") -> dict[str, Task]:
+    """All tasks by name, but for plugins' that cannot be imported. `code`: as of `task_named`."""
+    return cast(dict[str, Task], registered_tasks(code))
 
 
 def task_of(recipe: Recipe) -> Task:

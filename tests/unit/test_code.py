@@ -60,6 +60,20 @@ def later():
 """
 )
 TWO = {"a/n.py": "import h", "a/h.py": "", "b/m.py": "import h"}
+BARE = 'where a name belongs: write @cs.register_network("NAME") above it'
+CONFIG = """
+import cifarscale as cs
+@cs.register_network("own")
+class Own:
+    class Config({}):
+        {}
+"""
+TYPED = """
+import cifarscale as cs
+class K: ...
+@cs.register_network("own")
+def own(num_classes, k: K = {}): ...
+"""
 MUTE = "class E(Exception):\n    def __str__(self): return 1 / 0\nraise E"
 
 
@@ -121,14 +135,19 @@ def test_what_an_absolute_path_or_a_link_names_is_a_file_like_others(load: Load,
         ({"a-b.py": "", "a_b.py": ""}, ["a-b.py", "a_b.py"], "a-b.py and a_b.py are both imported as a_b. Rename one"),
         (TWO | {"b/h.py": ""}, ["a/n.py", "b/m.py"], "b/m.py imports h, which could be a/h.py or b/h.py. Rename"),
         (TWO | {"h.py": ""}, ["a/n.py"], "a/n.py imports h, which could be a/h.py or h.py. Rename one of them"),
-        ({"own.py": "class E(BaseException): ...\nraise E"}, ["own.py"], "own.py, line 2: E: "),
+        ({"own.py": "class E(BaseException): ...\nraise E"}, ["own.py"], "own.py, line 2: E. "),
         ({"own.py": "raise KeyError('a\\nb')"}, ["own.py"], "own.py, line 1: KeyError: 'a"),
-        ({"own.py": MUTE}, ["own.py"], "own.py, line 3: E: . The built-in names"),
+        ({"own.py": MUTE}, ["own.py"], "own.py, line 3: E. The built-in names"),
         ({"../n.py": "", "n.py": "x = 1"}, ["n.py", "../n.py"], "two files are called n.py. Rename one of them"),
         ({"own.py": "import random", "random.py": ""}, ["own.py"], "random.py would hide the module 'random'"),
         ({"own.py": "import rich", "rich.py": ""}, ["own.py"], "rich.py would hide the module 'rich'. Rename it"),
         ({}, ["json"], "json is a part of Python, not code of your own, which modules names. Leave it out"),
         ({}, ["torch.nn"], "torch.nn is a part of torch, not code of your own"),
+        ({"own.py": "import cifarscale as cs\n@cs.register_network\ndef f(): ..."}, ["own.py"], BARE),
+        ({"own.py": "import cifarscale as cs\n@cs.register_dataset\ndef f(): ..."}, ["own.py"], "register_dataset got"),
+        ({"own.py": CONFIG.format("object", "k: int = 1")}, ["own.py"], "write class Config(cs.Section)"),
+        ({"own.py": CONFIG.format("cs.Section", "name: int = 1")}, ["own.py"], "name: Literal['own'] = 'own'"),
+        ({"own.py": TYPED.format("object()")}, ["own.py"], "'k' is of type K, which no key of"),
         ({"lab/__init__.py": "raise SystemExit(3)", "lab/n.py": ""}, ["lab.n"], "__init__.py, line 1: SystemExit: 3"),
         ({}, ["lab/"], "there is no file"),
         ({}, ["../gone.py"], "there is no file"),

@@ -129,6 +129,66 @@ def test_a_package_s_networks_are_found_by_their_entry_points(tmp_path: Path) ->
     lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
     assert "deciding 307,300 – Looks at what it gets." in lines
     assert "bias=false 307,200 –" in lines
-    assert "the plugin network.gone = plugged_nets.gone cannot be imported, and is left out" in " ".join(
+    assert "the plugin network.gone = plugged_nets.gone of the package plugged cannot be imported: Module" in " ".join(
         done.stderr.split()
     )
+
+
+TAKING = """
+import cifarscale as cs
+@cs.register_network("resnet")
+def resnet(num_classes: int): ...
+"""
+PLUGINS = {
+    "classifier": "plugged_taking",
+    "network.resnet": "plugged_taking",
+    "network.mute": "plugged_mute",
+    "gone": "plugged_gone",
+    "empty": "plugged_empty",
+    "dataset.broken": "plugged_mute",
+}
+
+
+def test_what_is_wrong_with_a_package_is_said_and_breaks_nothing_else(tmp_path: Path) -> None:
+    info = tmp_path / "plugged-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plugged\nVersion: 1.0\n")
+    lines = [f"{name} = {module}" for name, module in PLUGINS.items()]
+    (info / "entry_points.txt").write_text("\n".join(["[cifarscale.plugins]", *lines]))
+    (tmp_path / "plugged_taking.py").write_text(TAKING)
+    (tmp_path / "plugged_mute.py").write_text("class E(BaseException):\n    def __str__(self): 1 / 0\nraise E")
+    (tmp_path / "plugged_empty.py").write_text("")
+    (tmp_path / "gone.toml").write_text("task = 'gone'")
+    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    script = """
+from click.testing import CliRunner
+from cifarscale.cli.main import main
+commands = ("jobs list", "jobs show cnn", "models", "jobs keys", "jobs show gone.toml", "shards build --data broken")
+for command in commands:
+    done = CliRunner().invoke(main, command.split())
+    print(command, done.exit_code, done.exception, done.stderr)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": path, "COLUMNS": "400"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    said = " ".join((done.stdout + done.stderr).split())
+    assert "Traceback" not in said
+    for words in (
+        "jobs list 0",
+        "jobs show cnn 0",
+        "models 0",
+        "jobs keys 0",
+        "jobs show gone.toml 1",
+        "shards build --data broken 1",
+        "classifier = plugged_taking of the package plugged is left out: a task of this package has that name",
+        "network.resnet = plugged_taking of the package plugged cannot be imported: ConfigError: network 'resnet' is",
+        "network.mute = plugged_mute of the package plugged cannot be imported: E. All else",
+        "the plugin gone = plugged_gone of the package plugged cannot be imported: ModuleNotFoundError",
+        "the plugin empty = plugged_empty of the package plugged registers no task 'empty'",
+    ):
+        assert words in said
