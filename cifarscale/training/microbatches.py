@@ -8,12 +8,15 @@ within a rank.
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from cifarscale.distributed.all_reduce import Tensors, mean_over_ranks, tree_mean
 from cifarscale.distributed.cpu_pool import CpuPool
@@ -26,6 +29,9 @@ Loss = Callable[[str, Mapping[str, nn.Module], Any, int], tuple[torch.Tensor, Ou
 """From an update's name, the networks, a microbatch and the step: the loss to descend on, and what else to return."""
 
 
+_OF_AUTOGRAD = re.compile(r"use_reentrant|inplace operation|does not require grad|second time|not differentiable")
+"""What autograd says that refuses a network's computation."""
+
 Result = TypeVar("Result")
 
 
@@ -37,7 +43,8 @@ class Microbatches:
 
     What a network draws from torch's generators, as `nn.Dropout` does, is a function of the seed, the step and the
     microbatch: the generators are seeded before each. There is one on the CPU for all threads, so microbatches of a
-    network that draws are computed in turn, where others are computed side by side.
+    network that draws are computed in turn, where others are computed side by side. The first step that draws is
+    computed again in turn.
     """
 
     def __init__(
@@ -64,18 +71,23 @@ class Microbatches:
             if not buffer.is_floating_point() and not name.endswith("num_batches_tracked")
         ]
         """Buffers that ranks cannot average, and of which they may have made different things."""
+        statistics = {id(buffer) for network in networks.values() for buffer in _statistics(network)}
+        self._perhaps_constant = [i for i, each in enumerate(self._averaged[0]) if id(each) not in statistics]
+        """Which of the buffers to average a step may leave as they are: all but those of normalisation layers."""
 
     def gradients(self, name: str, loss: Loss, parts: Sequence[Any], step: int) -> tuple[Tensors, list[Outputs]]:
         """The gradients of one network's loss, means over the local microbatches, and the outputs of each microbatch.
 
         Args:
             parts: the local microbatches of the batch.
+        Raises: ConfigError if autograd refuses what the network does.
         """
         parameters = trained(self._networks[name])
 
         def compute(i: int) -> tuple[Outputs, tuple[torch.Tensor, ...]]:
             value, outputs = loss(name, self.replicas[i], parts[i], step)
-            gradients = torch.autograd.grad(value, parameters, materialize_grads=True)
+            with _naming_the_gradients(name):
+                gradients = torch.autograd.grad(value, parameters, materialize_grads=True)
             return tuple(output.detach() for output in outputs), gradients
 
         results = self.compute(name, compute, step)
@@ -86,17 +98,16 @@ class Microbatches:
 
         Args:
             name: of the update that it computes.
-        Raises: ConfigError if it begins to draw random numbers in the middle of a run.
         """
         if self._pool.is_parallel and self._draws.get(name) is False:
             before = torch.default_generator.get_state()
+            was = [_clones(each.values()) for each in self.replicas]
             results = self._pool.map(function, range(self.local))
-            if _has_drawn_since(before):
-                raise ConfigError(
-                    f"the {name} draws random numbers since step {step:,}, and did not before: so the microbatches of "
-                    "this step are void. Run the same command again to go on after the last checkpoint"
-                )
-            return results
+            if not _has_drawn_since(before):
+                return results
+            # It begins to draw: what the threads have drawn is void, and nothing else has happened yet.
+            for replica, buffers in zip(self.replicas, was, strict=True):
+                _copy([buffer for network in replica.values() for buffer in network.buffers()], buffers)
         ranks, device = self._group.ranks, next(self._networks[name].parameters()).device
         results, draws = [], self._draws.get(name, False)
         for i in range(self.local):
@@ -125,21 +136,47 @@ class Microbatches:
     def end_step(self) -> None:
         """Sets the networks' buffers to the means over all microbatches of what the step made of them.
 
-        Those that are no floats are those of the first microbatch.
+        Elements that all microbatches have left alone stay as they are, even where their sum would overflow, as that
+        of a mask's -1e38. Buffers that are no floats are those of the first microbatch.
         """
         original, *copies = self._averaged
         if original:
-            _copy(original, mean_over_ranks(tree_mean(copies), self._group, self._in_order))
+            _copy(original, self._means(original, copies))
         original, *copies = self._counted
         _copy(original, copies[0])  # counts of steps
         if self._group.ranks.world_size > 1:
             for buffer in self._of_first:
                 dist.broadcast(buffer, src=0)
 
+    def _means(self, original: list[torch.Tensor], copies: list[list[torch.Tensor]]) -> Tensors:
+        """Of buffers over all microbatches, or what they were where no microbatch has changed them."""
+        places, local = self._perhaps_constant, tree_mean(copies)
+        if not places:
+            return mean_over_ranks(local, self._group, self._in_order)
+        was, *now = (torch.cat([buffers[i].reshape(-1) for i in places]) for buffers in (original, *copies))
+        changed = (torch.stack(now) != was).any(0).to(was.dtype)
+        *means, changed = mean_over_ranks([*local, changed], self._group, self._in_order)
+        pieces = torch.split(changed > 0, [original[i].numel() for i in places])
+        for i, piece in zip(places, pieces, strict=True):
+            means[i] = torch.where(piece.view(original[i].shape), means[i], original[i])
+        return means
+
 
 def trained(network: nn.Module) -> list[nn.Parameter]:
     """The parameters that are not frozen."""
     return [parameter for parameter in network.parameters() if parameter.requires_grad]
+
+
+@contextmanager
+def _naming_the_gradients(name: str) -> Iterator[None]:
+    """Turns autograd's refusal into one line, and passes on what else fails there: devices, memory, other ranks."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not _OF_AUTOGRAD.search(str(error)):
+            raise
+        why = str(error).strip().splitlines()[0]
+        raise ConfigError(f"the gradients of the {name} cannot be computed: {why}") from error
 
 
 def _has_drawn_since(state: torch.Tensor) -> bool:
@@ -151,6 +188,18 @@ def _buffers(networks: Mapping[str, nn.Module], averaged: bool) -> list[torch.Te
     """The networks' buffers that are floats, or those that are not."""
     buffers = (buffer for network in networks.values() for buffer in network.buffers())
     return [buffer for buffer in buffers if buffer.is_floating_point() == averaged]
+
+
+def _clones(networks: Iterable[nn.Module]) -> list[torch.Tensor]:
+    """Copies of the networks' buffers."""
+    return [buffer.clone() for network in networks for buffer in network.buffers()]
+
+
+def _statistics(network: nn.Module) -> Iterator[torch.Tensor]:
+    """The running means and variances of normalisation layers, which every step changes."""
+    for module in network.modules():
+        if isinstance(module, _NormBase):
+            yield from module.buffers(recurse=False)
 
 
 def _copy(into: Sequence[torch.Tensor], of: Sequence[torch.Tensor]) -> None:

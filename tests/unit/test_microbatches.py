@@ -189,7 +189,8 @@ class Drawing(nn.Module):
 
     def __init__(self, since: int) -> None:
         super().__init__()
-        self.head, self.since, self.calls = nn.Linear(3072, 10), since, 0
+        self.head, self.since = nn.Linear(3072, 10), since
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         self.calls += 1
@@ -216,8 +217,53 @@ def test_what_a_network_draws_does_not_depend_on_the_cores() -> None:
     assert not torch.equal(one[0], one[4])
 
 
-def test_a_network_that_begins_to_draw_beside_others_ends_the_run() -> None:
-    """Where nothing runs side by side, it need not."""
-    drawn(1, 3, since=2)
-    with pytest.raises(ConfigError, match="the net draws random numbers since step 2, and did not before"):
-        drawn(2, 3, since=2)
+def test_a_network_that_begins_to_draw_beside_others_is_computed_again_in_turn() -> None:
+    one, two = drawn(1, 4, since=2), drawn(2, 4, since=2)
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+class Constants(nn.Module):
+    """Has values whose sum over the microbatches would overflow, and one that each microbatch changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3072, 10)
+        self.register_buffer("mask", torch.tensor([torch.finfo(torch.float32).min, -1e38, 0.1, -torch.inf, torch.nan]))
+        self.register_buffer("large", torch.tensor([1e308, 0.1], dtype=torch.float64))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.mask[2] = images.mean()
+        return self.head(images.flatten(1))
+
+
+def test_what_no_microbatch_changes_of_a_buffer_is_left_as_it_is() -> None:
+    module, before = Constants(), Constants()
+    step(module, 4)
+    means = torch.stack([images.mean() for images, _ in cut(4)])
+    before.mask[2] = ((means[0] + means[2]) + (means[1] + means[3])) / 4
+    torch.testing.assert_close(
+        module.state_dict(),
+        before.state_dict() | {"head.weight": module.head.weight, "head.bias": module.head.bias},
+        rtol=0,
+        atol=0,
+        equal_nan=True,
+    )
+
+
+class Impossible(nn.Module):
+    """Changes what its gradient needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3072, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(images.flatten(1)).exp().add_(1)
+
+
+def test_gradients_that_autograd_refuses_are_one_line() -> None:
+    with pytest.raises(
+        ConfigError, match="the gradients of the net cannot be computed: one of the variables"
+    ) as caught:
+        step(Impossible(), 4)
+    assert "\n" not in str(caught.value)
