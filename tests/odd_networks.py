@@ -3,11 +3,14 @@
 import random
 import threading
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.utils.checkpoint import checkpoint
 
 import cifarscale as cs
 
@@ -159,6 +162,47 @@ class WithSpectralNorm(Plain):
     def __init__(self, num_classes: int) -> None:
         super().__init__(num_classes)
         self.head = spectral_norm(self.head)
+
+
+@cs.register_network("mask")
+class WithMask(Plain):
+    """Has constants whose sum over the microbatches would overflow, beside a mean that changes."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.register_buffer("mask", torch.tensor([torch.finfo(torch.float32).min] * 2 + [0.1] * 6))
+
+    def hidden(self, images: Tensor) -> Tensor:
+        hidden = super().hidden(images)
+        if self.training:
+            self.mask[2:].lerp_(hidden.detach().mean(0)[2:], 0.1)
+        return hidden.where(self.mask.isfinite(), hidden * 0) + self.mask.clamp(min=-1)
+
+
+@cs.register_network("begins_to_draw")
+class BeginsToDraw(Plain):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def hidden(self, images: Tensor) -> Tensor:
+        self.calls += self.training
+        return F.dropout(super().hidden(images), 0.3, self.training and bool(self.calls > 2))
+
+
+@cs.register_network("nan_buffer")
+class WithNanBuffer(Plain):
+    """And with attributes that change and are no state, modules in lists that are registered, or have no state."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.register_buffer("last", torch.full((), torch.nan))
+        self.register_buffer("unsaved", torch.full((), torch.nan), persistent=False)
+        self.layers, self.relu, self.shown = [self.first, self.head], [nn.ReLU()], None
+
+    def hidden(self, images: Tensor) -> Tensor:
+        self.shown = super().hidden(images).detach()
+        return self.relu[0](super().hidden(images))
 
 
 # Those that are refused
@@ -316,6 +360,122 @@ class MoreState(Plain):
         pass
 
 
+@cs.register_network("changes_parameter")
+class ChangesParameter(Plain):
+    def hidden(self, images: Tensor) -> Tensor:
+        self.head.weight.data.mul_(0.99)
+        return super().hidden(images)
+
+
+@cs.register_network("freezes")
+class Freezes(Plain):
+    def hidden(self, images: Tensor) -> Tensor:
+        self.first.bias.requires_grad_(False)
+        return super().hidden(images)
+
+
+@cs.register_network("max_norm")
+class MaxNorm(Plain):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.places = nn.Embedding(8, 8, max_norm=0.1)
+
+    def hidden(self, images: Tensor) -> Tensor:
+        return super().hidden(images) + self.places(torch.arange(len(images)) % 8)
+
+
+@cs.register_network("replaces_buffer")
+class ReplacesBuffer(Plain):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.register_buffer("mean", torch.zeros(8))
+
+    def hidden(self, images: Tensor) -> Tensor:
+        hidden = super().hidden(images)
+        if self.training:
+            self.mean = self.mean.lerp(hidden.detach().mean(0), 0.1)
+        return hidden - self.mean
+
+
+@cs.register_network("seldom_random")
+class SeldomRandom(Plain):
+    def hidden(self, images: Tensor) -> Tensor:
+        return super().hidden(images) * (random.random() > 1e-9)
+
+
+@cs.register_network("seldom_numpy")
+class SeldomNumpy(Plain):
+    """Draws from NumPy's generator, and only in the backward pass."""
+
+    def hidden(self, images: Tensor) -> Tensor:
+        hidden = super().hidden(images)
+        if self.training:
+            hidden.register_hook(lambda gradient: gradient * (np.random.random() > 1e-9))
+        return hidden
+
+
+@cs.register_network("own_generator")
+class OwnGenerator(Plain):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.first.generators = [torch.Generator()]
+
+
+@cs.register_network("counts_in_attribute")
+class CountsInAttribute(Plain):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.first.calls = 0
+
+    def hidden(self, images: Tensor) -> Tensor:
+        self.first.calls += 1
+        return super().hidden(images)
+
+
+@cs.register_network("tensor_in_attribute")
+class TensorInAttribute(Plain):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.seen = torch.zeros(())
+
+    def hidden(self, images: Tensor) -> Tensor:
+        self.seen = self.seen + 1
+        return super().hidden(images)
+
+
+@cs.register_network("hidden_modules")
+class HiddenModules(Plain):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.blocks = {"relu": [nn.ReLU()], "more": [nn.Linear(8, 8)]}
+
+
+@cs.register_network("hidden_parameters")
+class HiddenParameters(Plain):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.scales = [self.head.bias, nn.Parameter(torch.ones(8))]
+
+
+@cs.register_network("sync_batch_norm")
+class WithSyncBatchNorm(Plain):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.norm = nn.SyncBatchNorm(8)
+
+
+@cs.register_network("no_gradients")
+class NoGradients(Plain):
+    def forward(self, images: Tensor) -> Any:
+        return checkpoint(self.head, self.hidden(images), use_reentrant=True)
+
+
+@cs.register_network("unseen_gradients")
+class UnseenGradients(Plain):
+    def hidden(self, images: Tensor) -> Tensor:
+        return checkpoint(super().hidden, images.requires_grad_(), use_reentrant=True)
+
+
 @cs.register_network("needs_gpu")
 class NeedsGpu(Plain):
     def forward(self, images: Tensor) -> Any:
@@ -341,16 +501,16 @@ def no_module(num_classes: int) -> Any:
     return lambda images: images
 
 
-# One that obeys in a single step, and not over several: what `verify` is for
+# One that obeys in the trial, and not in a run: what `verify` is for
+
+CALLS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
 
 @cs.register_network("counts_calls")
 class CountsCalls(Plain):
-    """Computes with a number that no checkpoint holds."""
-
-    calls = 0
+    """Computes with a number that no checkpoint holds, and that lies where the trial does not look."""
 
     def hidden(self, images: Tensor) -> Tensor:
         if self.training:
-            self.calls += 1
-        return super().hidden(images) * (1 + 0.1 * self.calls)
+            CALLS[self] = CALLS.get(self, 0) + 1
+        return super().hidden(images) * (1 + 0.1 * CALLS.get(self, 0))

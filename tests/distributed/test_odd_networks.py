@@ -37,7 +37,7 @@ batch_size = 67
 """
 WORK = (
     *("batch_norm", "dropout", "noise", "frozen", "unused", "sometimes_unused", "integer_buffer", "shared"),
-    *("float64", "bfloat16", "five_dimensions", "spectral"),
+    *("float64", "bfloat16", "five_dimensions", "spectral", "mask", "begins_to_draw"),
 )
 REFUSED = {
     "no_parameters": "network 'no_parameters' has no parameters: there is nothing to train",
@@ -59,9 +59,23 @@ REFUSED = {
     "always_drops": "draws random numbers also in evaluation",
     "another_generator": "draws from another generator than torch's own",
     "not_copied": "cannot be copied (TypeError: cannot pickle '_thread.lock' object)",
-    "more_state": "has state that is no tensor, _extra_state",
+    "more_state": "has extra state (MoreState.get_extra_state), which microbatches and ranks do not share",
+    "changes_parameter": "changes its parameter head.weight while it computes",
+    "freezes": "changes its parameter first.bias while it computes",
+    "max_norm": "changes its parameter places.weight while it computes",
+    "replaces_buffer": "puts another tensor in the place of the buffer mean while it computes",
+    "seldom_random": "draws from another generator than torch's own, which is seeded for each microbatch: Python's",
+    "seldom_numpy": "draws from another generator than torch's own, which is seeded for each microbatch: NumPy's",
+    "own_generator": "has a random generator of its own, first.generators",
+    "counts_in_attribute": "changes the attribute first.calls while it computes",
+    "tensor_in_attribute": "changes the attribute seen while it computes",
+    "hidden_modules": "hides a module in blocks: it would be neither trained nor saved. Use nn.ModuleList",
+    "hidden_parameters": "hides a parameter in scales: it would be neither trained nor saved. Use nn.ParameterList",
+    "sync_batch_norm": "has norm of nn.SyncBatchNorm, whose statistics span the ranks",
+    "no_gradients": "computes what has no gradients: RuntimeError: When use_reentrant=True",
+    "unseen_gradients": "computes with first.weight where torch.autograd.grad does not see it",
     "needs_gpu": "RuntimeError: this kernel is CUDA's alone",
-    "fails": "odd_networks.py, line 330: RuntimeError: ",
+    "fails": "odd_networks.py, line 490: RuntimeError: ",
     "fails_to_be_made": "ZeroDivisionError: integer division or modulo by zero",
     "no_module": "network 'no_module' is a function, and no nn.Module",
 }
@@ -122,6 +136,10 @@ def test_it_is_refused_in_one_line_before_there_is_a_run(name: str, said: str, s
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / name).exists()
+
+
+def test_what_is_no_number_is_not_taken_for_a_change(shards: Path, tmp_path: Path) -> None:
+    prepared("nan_buffer", tmp_path, shards)
 
 
 def test_what_needs_a_gpu_is_not_refused_where_there_is_none_for_a_job_that_will_have_one(

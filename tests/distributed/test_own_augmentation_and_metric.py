@@ -52,6 +52,18 @@ def shift(images, draws, most: float = 0.1):
 def drawn_elsewhere(images):
     return images * random.random()
 
+@cs.register_augmentation("seldom_random")
+def seldom_random(images):
+    return images * (random.random() > 1e-9)
+
+@cs.register_augmentation("own_generator")
+class OwnGenerator:
+    def __init__(self):
+        self.generator = torch.Generator()
+
+    def __call__(self, images):
+        return images + torch.rand(images.shape, generator=self.generator)
+
 @cs.register_augmentation("smaller")
 def smaller(images, by: int = 1):
     return images[:, :, by:]
@@ -82,6 +94,18 @@ def failing_metric(logits, labels):
 @cs.register_metric("no_number", direction="max", reduce=lambda values: "high")
 def no_number(logits, labels):
     return logits
+
+@cs.register_metric("drawn_metric", direction="max")
+def drawn_metric(logits, labels):
+    return torch.rand(len(labels))
+
+@cs.register_metric("random_metric", direction="max")
+def random_metric(logits, labels):
+    return labels * (random.random() > 1e-9)
+
+@cs.register_metric("of_all", direction="max")
+def of_all(logits, labels):
+    return logits[:, 0] / logits[:, 0].norm()
 
 @cs.register_metric("undefined", direction="max", reduce=lambda values: float("nan"))
 def undefined(logits, labels):
@@ -226,22 +250,23 @@ def test_a_sweep_takes_its_metrics_and_keys(metric: str, mode: str, key: str, sa
             "augmentation.own.shift: most = 'high': input should be a valid number",
         ),
         ("", "augmentation.own.shift=1", "augmentation.own.shift = 1 is not a section of its keys"),
-        (
-            "",
-            "augmentation.own.drawn_elsewhere={}",
-            "'drawn_elsewhere' makes something else of the same images each time",
-        ),
+        ("", "augmentation.own.drawn_elsewhere={}", "'drawn_elsewhere' draws from another generator than torch's own"),
+        ("", "augmentation.own.seldom_random={}", "'seldom_random' draws from another generator than torch's own"),
+        ("", "augmentation.own.own_generator={}", "'own_generator' makes something else of the same images each time"),
         ("", "augmentation.own.smaller={}", "'smaller' returned float32 of shape (2, 3, 31, 32), and was given images"),
         (
             "",
             "augmentation.own.failing={}",
-            "augmentation 'failing': OWN, line 27: ZeroDivisionError: integer division",
+            "augmentation 'failing': OWN, line 39: ZeroDivisionError: integer division",
         ),
         ("", 'evaluation.metrics=["entrpy"]', "unknown metric 'entrpy', did you mean 'entropy'?; registered are: "),
         ("", 'evaluation.metrics=["top1"]', "evaluation.metrics: 'top1' is part of every evaluation; leave it out"),
         ("", 'evaluation.metrics=["mean_entropy"]', "metric 'mean_entropy' returned float32 of shape () for 3 samples"),
-        ("", 'evaluation.metrics=["failing_metric"]', "metric 'failing_metric': OWN, line 39: IndexError: index 1000"),
+        ("", 'evaluation.metrics=["failing_metric"]', "metric 'failing_metric': OWN, line 51: IndexError: index 1000"),
         ("", 'evaluation.metrics=["no_number"]', "metric 'no_number': own.py: ValueError: could not convert string"),
+        ("", 'evaluation.metrics=["drawn_metric"]', "metric 'drawn_metric' gives other numbers for the same samples"),
+        ("", 'evaluation.metrics=["random_metric"]', "'random_metric' draws from another generator than torch's own"),
+        ("", 'evaluation.metrics=["of_all"]', "'of_all' gives a sample another value beside other samples than alone"),
         ('cs.register_metric("loss", direction="min")(entropy)', "seed=1", "metric 'loss' is part of every evaluation"),
         ('cs.register_metric("entropy", direction="min")(entropy)', "seed=1", "metric 'entropy' is registered already"),
         ('cs.register_metric("x", direction="up")(entropy)', "seed=1", "direction = 'up'; valid are 'max'"),

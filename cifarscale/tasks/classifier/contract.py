@@ -6,10 +6,14 @@ ranks.
 
 import copy
 import logging
+import random
 import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,7 +23,7 @@ from cifarscale.config.registry import networks
 from cifarscale.data.manifest import Manifest
 from cifarscale.data.normalisation import training_normalisation
 from cifarscale.distributed.randomness import seed_torch
-from cifarscale.errors import ConfigError
+from cifarscale.errors import ConfigError, is_want_of_memory
 from cifarscale.evaluation.accuracy import reduced, values_of
 from cifarscale.tasks.classifier.augmentation import OwnAugmentations
 from cifarscale.tasks.classifier.learner import build_classifier
@@ -32,6 +36,9 @@ _CPU = torch.device("cpu")
 _TRAINABLE = (torch.float32, torch.float64, torch.bfloat16)
 _OF_GPUS = re.compile(r"cuda|gpu|triton|nvidia|not implemented for '(\w+)'", re.IGNORECASE)
 """What errors say that code raises which needs a GPU."""
+_GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+_OF_MODULES = vars(nn.Module()).keys()
+"""Attributes that every module has: its parameters, hooks and the like."""
 
 
 def check_contract(recipe: ClassifierRecipe, manifest: Manifest, is_for_gpu: bool) -> None:
@@ -46,7 +53,7 @@ def check_contract(recipe: ClassifierRecipe, manifest: Manifest, is_for_gpu: boo
         log.warning("%s is trained, and not what the modules register: %s", recipe.model.name, ", ".join(own))
     with torch.random.fork_rng(devices=[]):
         try:
-            _Trial(recipe, manifest).check_network()
+            _Trial(recipe, manifest, is_for_gpu).check_network()
         except ConfigError as error:
             if not (is_for_gpu and error.__cause__ and _OF_GPUS.search(str(error.__cause__))):
                 raise
@@ -67,14 +74,16 @@ class _Step:
 class _Trial:
     """A network with freshly drawn weights on the CPU, and images to try it on."""
 
-    def __init__(self, recipe: ClassifierRecipe, manifest: Manifest) -> None:
-        self._recipe, self._manifest = recipe, manifest
+    def __init__(self, recipe: ClassifierRecipe, manifest: Manifest, is_for_gpu: bool) -> None:
+        self._recipe, self._manifest, self._is_for_gpu = recipe, manifest, is_for_gpu
         self._what = f"network {recipe.model.name!r}"
         self._network = build_classifier(recipe, manifest, _CPU)
 
     def check_network(self) -> None:
         """Raises: ConfigError for the first thing that cannot be trained."""
+        self._check_modules()
         self._check_parameters()
+        self._check_copies()
         size = self._recipe.training.global_batch_size // (self._recipe.training.microbatches or 1)
         first = self._step(min(size, 2))
         if first.unused:
@@ -87,7 +96,8 @@ class _Trial:
         ):
             raise self._refused(
                 "gives other numbers when it computes the same images again: it draws from another generator than "
-                "torch's own, which is seeded for each microbatch. Draw by torch.rand and its like, or nn.Dropout"
+                "torch's own, which is seeded for each microbatch, or remembers what it has computed. Draw by "
+                "torch.rand and its like, or nn.Dropout, and keep state in buffers"
             )
         self._check_evaluation()
 
@@ -105,8 +115,40 @@ class _Trial:
         for name, value in network.state_dict().items():
             if not isinstance(value, Tensor):
                 raise self._refused(f"has state that is no tensor, {name}, and checkpoints hold tensors: use a buffer")
+
+    def _check_modules(self) -> None:
+        """Looks at what modules hold beside parameters, buffers and modules."""
+        network, training = self._network, self._recipe.training
+        registered = {id(each) for each in _tensors(network)}
+        for prefix, module in network.named_modules():
+            if isinstance(module, nn.SyncBatchNorm) and (training.microbatches or not self._is_for_gpu):
+                raise self._refused(
+                    f"has {prefix} of nn.SyncBatchNorm, whose statistics span the ranks: it needs "
+                    "training.microbatches=0 and a GPU. nn.BatchNorm2d takes those of each microbatch"
+                )
+            if type(module).get_extra_state is not nn.Module.get_extra_state:
+                raise self._refused(
+                    f"has extra state ({type(module).__name__}.get_extra_state), which microbatches and ranks do not "
+                    "share. Register it as a buffer"
+                )
+            for name, value in _attributes(module):
+                where = f"{prefix}.{name}".lstrip(".")
+                for each in _elements(value):
+                    if isinstance(each, _GENERATORS):
+                        raise self._refused(
+                            f"has a random generator of its own, {where}, whose state is in no checkpoint. "
+                            "Draw by torch.rand and its like, or nn.Dropout"
+                        )
+                    if any(id(tensor) not in registered for tensor in _tensors(each)):
+                        kind = "Module" if isinstance(each, nn.Module) else "Parameter"
+                        raise self._refused(
+                            f"hides a {kind.lower()} in {where}: it would be neither trained nor saved. "
+                            f"Use nn.{kind}List or nn.{kind}Dict"
+                        )
+
+    def _check_copies(self) -> None:
         try:
-            copy.deepcopy(network)
+            copy.deepcopy(self._network)
         except Exception as error:
             raise self._refused(
                 f"cannot be copied ({type(error).__name__}: {_first_line(error)}), and each microbatch has a copy. "
@@ -116,12 +158,16 @@ class _Trial:
     def _step(self, size: int) -> _Step:
         """What training on so many images makes of a copy of the network."""
         network = copy.deepcopy(self._network).train()
+        tensors = dict([*network.named_parameters(), *network.named_buffers()])
         seed_torch(_CPU, 0, self._what, 0, 0)
-        logits = self._logits(network, size)
-        if not logits.requires_grad:
-            raise self._refused("returns logits that do not depend on its parameters; are they detached?")
-        loss = F.cross_entropy(logits, torch.arange(size) % logits.shape[1])
-        gradients = torch.autograd.grad(loss, trained(network), allow_unused=True)
+        with _no_other_generator(self._what):
+            logits = self._logits(network, size)
+            if not logits.requires_grad:
+                raise self._refused("returns logits that do not depend on its parameters; are they detached?")
+            loss = F.cross_entropy(logits, torch.arange(size) % logits.shape[1])
+            self._check_what_computing_changes(network, tensors)
+            gradients = self._gradients(loss, network)
+        self._check_what_computing_changes(network, tensors)
         names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
         unused = [name for name, gradient in zip(names, gradients, strict=True) if gradient is None]
         used = {name: gradient for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
@@ -129,6 +175,54 @@ class _Trial:
             if not tensor.isfinite().all():
                 raise self._refused(f"gives {name} that are not finite, for ordinary images and fresh weights")
         return _Step(network, [logits.detach(), *used.values()], unused)
+
+    def _gradients(self, loss: Tensor, network: nn.Module) -> tuple[Tensor | None, ...]:
+        parameters = trained(network)
+        try:
+            gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+            if any(gradient is None for gradient in gradients):
+                loss.backward()  # type: ignore[no-untyped-call]
+        except Exception as error:
+            if is_want_of_memory(error):
+                raise
+            raise self._refused(
+                f"computes what has no gradients: {type(error).__name__}: {_first_line(error)}"
+            ) from error
+        seen = {id(each) for each, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
+        for name, parameter in network.named_parameters():
+            if parameter.grad is not None and id(parameter) not in seen:
+                raise self._refused(
+                    f"computes with {name} where torch.autograd.grad does not see it. Give torch.utils.checkpoint "
+                    "use_reentrant=False"
+                )
+        return gradients
+
+    def _check_what_computing_changes(self, network: nn.Module, tensors: dict[str, Tensor]) -> None:
+        """Compares a copy of the network, of these parameters and buffers, after a step with the network before."""
+        now = dict([*network.named_parameters(), *network.named_buffers()])
+        for name, before in self._network.named_parameters():
+            after = now.get(name)
+            is_same = after is tensors[name] and after.requires_grad == before.requires_grad and _equal(after, before)
+            if not is_same:
+                raise self._refused(
+                    f"changes its parameter {name} while it computes, which only the optimizer may. Compute with a "
+                    "changed copy, or register it as a buffer"
+                )
+        for name, _ in self._network.named_buffers():
+            if name in now and now[name].shape == tensors[name].shape and now[name] is not tensors[name]:
+                raise self._refused(
+                    f"puts another tensor in the place of the buffer {name} while it computes. Change the buffer "
+                    f"itself: self.{name.rpartition('.')[2]}.copy_(...)"
+                )
+        was = dict(self._network.named_modules())
+        for prefix, module in network.named_modules():
+            before_it = dict(_attributes(was[prefix])) if prefix in was else {}
+            for name, value in _attributes(module):
+                if name in before_it and _has_changed(before_it[name], value):
+                    raise self._refused(
+                        f"changes the attribute {f'{prefix}.{name}'.lstrip('.')} while it computes, which is in no "
+                        "checkpoint. Register a buffer for it"
+                    )
 
     def _check_buffers(self, after: nn.Module) -> None:
         """Compares the network with what a step has made of it."""
@@ -140,7 +234,7 @@ class _Trial:
             )
         was = dict(self._network.named_buffers())
         for name, buffer in after.named_buffers():
-            if name not in now and not torch.equal(buffer, was[name]):
+            if name not in now and not _equal(buffer, was[name]):
                 raise self._refused(
                     f"changes the buffer {name} while it trains, and does not save it: a run that goes on would have "
                     "lost it. Register it without persistent=False"
@@ -149,7 +243,7 @@ class _Trial:
     def _check_evaluation(self) -> None:
         network = copy.deepcopy(self._network).eval()
         before = torch.default_generator.get_state(), [buffer.clone() for buffer in network.buffers()]
-        with torch.inference_mode():
+        with _no_other_generator(self._what), torch.inference_mode():
             for size in (3, 1):
                 self._logits(network, size)
         if not torch.equal(before[0], torch.default_generator.get_state()):
@@ -158,7 +252,7 @@ class _Trial:
             )
         names = [name for name, _ in network.named_buffers()]
         for name, buffer, was in zip(names, network.buffers(), before[1], strict=True):
-            if not torch.equal(buffer, was):
+            if not _equal(buffer, was):
                 raise self._refused(f"changes the buffer {name} also in evaluation. Change it only if self.training")
 
     def _logits(self, network: nn.Module, size: int) -> Tensor:
@@ -185,7 +279,8 @@ def _check_augmentations(recipe: ClassifierRecipe, manifest: Manifest) -> None:
     for name, section in recipe.augmentation.own.items():
         alone = recipe.augmentation.model_copy(update={"own": {name: section}})
         augment = OwnAugmentations(recipe.model_copy(update={"augmentation": alone}))
-        images = [augment(_images(size, manifest), range(size), 0) for _ in range(2)]
+        with _no_other_generator(f"augmentation {name!r}"):
+            images = [augment(_images(size, manifest), range(size), 0) for _ in range(2)]
         if not images[0].isfinite().all():
             raise ConfigError(f"augmentation {name!r} gives pixels that are not finite, for ordinary images")
         if not torch.equal(*images):
@@ -198,8 +293,27 @@ def _check_augmentations(recipe: ClassifierRecipe, manifest: Manifest) -> None:
 def _check_metrics(recipe: ClassifierRecipe, manifest: Manifest) -> None:
     size, classes = 3, manifest.spec.num_classes
     logits = torch.arange(size * classes).mul(37).remainder(11).view(size, classes).float()
+    labels = torch.arange(size) % classes
     for metric in recipe.own_metrics:
-        reduced(metric, values_of(metric, logits, torch.arange(size) % classes))
+        what = f"metric {metric.name!r}"
+        with _no_other_generator(what):
+            values = []
+            for seed in range(2):
+                torch.default_generator.manual_seed(seed)
+                values.append(values_of(metric, logits.clone(), labels.clone()))
+            alone = [values_of(metric, logits[i : i + 1].clone(), labels[i : i + 1].clone()) for i in range(size)]
+            reduced(metric, values[0].clone())
+        if not _equal(*values):
+            raise ConfigError(f"{what} gives other numbers for the same samples each time: does it draw some?")
+        # Vector units may round the same sample differently in a batch.
+        if not all(
+            one.shape == row.shape and torch.allclose(one, row, rtol=1e-4, atol=1e-6, equal_nan=True)
+            for one, row in zip(alone, torch.split(values[0], 1), strict=True)
+        ):
+            raise ConfigError(
+                f"{what} gives a sample another value beside other samples than alone, and batches are cut as the "
+                "recipe says. Return what each sample contributes; what depends on all of them belongs into reduce="
+            )
 
 
 def _images(size: int, manifest: Manifest) -> Tensor:
@@ -209,8 +323,64 @@ def _images(size: int, manifest: Manifest) -> Tensor:
     return pixels.to(torch.uint8).view(size, height, width, channels).permute(0, 3, 1, 2)
 
 
+@contextmanager
+def _no_other_generator(what: str) -> Iterator[None]:
+    """Python's and NumPy's generators are as before after the block. Raises: ConfigError if the block draws."""
+    states = random.getstate(), np.random.get_state()
+    try:
+        yield
+        now = random.getstate(), np.random.get_state()
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+    if states[0] != now[0] or not all(map(np.array_equal, states[1], now[1])):
+        raise ConfigError(
+            f"{what} draws from another generator than torch's own, which is seeded for each microbatch: "
+            f"{'NumPy' if states[0] == now[0] else 'Python'}'s. Draw by torch.rand and its like"
+        )
+
+
+def _attributes(module: nn.Module) -> Iterable[tuple[str, Any]]:
+    """A module's attributes by name, but for those that every module has."""
+    return ((name, value) for name, value in vars(module).items() if name not in _OF_MODULES)
+
+
+def _elements(value: Any) -> Iterator[Any]:
+    """A value, or what is in a list, tuple, set or dictionary of values."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple | set):
+        for each in value:
+            yield from _elements(each)
+    else:
+        yield value
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """The parameters and buffers of a module; a parameter itself; of anything else none."""
+    if isinstance(value, nn.Module):
+        return [*value.parameters(), *value.buffers()]
+    return [value] if isinstance(value, nn.Parameter) else []
+
+
+def _has_changed(before: Any, after: Any) -> bool:
+    """Whether a plain value or a tensor is another one; not what is a step's result, through which gradients flow."""
+    if isinstance(before, Tensor) and isinstance(after, Tensor):
+        return not after.requires_grad and not _equal(before, after)
+    is_plain = isinstance(before, bool | int | float | str) and isinstance(after, bool | int | float | str)
+    is_nan = before != before and after != after
+    return is_plain and before != after and not is_nan
+
+
 def _same(some: list[Tensor], others: list[Tensor]) -> bool:
-    return all(torch.equal(one, other) for one, other in zip(some, others, strict=True))
+    return all(_equal(one, other) for one, other in zip(some, others, strict=True))
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Whether all numbers are equal; what is none equals itself."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return bool(((one == other) | ((one != one) & (other != other))).all())
 
 
 def _shape(state: dict[str, Tensor], name: str) -> torch.Size | None:
