@@ -464,6 +464,34 @@ class WithSyncBatchNorm(Plain):
         self.norm = nn.SyncBatchNorm(8)
 
 
+@cs.register_network("drawn_weights")
+class DrawnWeights(Plain):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.head.bias.data[0] = random.random()
+
+
+@cs.register_network("refers_to_self")
+class RefersToSelf(WithBatchNorm):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.normalised = lambda hidden: self.norm(hidden)
+
+    def hidden(self, images: Tensor) -> Tensor:
+        return self.normalised(Plain.hidden(self, images))
+
+
+@cs.register_network("counts_in_evaluation")
+class CountsInEvaluation(Plain):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.calls = 0
+
+    def hidden(self, images: Tensor) -> Tensor:
+        self.calls += not self.training
+        return super().hidden(images)
+
+
 @cs.register_network("no_gradients")
 class NoGradients(Plain):
     def forward(self, images: Tensor) -> Any:

@@ -107,6 +107,10 @@ def random_metric(logits, labels):
 def of_all(logits, labels):
     return logits[:, 0] / logits[:, 0].norm()
 
+@cs.register_metric("in_place", direction="max")
+def in_place(logits, labels):
+    return logits.exp_()[:, 0]
+
 @cs.register_metric("undefined", direction="max", reduce=lambda values: float("nan"))
 def undefined(logits, labels):
     return labels
@@ -267,6 +271,7 @@ def test_a_sweep_takes_its_metrics_and_keys(metric: str, mode: str, key: str, sa
         ("", 'evaluation.metrics=["drawn_metric"]', "metric 'drawn_metric' gives other numbers for the same samples"),
         ("", 'evaluation.metrics=["random_metric"]', "'random_metric' draws from another generator than torch's own"),
         ("", 'evaluation.metrics=["of_all"]', "'of_all' gives a sample another value beside other samples than alone"),
+        ("", 'evaluation.metrics=["in_place"]', "'in_place' changes the logits or labels, which others are computed"),
         ('cs.register_metric("loss", direction="min")(entropy)', "seed=1", "metric 'loss' is part of every evaluation"),
         ('cs.register_metric("entropy", direction="min")(entropy)', "seed=1", "metric 'entropy' is registered already"),
         ('cs.register_metric("x", direction="up")(entropy)', "seed=1", "direction = 'up'; valid are 'max'"),

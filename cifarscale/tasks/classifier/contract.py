@@ -77,7 +77,17 @@ class _Trial:
     def __init__(self, recipe: ClassifierRecipe, manifest: Manifest, is_for_gpu: bool) -> None:
         self._recipe, self._manifest, self._is_for_gpu = recipe, manifest, is_for_gpu
         self._what = f"network {recipe.model.name!r}"
+        states = _states()
         self._network = build_classifier(recipe, manifest, _CPU)
+        if _drawn_from(states):
+            again = build_classifier(recipe, manifest, _CPU)
+            _restore(states)
+            if not _same(list(self._network.state_dict().values()), list(again.state_dict().values())):
+                raise self._refused(
+                    "has other weights each time it is made: its constructor draws from another generator than torch's "
+                    "own, which is seeded before. Draw by torch.rand and its like, or nn.init"
+                )
+        self._buffers = [buffer.clone() for buffer in self._network.buffers()]
 
     def check_network(self) -> None:
         """Raises: ConfigError for the first thing that cannot be trained."""
@@ -198,7 +208,12 @@ class _Trial:
         return gradients
 
     def _check_what_computing_changes(self, network: nn.Module, tensors: dict[str, Tensor]) -> None:
-        """Compares a copy of the network, of these parameters and buffers, after a step with the network before."""
+        """Compares a copy of the network, of these parameters and buffers, with the network that it was made of."""
+        if not _same(list(self._network.buffers()), self._buffers):
+            raise self._refused(
+                "changes its buffers also where a copy of it computes: a function that it keeps, such as a lambda or a "
+                "hook, refers to `self`, and each microbatch has a copy. Make it a method, or use the hook's module"
+            )
         now = dict([*network.named_parameters(), *network.named_buffers()])
         for name, before in self._network.named_parameters():
             after = now.get(name)
@@ -242,6 +257,7 @@ class _Trial:
 
     def _check_evaluation(self) -> None:
         network = copy.deepcopy(self._network).eval()
+        tensors = dict([*network.named_parameters(), *network.named_buffers()])
         before = torch.default_generator.get_state(), [buffer.clone() for buffer in network.buffers()]
         with _no_other_generator(self._what), torch.inference_mode():
             for size in (3, 1):
@@ -250,6 +266,7 @@ class _Trial:
             raise self._refused(
                 "draws random numbers also in evaluation. Give nn.functional.dropout training=self.training"
             )
+        self._check_what_computing_changes(network, tensors)
         names = [name for name, _ in network.named_buffers()]
         for name, buffer, was in zip(names, network.buffers(), before[1], strict=True):
             if not _equal(buffer, was):
@@ -300,7 +317,10 @@ def _check_metrics(recipe: ClassifierRecipe, manifest: Manifest) -> None:
             values = []
             for seed in range(2):
                 torch.default_generator.manual_seed(seed)
-                values.append(values_of(metric, logits.clone(), labels.clone()))
+                given = logits.clone(), labels.clone()
+                values.append(values_of(metric, *given))
+                if not _same([logits, labels], list(given)):
+                    raise ConfigError(f"{what} changes the logits or labels, which others are computed from. Copy them")
             alone = [values_of(metric, logits[i : i + 1].clone(), labels[i : i + 1].clone()) for i in range(size)]
             reduced(metric, values[0].clone())
         if not _equal(*values):
@@ -326,18 +346,35 @@ def _images(size: int, manifest: Manifest) -> Tensor:
 @contextmanager
 def _no_other_generator(what: str) -> Iterator[None]:
     """Python's and NumPy's generators are as before after the block. Raises: ConfigError if the block draws."""
-    states = random.getstate(), np.random.get_state()
+    states = _states()
     try:
         yield
-        now = random.getstate(), np.random.get_state()
+        drawn = _drawn_from(states)
     finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-    if states[0] != now[0] or not all(map(np.array_equal, states[1], now[1])):
+        _restore(states)
+    if drawn:
         raise ConfigError(
-            f"{what} draws from another generator than torch's own, which is seeded for each microbatch: "
-            f"{'NumPy' if states[0] == now[0] else 'Python'}'s. Draw by torch.rand and its like"
+            f"{what} draws from another generator than torch's own, which is seeded for each microbatch: {drawn}'s. "
+            "Draw by torch.rand and its like"
         )
+
+
+def _states() -> tuple[Any, Any]:
+    """Of Python's and NumPy's generators."""
+    return random.getstate(), np.random.get_state()
+
+
+def _restore(states: tuple[Any, Any]) -> None:
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+
+
+def _drawn_from(states: tuple[Any, Any]) -> str:
+    """Whose generator has another state than it had; empty for none's."""
+    python, numpy = _states()
+    if python != states[0]:
+        return "Python"
+    return "" if all(map(np.array_equal, numpy, states[1])) else "NumPy"
 
 
 def _attributes(module: nn.Module) -> Iterable[tuple[str, Any]]:
