@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from cifarscale.distributed.all_reduce import Tensors, mean_over_ranks, tree_mean
 from cifarscale.distributed.cpu_pool import CpuPool
@@ -24,6 +23,7 @@ from cifarscale.distributed.group import Group
 from cifarscale.distributed.randomness import seed_torch
 from cifarscale.errors import ConfigError
 from cifarscale.training.learner import Outputs
+from cifarscale.training.norm_layers import with_statistics
 
 Loss = Callable[[str, Mapping[str, nn.Module], Any, int], tuple[torch.Tensor, Outputs]]
 """From an update's name, the networks, a microbatch and the step: the loss to descend on, and what else to return."""
@@ -71,7 +71,7 @@ class Microbatches:
             if not buffer.is_floating_point() and not name.endswith("num_batches_tracked")
         ]
         """Buffers that ranks cannot average, and of which they may have made different things."""
-        statistics = {id(buffer) for network in networks.values() for buffer in _statistics(network)}
+        statistics = {id(each) for layer in with_statistics(networks.values()) for each in layer.buffers()}
         self._perhaps_constant = [i for i, each in enumerate(self._averaged[0]) if id(each) not in statistics]
         """Which of the buffers to average a step may leave as they are: all but those of normalisation layers."""
 
@@ -193,13 +193,6 @@ def _buffers(networks: Mapping[str, nn.Module], averaged: bool) -> list[torch.Te
 def _clones(networks: Iterable[nn.Module]) -> list[torch.Tensor]:
     """Copies of the networks' buffers."""
     return [buffer.clone() for network in networks for buffer in network.buffers()]
-
-
-def _statistics(network: nn.Module) -> Iterator[torch.Tensor]:
-    """The running means and variances of normalisation layers, which every step changes."""
-    for module in network.modules():
-        if isinstance(module, _NormBase):
-            yield from module.buffers(recurse=False)
 
 
 def _copy(into: Sequence[torch.Tensor], of: Sequence[torch.Tensor]) -> None:

@@ -78,22 +78,23 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
 
 def has_statistics(networks: Iterable[nn.Module]) -> bool:
     """Whether there is a batch normalisation in one of the networks."""
-    return any(True for _ in _with_statistics(networks))
+    return any(True for _ in with_statistics(networks))
 
 
 def average_over_batches(networks: Iterable[nn.Module]) -> None:
     """Makes the running statistics of batch normalisation plain means over all batches since their last reset."""
-    for layer in _with_statistics(networks):
+    for layer in with_statistics(networks):
         layer.momentum = None
 
 
 def reset_statistics(network: nn.Module) -> None:
     """Forgets the running statistics of batch normalisation."""
-    for layer in _with_statistics([network]):
+    for layer in with_statistics([network]):
         layer.reset_running_stats()
 
 
-def _with_statistics(networks: Iterable[nn.Module]) -> Iterator[_NormBase]:
+def with_statistics(networks: Iterable[nn.Module]) -> Iterator[_NormBase]:
+    """The networks' layers that keep running statistics of batches."""
     return (layer for network in networks for layer in network.modules() if isinstance(layer, _NormBase))
 
 
