@@ -549,6 +549,10 @@ def _check_section(kind: str, name: str, section: Any) -> None:
     """Raises: ConfigError for a class that is no section of a recipe."""
     if not (isinstance(section, type) and issubclass(section, Section)):
         raise ConfigError(f"{kind} {name!r}: its Config is no section of a recipe: write class Config(cs.Section)")
+    try:
+        section.model_rebuild()
+    except (PydanticUserError, NameError) as error:
+        raise ConfigError(f"{kind} {name!r}: its Config: {in_one_line(error)}") from error
 
 
 def _options(config: Section) -> dict[str, Any]:
