@@ -159,14 +159,18 @@ def require_imported(digest: str, modules: Sequence[str]) -> None:
         )
 
 
-def require_followed(digest: str) -> None:
-    """Raises: ConfigError for code that, since its import began, has imported files which are no part of it.
+@contextmanager
+def following(digest: str) -> Iterator[None]:
+    """Refuses what code imports inside the block if no import statement names it: when the code is tried.
 
-    Those that no import statement names are neither in its digest nor in the copy in a run folder. To be called when
-    the code has been tried, since a function of it may import more.
+    Such files are neither in its digest nor in the copy in a run folder.
+
+    Raises: ConfigError.
     """
+    known = set(sys.modules)
+    yield
     if finder := _FINDERS.get(digest):
-        finder.require_followed(", ".join(_IMPORTED[digest].modules))
+        finder.require_followed(known, ", ".join(_IMPORTED[digest].modules))
 
 
 def trust(digest: str, modules: Sequence[str]) -> None:
@@ -343,12 +347,12 @@ def _imports(file: Path, content: bytes | None = None) -> Iterator[tuple[int, li
 
 def _import(code: Code, where: str) -> "_Finder":
     """Imports each module as it was read, whatever modules of the same names were imported before."""
-    finder, path = _Finder(code, where), list(sys.path)
+    finder, known, path = _Finder(code, where), set(sys.modules), list(sys.path)
     try:
         with finder.at_hand(), redirect_stdout(sys.stderr):  # what a command prints is not theirs
             for module in code.modules:
                 importlib.import_module(_dotted(module))
-        finder.require_followed(f"{where}: modules")
+        finder.require_followed(known, f"{where}: modules")
     except BaseException as error:
         sys.path[:] = path  # or the next try would take what they have added for Python's own
         if isinstance(error, KeyboardInterrupt | _NotFollowedError):
@@ -383,7 +387,7 @@ class _Finder(importlib.abc.MetaPathFinder):
         self._places: dict[str, Path] = {}
         self._modules: dict[str, ModuleType] = {}
         self._is_at_hand = False
-        self._known, self._path = set(sys.modules), [_absolute(Path(entry)) for entry in sys.path]
+        self._path = [_absolute(Path(entry)) for entry in sys.path]
         folders = tuple(dict.fromkeys(("", *(path.rpartition("/")[0] for path in code.modules))))  # as in Python's path
         for folder in folders:
             for path in code.files:
@@ -467,10 +471,14 @@ class _Finder(importlib.abc.MetaPathFinder):
             sys.modules.setdefault(own, value)
         return module
 
-    def require_followed(self, where: str) -> None:
-        """Raises: ConfigError, which begins with `where`, for files beside the code that only running it has found."""
+    def require_followed(self, known: set[str], where: str) -> None:
+        """Raises: ConfigError, which begins with `where`, for files beside the code that only running it has found.
+
+        Args:
+            known: modules that were imported before.
+        """
         installed: Mapping[str, object] | None = None
-        for name in set(sys.modules) - self._known - set(self._modules):
+        for name in set(sys.modules) - known - set(self._modules):
             module = sys.modules.get(name)
             file = getattr(module, "__file__", None)
             if not isinstance(file, str) or isinstance(getattr(module, "__loader__", None), _Loader):

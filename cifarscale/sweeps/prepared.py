@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cifarscale.config.code import FOLDER, importing_only_trusted, require_followed, require_imported, trust
+from cifarscale.config.code import FOLDER, following, importing_only_trusted, require_imported, trust
 from cifarscale.config.keys import set_key
 from cifarscale.config.load import computed, find_recipe
 from cifarscale.config.lookup import read_toml
@@ -81,8 +81,8 @@ def prepare_sweep(sweep: SweepRecipe, run_dir: Path | None, data: str | None, op
     shards = locate_data(base, data).resolve()
     base, manifest = resolve(base, shards), Manifest.load(shards)
     if base.code:
-        task.check_code(base, manifest, options.device)
-        require_followed(base.code)
+        with following(base.code):
+            task.check_code(base, manifest, options.device)
     for overrides in corners(sweep.space, base):
         trial = trial_recipe(sweep, base, overrides)
         task.check_data(trial, manifest.spec, sweep.metric)

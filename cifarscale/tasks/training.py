@@ -5,7 +5,7 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from cifarscale.config.code import require_followed, require_imported, trust
+from cifarscale.config.code import following, require_imported, trust
 from cifarscale.config.load import with_values
 from cifarscale.config.ranks import check_num_workers
 from cifarscale.config.recipe import TrainingRecipe, stages_of
@@ -111,8 +111,8 @@ class TrainingTask(Task):
             self.check_data(resolved, manifest.spec)
             self.check_needs(resolved)
             if resolved.code:
-                self.check_code(resolved, manifest, options.device)
-                require_followed(resolved.code)
+                with following(resolved.code):
+                    self.check_code(resolved, manifest, options.device)
             self.check_cost(resolved, manifest)
         return PreparedRun(resolved, folder.path, options.on(shards.resolve()), manifest)
 

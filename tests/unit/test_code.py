@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cifarscale.config.code import _NOT_TO_BE_HIDDEN, is_trusted, load_code, require_followed, trust
+from cifarscale.config.code import _NOT_TO_BE_HIDDEN, following, is_trusted, load_code, trust
 from cifarscale.config.load import load_recipe, load_training_recipe
 from cifarscale.config.registry import networks
 from cifarscale.errors import TRUST_VARIABLE, ConfigError
@@ -209,10 +209,8 @@ def test_a_file_that_no_import_statement_names_is_refused(
                 load_code(["own.py"], tmp_path, "", of_run=False, where="own.toml")
     else:
         digest = load_code(["own.py"], tmp_path, "", of_run=False, where="own.toml")
-        require_followed(digest)
-        assert networks(digest)["own"].build(None, None) == 7  # type: ignore[arg-type]
-        with pytest.raises(ConfigError, match=f"own.py: .*{words}"):
-            require_followed(digest)
+        with pytest.raises(ConfigError, match=f"own.py: .*{words}"), following(digest):
+            assert networks(digest)["own"].build(None, None) == 7  # type: ignore[arg-type]
 
 
 def test_what_is_installed_below_the_folder_is_no_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
