@@ -113,6 +113,7 @@ class _Server:
         self._folder = tempfile.mkdtemp(prefix="preloaded-")
         self._path, self._lock = f"{self._folder}/socket", threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
+        self._started = threading.Event()
 
     @property
     def path(self) -> str:
@@ -121,12 +122,20 @@ class _Server:
             if self._process is None:
                 # What the server forks becomes a child of this process.
                 ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
-                command = [sys.executable, __file__, self._path]
-                environment = os.environ | {"OMP_NUM_THREADS": "1"}
-                self._process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
+                threading.Thread(target=self._start, daemon=True).start()
+                self._started.wait()
+                assert self._process is not None
                 assert self._process.stdout is not None
                 assert self._process.stdout.readline(), "the server does not start"
         return self._path
+
+    def _start(self) -> None:
+        """Starts it from a thread that never ends: the kernel ends the server when the thread that started it does."""
+        command = [sys.executable, __file__, self._path]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        self._process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
+        self._started.set()
+        threading.Event().wait()
 
     def fork(self, request: dict[str, Any], fds: Sequence[int]) -> int:
         with socket.socket(socket.AF_UNIX) as connection:
