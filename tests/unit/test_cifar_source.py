@@ -17,10 +17,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import cifarscale as cs
 from cifarscale.data import download as downloads
 from cifarscale.data.build import build_shards
 from cifarscale.data.cifar import CIFAR_10, CIFAR_100, Archive, cifar_source
+from cifarscale.data.shards import write_shards
 from cifarscale.errors import CifarscaleError, DataError
+from cifarscale.report.page import write_report
 
 NUM_TRAIN, NUM_TEST = 40, 20
 CONTENT = np.random.Philox(key=0).random_raw(20_000).astype("<u8").tobytes()
@@ -442,3 +445,21 @@ def test_real_set(real_data: Path, tmp_path: Path) -> None:
         assert (np.bincount(split.fine) == n // 100).all()
         assert (np.bincount(split.coarse) == n // 20).all()
         assert len(set(zip(split.fine, split.coarse, strict=True))) == 100  # each class has one superclass
+
+
+# Training
+
+
+def test_it_is_trained_evaluated_and_reported(small: Small, tmp_path: Path) -> None:
+    (tmp_path / small.archive.file).write_bytes(archive_of(small))
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    write_shards(cifar_source(small.archive, tmp_path / small.archive.file, tmp_path), shards, 4, lambda _: None)
+    short = {"training.max_steps": 4, "training.global_batch_size": 8, "evaluation.every": 2}
+    run = cs.train("cnn", set=short, data=shards, device="cpu", run_dir=tmp_path / "run")
+    evaluated = cs.evaluate(run, data=shards)
+    assert evaluated["samples"] == NUM_TEST
+    assert ("superclasses" in evaluated) == bool(small.archive.coarse_names)
+    assert set(evaluated["classes"]) == {"apple", "baby"}
+    write_report([run.path], tmp_path / "report.html", str(shards))
+    assert small.archive.dataset in (tmp_path / "report.html").read_text(encoding="utf-8")
