@@ -1,6 +1,7 @@
 """Processes that tests have started, looked up in /proc."""
 
 import multiprocessing
+import os
 import time
 from collections.abc import Callable, Iterable
 from multiprocessing.context import ForkServerContext
@@ -20,12 +21,20 @@ def forkserver() -> ForkServerContext:
 def run_ranks(function: Callable[..., None], world_size: int, *arguments: Any) -> None:
     """Calls `function(rank, *arguments)` in as many processes. Raises: AssertionError if one fails."""
     context = forkserver()
-    ranks = [context.Process(target=function, args=(rank, *arguments)) for rank in range(world_size)]
+    environment = dict(os.environ)
+    ranks = [context.Process(target=_run, args=(environment, function, rank, arguments)) for rank in range(world_size)]
     for process in ranks:
         process.start()
     for process in ranks:
         process.join(PATIENCE_S)
     assert [process.exitcode for process in ranks] == [0] * world_size
+
+
+def _run(environment: dict[str, str], function: Callable[..., None], rank: int, arguments: tuple[Any, ...]) -> None:
+    """In this test's environment: the server that forks has that of whichever test has started it."""
+    os.environ.clear()
+    os.environ.update(environment)
+    function(rank, *arguments)
 
 
 def children(pid: int) -> list[int]:
