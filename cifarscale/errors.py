@@ -93,9 +93,14 @@ def text_of(error: BaseException) -> str:
         return ""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says; empty where it says nothing."""
+    return next(iter(text_of(error).strip().splitlines()), "")
+
+
 def in_one_line(error: BaseException) -> str:
     """The type of an error, and the first line of what it says."""
-    first = next(iter(text_of(error).strip().splitlines()), "")
+    first = first_line(error)
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 

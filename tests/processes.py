@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable
 from multiprocessing.context import ForkServerContext
@@ -35,6 +37,25 @@ def _run(environment: dict[str, str], function: Callable[..., None], rank: int, 
     os.environ.clear()
     os.environ.update(environment)
     function(rank, *arguments)
+
+
+def run_command(folder: Path, *arguments: object, code: int = 0, **options: Any) -> "subprocess.CompletedProcess[str]":
+    """`cifarscale` in a folder, ended with this exit code, and what it printed.
+
+    Args:
+        options: further ones of subprocess.run, such as `env`.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "cifarscale", *map(str, arguments)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+        **options,
+    )
+    assert done.returncode == code, done.stderr
+    return done
 
 
 def children(pid: int) -> list[int]:

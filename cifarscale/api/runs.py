@@ -48,11 +48,13 @@ class Run:
             (N, num_classes), with the normalisation in it; of a generator the network itself.
         Raises: RunError or CheckpointError if nothing is trained yet.
         """
+        from cifarscale.distributed.cpu_pool import settings_kept
         from cifarscale.distributed.device import pick_device
         from cifarscale.tasks.load import load_trained
         from cifarscale.tasks.trained import Normalised, TrainedClassifier
 
-        trained = load_trained(self.path, pick_device(device))
+        with settings_kept():
+            trained = load_trained(self.path, pick_device(device))
         if isinstance(trained, TrainedClassifier):
             return Normalised(trained).eval()
         return trained.network

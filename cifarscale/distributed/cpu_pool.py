@@ -25,14 +25,12 @@ def available_cores() -> int:
 @contextmanager
 def settings_kept() -> Iterator[None]:
     """What a run sets in torch for this whole process is as before after the block: a notebook's own code follows."""
-    num_threads, deterministic = torch.get_num_threads(), torch.backends.cudnn.deterministic
-    random_state = torch.get_rng_state()
+    num_threads, random_state = torch.get_num_threads(), torch.get_rng_state()
     try:
         yield
     finally:
         torch.set_rng_state(random_state)
         torch.set_num_threads(num_threads)
-        torch.backends.cudnn.deterministic = deterministic
 
 
 class CpuPool:

@@ -23,7 +23,7 @@ def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
         local_rank: of the node. It counts the GPUs, but where a task sees only its own.
     Raises: ConfigError if CUDA is asked for and there is none for this rank.
     """
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    count = _num_gpus()
     if wanted == "cpu" or (wanted == "auto" and not count):
         return torch.device("cpu")
     if count == 1:
@@ -35,12 +35,17 @@ def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
 
 def check_gpus(num_ranks: int) -> None:
     """Raises: ConfigError unless this process sees a GPU for each of the ranks of a node."""
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    count = _num_gpus()
     if count < num_ranks:
         fewer = f"Run {count} ranks a node, or with --device cpu" if count else "Run with --device cpu"
         raise ConfigError(
             f"each rank needs a GPU, so {num_ranks} of them, and torch {torch.__version__} sees {count}. {fewer}"
         )
+
+
+def _num_gpus() -> int:
+    """How many this process sees."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def device_name(device: torch.device) -> str:

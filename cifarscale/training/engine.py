@@ -16,7 +16,14 @@ from cifarscale.data.batches import Batch, Reader
 from cifarscale.distributed.cpu_pool import CpuPool
 from cifarscale.distributed.device import arithmetic
 from cifarscale.distributed.group import Group
-from cifarscale.errors import CheckpointError, ConfigError, DistributedError, Interrupted, NonFiniteLossError
+from cifarscale.errors import (
+    CheckpointError,
+    ConfigError,
+    DistributedError,
+    Interrupted,
+    NonFiniteLossError,
+    first_line,
+)
 from cifarscale.runs.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from cifarscale.training.digest import digest_of
 from cifarscale.training.learner import Learner, Outputs, Prepared
@@ -369,7 +376,7 @@ class Engine:
                     output = compiled(*self._learner.example_inputs(self._batch_size)[name])
                 torch.autograd.grad(output.float().sum(), trained(self._learner.networks[name]), materialize_grads=True)
         except Exception as error:
-            failure = str(error).strip().splitlines()[0]
+            failure = first_line(error) or type(error).__name__
             log.warning("torch.compile failed, going on without it: %s", failure)
         if any(self._group.of_all(failure)):
             if not failure:

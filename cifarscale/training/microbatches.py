@@ -21,7 +21,7 @@ from cifarscale.distributed.all_reduce import Tensors, mean_over_ranks, tree_mea
 from cifarscale.distributed.cpu_pool import CpuPool
 from cifarscale.distributed.group import Group
 from cifarscale.distributed.randomness import seed_torch
-from cifarscale.errors import ConfigError
+from cifarscale.errors import ConfigError, first_line
 from cifarscale.training.learner import Outputs
 from cifarscale.training.norm_layers import with_statistics
 
@@ -175,8 +175,7 @@ def _naming_the_gradients(name: str) -> Iterator[None]:
     except RuntimeError as error:
         if not _OF_AUTOGRAD.search(str(error)):
             raise
-        why = str(error).strip().splitlines()[0]
-        raise ConfigError(f"the gradients of the {name} cannot be computed: {why}") from error
+        raise ConfigError(f"the gradients of the {name} cannot be computed: {first_line(error)}") from error
 
 
 def _has_drawn_since(state: torch.Tensor) -> bool:

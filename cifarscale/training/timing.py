@@ -39,10 +39,9 @@ class Timing:
 
     def steps_in(self, seconds: float) -> int:
         """About how many steps, one at least, the job takes in this time; one before that is known, or alone."""
-        steps = self._steps - UNTIMED_STEPS
-        if self._group.ranks.world_size == 1 or steps <= 0:
+        if self._group.ranks.world_size == 1:
             return 1
-        return max(1, int(seconds * steps / self._timed_seconds))
+        return max(1, int(seconds * self.images_per_second / self._batch_size))
 
     @contextmanager
     def step(self) -> Iterator[None]:

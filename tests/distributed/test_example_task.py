@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from documents import EXAMPLE, HERE
+from processes import run_command
 from runs import PATIENCE_S, Run
 
 RECIPE = """
@@ -50,17 +51,7 @@ def environment(example_task: str) -> dict[str, str]:
 @pytest.fixture
 def call(environment: dict[str, str], tmp_path: Path) -> Command:
     def call(*arguments: object) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "cifarscale", *map(str, arguments)],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_S,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return done
+        return run_command(tmp_path, *arguments, env=environment)
 
     return call
 

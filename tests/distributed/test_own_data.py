@@ -3,15 +3,14 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from runs import PATIENCE_S, Run
+from processes import run_command
+from runs import Run
 
 from cifarscale.data.manifest import Manifest
 from cifarscale.errors import TRUST_VARIABLE
@@ -30,15 +29,7 @@ def cifarscale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     monkeypatch.delenv(TRUST_VARIABLE, raising=False)
 
     def cifarscale(*arguments: object, code: int = 0) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "cifarscale", *map(str, arguments)],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_S,
-            check=False,
-        )
-        assert done.returncode == code, done.stderr
+        done = run_command(tmp_path, *arguments, code=code)
         return done.stderr if code else done.stdout
 
     return cifarscale

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import run_command
 from runs import PATIENCE_S, Run
 
 from cifarscale.errors import TRUST_VARIABLE
@@ -60,16 +61,7 @@ def cifarscale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
         shutil.copy(MIXER / file, tmp_path)
 
     def cifarscale(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "cifarscale", *map(str, arguments)],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_S,
-            check=False,
-        )
-        assert done.returncode == code, done.stderr
-        return done
+        return run_command(tmp_path, *arguments, code=code)
 
     return cifarscale
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from processes import run_command
 from runs import PATIENCE_S, Run
 
 from cifarscale.errors import TRUST_VARIABLE
@@ -23,10 +24,7 @@ def cifarscale(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "shards/synthetic").symlink_to(shards)
 
     def cifarscale(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "cifarscale", *map(str, arguments)]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
-        assert done.returncode == code, done.stderr
-        return done
+        return run_command(tmp_path, *arguments, code=code)
 
     return cifarscale
 

@@ -23,7 +23,7 @@ from cifarscale.config.registry import networks
 from cifarscale.data.manifest import Manifest
 from cifarscale.data.normalisation import training_normalisation
 from cifarscale.distributed.randomness import seed_torch
-from cifarscale.errors import ConfigError, is_want_of_memory
+from cifarscale.errors import ConfigError, in_one_line, is_want_of_memory
 from cifarscale.evaluation.accuracy import reduced, values_of
 from cifarscale.tasks.classifier.augmentation import OwnAugmentations
 from cifarscale.tasks.classifier.learner import build_classifier
@@ -161,7 +161,7 @@ class _Trial:
             copy.deepcopy(self._network)
         except Exception as error:
             raise self._refused(
-                f"cannot be copied ({type(error).__name__}: {_first_line(error)}), and each microbatch has a copy. "
+                f"cannot be copied ({in_one_line(error)}), and each microbatch has a copy. "
                 "Keep in it only modules, parameters, buffers and plain values"
             ) from error
 
@@ -195,9 +195,7 @@ class _Trial:
         except Exception as error:
             if is_want_of_memory(error):
                 raise
-            raise self._refused(
-                f"computes what has no gradients: {type(error).__name__}: {_first_line(error)}"
-            ) from error
+            raise self._refused(f"computes what has no gradients: {in_one_line(error)}") from error
         seen = {id(each) for each, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
         for name, parameter in network.named_parameters():
             if parameter.grad is not None and id(parameter) not in seen:
@@ -426,10 +424,6 @@ def _shape(state: dict[str, Tensor], name: str) -> torch.Size | None:
 
 def _dtype(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "")
 
 
 def _listed(names: list[str]) -> str:

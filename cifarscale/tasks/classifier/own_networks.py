@@ -9,6 +9,7 @@ from torch import nn
 
 from cifarscale.config.code import require_imported
 from cifarscale.config.registry import DataSpec, RegisteredNetwork, networks
+from cifarscale.errors import in_one_line
 from cifarscale.tasks.classifier.networks import IMAGE_SHAPE
 from cifarscale.tasks.classifier.recipe import ClassifierRecipe
 from cifarscale.training.cost import ModelSummary, count_macs, count_parameters
@@ -51,7 +52,7 @@ def _summary(network: RegisteredNetwork, options: dict[str, Any]) -> ModelSummar
         keys = ", ".join(str(item["loc"][0]) for item in error.errors() if item["loc"])
         return ModelSummary(network.name, said, f"needs values for: {keys}", None, None)
     except Exception as error:
-        return ModelSummary(network.name, said, f"{type(error).__name__}: {_first_line(error)}", None, None)
+        return ModelSummary(network.name, said, in_one_line(error), None, None)
     return ModelSummary(network.name, said, "" if options else description, parameters, _macs(module))
 
 
