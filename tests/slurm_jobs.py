@@ -12,6 +12,8 @@ from cifarscale.slurm.submitted import submissions
 
 PATIENCE_S = 480
 """After which something hangs: not a measure of anything."""
+FOUR_RANKS = ("--profile", "testcluster")
+"""Options for jobs of two ranks on each of two nodes; without them there is one on each."""
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL")
 
 

@@ -1,12 +1,15 @@
 """What a network costs, and a training: parameters, and multiply-accumulates of a sample."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from cifarscale.config.recipe import BudgetConfig
 from cifarscale.errors import ConfigError
@@ -63,16 +66,57 @@ def count_parameters(module: nn.Module) -> int:
 def count_macs(module: nn.Module, input_shape: tuple[int, ...]) -> int:
     """Multiply-accumulates of one forward pass on one sample, in convolutions, matrix products and attention.
 
-    The module is left as it was: a copy on the meta device runs in its place, and computes nothing.
+    The module is left as it was, and so are torch's generators: a copy on the CPU runs in its place; one on the meta
+    device stays there, but torch's kernels for it import torch._dynamo, which takes longer than all of this.
 
     Args:
         module: takes one float32 tensor (N, *input_shape).
         input_shape: shape of a sample, without the batch.
     """
-    outline = copy.deepcopy(module).to("meta").eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        outline(torch.empty(1, *input_shape, device="meta"))
-    return int(counter.get_total_flops()) // 2
+    device = torch.device("meta" if any(each.is_meta for each in module.parameters()) else "cpu")
+    mine = copy.deepcopy(module).to(device).eval()
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), _without_fast_path(), _FlopCounter() as counter:
+        mine(torch.zeros(1, *input_shape, device=device))
+    return int(counter.flops) // 2
+
+
+@contextmanager
+def _without_fast_path() -> Iterator[None]:
+    """Layers of attention as several operations, each with a formula, and not as one that has none."""
+    was = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(was)
+
+
+class _FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up what torch's own formulas say of the operations in its context.
+
+    torch's FlopCounterMode wraps itself for torch.compile, and imports torch._dynamo for that.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.flops = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        formula = flop_registry.get(func.overloadpacket)
+        if formula is None:
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        result = func(*args, **kwargs)
+        if formula is not None:
+            self.flops += int(formula(*args, **kwargs, out_val=result))
+        return result
 
 
 def summarise(

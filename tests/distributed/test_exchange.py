@@ -10,18 +10,23 @@ import pytest
 import torch
 import torch.distributed as dist
 from processes import run_ranks
+from runs import run_recipe
 from torch import nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
+from cifarscale.config.load import load_training_recipe
 from cifarscale.config.recipe import AdamWConfig
 from cifarscale.distributed.cpu_pool import CpuPool
 from cifarscale.distributed.group import Group
 from cifarscale.distributed.ranks import Ranks
+from cifarscale.runs.options import RunOptions
 from cifarscale.tasks.classifier.networks.small_filters_cnn import SmallFiltersCNN
+from cifarscale.tasks.training import resolve
 from cifarscale.training.microbatches import Microbatches
 from cifarscale.training.optimisation import build_optimizer
 
+SLOW = "it takes as long as importing torch, and a training has no use for it"
 pytestmark = [
     pytest.mark.distributed,
     pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="this torch has no gloo"),
@@ -34,6 +39,18 @@ def test_gradients_are_those_of_distributed_data_parallel(
     world_size: int, num_microbatches: int, tmp_path: Path
 ) -> None:
     run_ranks(_rank, world_size, world_size, num_microbatches, str(tmp_path / "store"))
+
+
+@pytest.mark.parametrize("task", ["classifier", "gan"])
+def test_a_training_imports_nothing_that_its_start_would_pay_for(task: str, shards: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "short.toml"
+    recipe.write_text(f'task = "{task}"\n[training]\nmax_steps = 2\nglobal_batch_size = 8\n', encoding="utf-8")
+    run_ranks(_whole_training, 1, recipe, shards, tmp_path / "run")
+
+
+def _whole_training(rank: int, recipe: Path, shards: Path, folder: Path) -> None:
+    run_recipe(resolve(load_training_recipe(str(recipe)), shards), folder, RunOptions(shards, "cpu"))
+    assert "torch._dynamo" not in sys.modules, SLOW
 
 
 def _loss(name: str, networks: Mapping[str, nn.Module], part: Any, step: int) -> tuple[torch.Tensor, tuple[Any, ...]]:
@@ -63,7 +80,7 @@ def _rank(rank: int, world_size: int, num_microbatches: int, store: str) -> None
         microbatches.exchange("net", gradients)
         microbatches.end_step()
         optimizer.step()
-    assert "torch._dynamo" not in sys.modules, "it would take a third of the time to the first step"
+    assert "torch._dynamo" not in sys.modules, SLOW
     network.load_state_dict(reference.state_dict())
     gradients, _ = microbatches.gradients("net", _loss, mine, 0)
     microbatches.exchange("net", gradients)

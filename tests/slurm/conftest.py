@@ -21,6 +21,7 @@ from cifarscale.runs.options import RunOptions
 from cifarscale.tasks.training import resolve
 
 SCRIPT = Path(__file__).parents[2] / "slurm/testcluster/testcluster"
+TWO_RANKS = Path(__file__).with_name("two_ranks.toml")
 
 PATIENCE_S = 300
 """After which something hangs: not a measure of anything."""
@@ -47,8 +48,8 @@ class Cluster:
 
     @cached_property
     def environment(self) -> dict[str, str]:
-        """For every command that is to use this cluster, on top of os.environ."""
-        return {"SLURM_CONF": f"{self.folder}/etc/slurm.conf", "CIFARSCALE_PROFILE": "testcluster"}
+        """For every command that is to use this cluster, on top of os.environ; jobs have a rank a node."""
+        return {"SLURM_CONF": f"{self.folder}/etc/slurm.conf", "CIFARSCALE_PROFILE": str(TWO_RANKS)}
 
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """One of SLURM's commands."""

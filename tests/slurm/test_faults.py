@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 from runs import Run, planted
-from slurm_jobs import ENDED, PATIENCE_S, Job, preempt, rank_pids, slurm, warn
+from slurm_jobs import ENDED, FOUR_RANKS, PATIENCE_S, Job, preempt, rank_pids, slurm, warn
 
 pytestmark = pytest.mark.slurm
 
 STEPS = 120
-TESTCLUSTER = Path(__file__).parents[2] / "slurm/profiles/testcluster.toml"
+TWO_RANKS = Path(__file__).with_name("two_ranks.toml")
 SLOW = """
 import os
 if "SLURM_PROCID" in os.environ:
@@ -137,7 +137,7 @@ def test_a_warning_before_the_ranks_can_hear_it_costs_nothing_but_a_start(
 ) -> None:
     """SIGTERM by preemption, which is what tells it from others."""
     profile = tmp_path / "mine.toml"
-    profile.write_text(TESTCLUSTER.read_text() + (f'\nsetup = ["{setup}"]\n' if setup else ""))
+    profile.write_text(TWO_RANKS.read_text() + (f'\nsetup = ["{setup}"]\n' if setup else ""))
     with sigterm_alone(cluster) if signum == "TERM" else nullcontext():
         job = submit(recipe(40), "--profile", profile)
         cluster.wait_for_state(job.id, ("RUNNING",), PATIENCE_S)
@@ -174,13 +174,14 @@ def test_a_run_goes_on_after_its_time_limit(
 
 def test_a_killed_rank_ends_the_job_at_once_is_named_and_the_same_submit_goes_on(
     command: Callable[..., Any],
-    job: Job,
     submit: Callable[..., Job],
     recipe: Callable[[int], Path],
     references: Callable[[Path], Run],
     slow: dict[str, str],
     go: Path,
 ) -> None:
+    job = submit(recipe(STEPS), *FOUR_RANKS, environment=slow)
+    job.wait_for_step(30)
     os.kill(rank_pids(job)[3], signal.SIGKILL)
     job.cluster.wait_for_state(job.id, ENDED, 60)
     assert job.state() == "FAILED"
@@ -188,7 +189,7 @@ def test_a_killed_rank_ends_the_job_at_once_is_named_and_the_same_submit_goes_on
     assert why.startswith(f"job {job.id} failed: rank 3 on n2 was killed (SIGKILL)")
     first = job.id
     go.touch()
-    job = submit(recipe(STEPS), environment=slow)
+    job = submit(recipe(STEPS), *FOUR_RANKS, environment=slow)
     assert job.id != first
     job.complete()
     job.run.assert_same_as(references(recipe(STEPS)))

@@ -1,4 +1,4 @@
-"""Jobs on a real SLURM of two nodes with two tasks each: the same numbers as in one process."""
+"""Jobs on a real SLURM of two nodes: the same numbers as in one process."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from runs import Run
-from slurm_jobs import ENDED, Job, preempt
+from slurm_jobs import ENDED, FOUR_RANKS, Job, preempt
 
 import cifarscale as cs
 from cifarscale.cli.main import main
@@ -42,7 +42,7 @@ features = "none"
 def test_a_training_on_two_nodes_equals_one_process_and_every_step_is_completed(
     submit: Callable[..., Job], recipe: Callable[[int], Path], references: Callable[[Path], Run]
 ) -> None:
-    job = submit(recipe(60), "--wait")
+    job = submit(recipe(60), "--wait", *FOUR_RANKS)
     job.run.assert_same_as(references(recipe(60)))
     assert job.run.result()["world_size"] == 4
     assert {row["State"] for row in job.rows()} == {"COMPLETED"}
@@ -74,7 +74,7 @@ def test_a_dcgan_and_its_distance_equal_those_of_one_process(
     sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     measured = submit("fid", *sets, "--wait", run_dir=tmp_path / "fid")
     one, many = json.loads((tmp_path / "here.json").read_text()), json.loads((tmp_path / "fid/result.json").read_text())
-    assert many["world_size"] == 4
+    assert many["world_size"] == 2
     assert many["distance"] == pytest.approx(one["distance"], rel=1e-6)
     assert {row["State"] for row in measured.rows()} == {"COMPLETED"}
 
@@ -99,7 +99,7 @@ def test_jobs_at_once_all_succeed(
     jobs = [
         submit(recipe(20), "--set", f"seed={seed}", *options, run_dir=tmp_path / str(seed), nodes=nodes)
         for seed in range(num_jobs)
-        for nodes, options in [(1, ("--profile", alone)) if seed < num_jobs - 2 else (2, ())]
+        for nodes, options in [(1, ("--profile", alone)) if seed < num_jobs - 2 else (2, FOUR_RANKS)]
     ]
     for job in jobs:
         job.complete()
@@ -183,7 +183,7 @@ def refused(
         (("--profile", "testclustre"), ("unknown profile 'testclustre'", "did you mean 'testcluster'?")),
         (("--nodes", 3), ("--nodes 3", "2 nodes", "partition main")),
         (
-            ("--nodes", 2, "--set", "training.global_batch_size=6", "--set", "training.microbatches=0"),
+            (*FOUR_RANKS, "--nodes", 2, "--set", "training.global_batch_size=6", "--set", "training.microbatches=0"),
             ("4 ranks", "1, 2, 3"),
         ),
         (("--time", "2-00:00:00"), ("2-00:00:00", "partition main")),
@@ -244,7 +244,7 @@ def test_a_script_submits_waits_reads_and_cancels(
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
     job = cs.submit(recipe(20), nodes=2, seed=1, data=data, run_dir="short")
-    assert job.wait().result["world_size"] == 4
+    assert job.wait().result["world_size"] == 2
     assert job.state() == "COMPLETED"
     assert "step 20/20" in job.logs()
     assert cs.job(job.id).path.resolve() == job.path
@@ -315,7 +315,7 @@ def test_the_environment_changes_neither_what_slurm_does_nor_what_is_read(
         "SLURM_NTASKS": "9",
     }
     job = submit(recipe(20), "--wait", environment=hostile)
-    assert job.run.result()["world_size"] == 4
+    assert job.run.result()["world_size"] == 2
     shown = job.cluster.run("scontrol", "show", "job", job.id).stdout
     assert "Partition=main" in shown
     assert "Restarts=0" in shown

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from runs import Run, planted, run_recipe
-from slurm_jobs import ENDED, PATIENCE_S, Job, preempt, rank_pids, warn
+from slurm_jobs import ENDED, FOUR_RANKS, PATIENCE_S, Job, preempt, rank_pids, warn
 
 from cifarscale.config.load import load_training_recipe
 from cifarscale.runs.options import RunOptions
@@ -65,7 +65,7 @@ def start(submit: Callable[..., Job], folder: Path, go: Path, tmp_path: Path) ->
     recipe = tmp_path / "small-sweep.toml"
     recipe.write_text(SWEEP, encoding="utf-8")
     environment = planted(tmp_path, SLOW.format(folder=str(folder), go=str(go)))
-    return lambda: submit(recipe, run_dir=folder, environment=environment)
+    return lambda: submit(recipe, *FOUR_RANKS, run_dir=folder, environment=environment)
 
 
 def finished(folder: Path) -> dict[Path, int]:

@@ -27,7 +27,7 @@ every = 0
 """
 RAISING = """
 import os
-if os.environ.get("SLURM_PROCID") == "2":
+if os.environ.get("SLURM_PROCID") == "1":
     from cifarscale.data import in_memory
     in_memory.InMemoryReader.batches = lambda self, step: (_ for _ in ()).throw(ValueError("planted"))
 """
@@ -118,12 +118,12 @@ def test_the_rank_whose_exception_ended_a_job_is_named_and_comes_first(
     job = submit("run", "--nodes", 2, **planted(tmp_path, RAISING))
     cluster.wait_for_state(job, ENDED, PATIENCE_S)
     logs = command("logs", "run").stdout
-    assert logs.startswith("rank 2 on n2 ended first:")
+    assert logs.startswith("rank 1 on n2 ended first:")
     assert "ValueError: planted" in logs
     assert "ValueError: planted" in command("status", "run").stdout
     for name in (job, "run"):
         found = why(name)
-        assert found.startswith(f"job {job} failed: rank 2 on n2 died first: ValueError: planted")
+        assert found.startswith(f"job {job} failed: rank 1 on n2 died first: ValueError: planted")
         assert "| ValueError: planted" in found
         assert "cifarscale submit long.toml" in found
 
@@ -138,4 +138,4 @@ def test_a_time_limit_that_came_before_the_job_was_queued_again_is_told(
     cluster.wait_for_state(job, ENDED, PATIENCE_S)
     found = why("run")
     assert found.startswith(f"job {job} timed out: its time limit of 1 min came before it had saved its state")
-    assert "warning_seconds in profile testcluster" in found
+    assert "warning_seconds in profile two_ranks" in found
