@@ -4,11 +4,9 @@ A launcher of ours names a file; rank 0 opens a port of the system's choice, whi
 writes it there. Under torchrun the address comes from MASTER_ADDR and MASTER_PORT.
 """
 
-import fcntl
 import json
 import os
 import socket
-import struct
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -21,11 +19,10 @@ from torch.distributed import (  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
 from cifarscale.distributed.ranks import ADDRESS_VARIABLE, FILE_VARIABLE, NODES_VARIABLE, Ranks
-from cifarscale.errors import ConfigError, DistributedError
+from cifarscale.errors import DistributedError
 from cifarscale.runs.files import is_listed, write_json_atomically
 
 _POLL_S = 0.1
-_SIOCGIFADDR = 0x8915
 
 
 def meet(ranks: Ranks, timeout_s: float) -> Store:
@@ -79,22 +76,6 @@ def _published(ranks: Ranks, file: Path, deadline: float) -> tuple[str, int]:
         time.sleep(_POLL_S)
     endpoint = json.loads(file.read_text(encoding="utf-8"))
     return endpoint["address"], endpoint["port"]
-
-
-def interface_address(name: str) -> str:
-    """The IPv4 address of a network interface of this machine.
-
-    Raises: ConfigError if there is none of that name, or it has no address.
-    """
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        try:
-            reply = fcntl.ioctl(any_socket.fileno(), _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
-        except OSError:
-            names = ", ".join(name for _, name in socket.if_nameindex())
-            raise ConfigError(
-                f"interface = {name!r} has no IPv4 address on {socket.gethostname()}; it has: {names}"
-            ) from None
-    return socket.inet_ntoa(reply[20:24])
 
 
 def _until(deadline: float) -> timedelta:

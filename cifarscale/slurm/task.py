@@ -10,8 +10,8 @@ from typing import Any
 
 from submitit.slurm.slurm import SlurmJobEnvironment
 
+from cifarscale.distributed.interface import interface_address
 from cifarscale.distributed.ranks import ADDRESS_VARIABLE, FILE_VARIABLE, NODES_VARIABLE
-from cifarscale.distributed.rendezvous import interface_address
 from cifarscale.errors import EXIT_CONTINUE_LATER, CifarscaleError, Interrupted
 from cifarscale.launch.call import Call
 from cifarscale.launch.failures import LOGS_VARIABLE, report_failure

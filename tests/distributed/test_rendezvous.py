@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from processes import forkserver
 
+from cifarscale.distributed.interface import interface_address
 from cifarscale.distributed.ranks import ADDRESS_VARIABLE, FILE_VARIABLE, NODES_VARIABLE, Ranks
-from cifarscale.distributed.rendezvous import interface_address, meet
+from cifarscale.distributed.rendezvous import meet
 from cifarscale.errors import ConfigError, DistributedError
 
 pytestmark = pytest.mark.distributed

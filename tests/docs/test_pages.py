@@ -8,7 +8,7 @@ from documents import EXAMPLE, HERE, PAGES, README, Page, furnish, run_commands
 
 from cifarscale.data.source import Source
 
-LONG = ("docs/sweeps.md", "docs/generators.md", "docs/scripts.md")
+LONG = ("docs/extending.md", "docs/sweeps.md", "docs/generators.md", "docs/scripts.md")
 WITH_COMMANDS = [page for page in PAGES if page not in (README, EXAMPLE) and page.commands(HERE)]
 
 

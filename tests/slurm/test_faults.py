@@ -89,8 +89,8 @@ def preempt_by_sigterm(cluster: Any, job: Job) -> None:
 @pytest.mark.parametrize(
     "fault",
     [
-        *(preempt, preempt_by_sigterm, kill_node),
-        *(pytest.param(fault, marks=pytest.mark.thorough) for fault in (warn, restart_controller)),
+        *(preempt, kill_node),
+        *(pytest.param(fault, marks=pytest.mark.thorough) for fault in (warn, preempt_by_sigterm, restart_controller)),
     ],
     ids=lambda fault: fault.__name__,
 )

@@ -49,6 +49,7 @@ def test_a_training_on_two_nodes_equals_one_process_and_every_step_is_completed(
     assert len(job.rows()) > 1
 
 
+@pytest.mark.thorough
 def test_a_dcgan_and_its_distance_equal_those_of_one_process(
     submit: Callable[..., Job],
     command: Callable[..., Any],

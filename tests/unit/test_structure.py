@@ -237,6 +237,11 @@ def test_a_launcher_of_ranks_needs_no_torch() -> None:
     assert "torch" not in loaded
 
 
+def test_a_job_is_queued_and_its_task_read_back_without_torch() -> None:
+    """On the node its environment, which says how many cores torch takes, comes first."""
+    assert "torch" not in loaded_by("import cifarscale.slurm.submission, cifarscale.slurm.task")
+
+
 @pytest.mark.parametrize("command", ["jobs", "profiles"])
 def test_listing_needs_no_torch(command: str) -> None:
     assert "torch" not in loaded_by("from cifarscale.cli.main import main", f"main(['{command}', 'list'])")
