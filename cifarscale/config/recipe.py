@@ -352,7 +352,7 @@ class TrainingRecipe(Recipe):
 
     @property
     def takes_batch_statistics(self) -> bool:
-        """Whether a network normalises by statistics of a microbatch."""
+        """Whether a network normalises by statistics of a microbatch, as keys that end in `normalisation` say."""
         return any(key.endswith("normalisation") and value == "batch" for key, value in dotted(resolved(self)))
 
     @property

@@ -19,8 +19,8 @@ def scaled(recipe: TrainingRecipe, factor: int) -> TrainingRecipe:
     """The recipe with batches that are `factor` times as large, and as many images.
 
     - The learning rate grows by `factor` with SGD (Goyal et al. 2017, arXiv 1706.02677, section 2.1), and by its root
-      with optimizers whose updates have a size of their own: AdamW (Malladi et al. 2022, arXiv 2205.10287, section 5;
-      betas and epsilon are left) and Muon, which is scaled to AdamW's updates.
+      with optimizers whose updates have a size of their own: AdamW (Malladi et al. 2022, arXiv 2205.10287; betas
+      and epsilon are left) and Muon, which is scaled to AdamW's updates.
     - A rate that would start at its peak gets a warm-up.
     - The decay of averaged weights is raised to the power of `factor` (Busbridge et al. 2023, arXiv 2307.13813).
     - Microbatches grow in number up to 64, then in size.
@@ -73,23 +73,35 @@ def check_ranks(recipe: TrainingRecipe, nproc: int, name: str) -> None:
 
 
 def _changes(recipe: TrainingRecipe, factor: int) -> dict[str, Any]:
-    training = recipe.training
+    training, schedule = recipe.training, recipe.schedule
     batch, steps = training.global_batch_size * factor, recipe.scaled_steps(factor)
     growth = factor if recipe.optimizer.name == "sgd" else math.sqrt(factor)
     changes: dict[str, Any] = {
+        **_with_rates(dict(dotted(resolved(recipe))), factor, growth),
         "training.global_batch_size": batch,
         "training.microbatches": _microbatches(training.microbatches, batch, recipe.samples_together, factor),
-        "training.learning_rate": _rounded(training.learning_rate * growth),
-        "training.ema_decay": _rounded(training.ema_decay**factor),
-        "training.ema_statistics": fewer_steps(training.ema_statistics, factor),
         **steps,
     }
-    if not steps["schedule.warmup_steps"] and recipe.schedule.name != "one_cycle":  # which rises by itself
+    if not steps["schedule.warmup_steps"] and schedule.name != "one_cycle":  # which rises by itself
         changes["schedule.warmup_steps"] = round(WARMUP_SHARE * steps["training.max_steps"])
     if recipe.later:
         changes["later"] = [
-            {"step": fewer_steps(change.step, factor), "set": _with_rate(change.set, growth)} for change in recipe.later
+            {"step": fewer_steps(change.step, factor), "set": change.set | _with_rates(change.set, factor, growth)}
+            for change in recipe.later
         ]
+    return changes
+
+
+def _with_rates(values: Mapping[str, Any], factor: int, growth: float) -> dict[str, Any]:
+    """Those of the dotted keys that depend on the length of a step, as they become."""
+    changes: dict[str, Any] = {}
+    for key, value in values.items():
+        if key.endswith(".learning_rate"):
+            changes[key] = _rounded(value * growth)
+        elif key == "training.ema_decay":
+            changes[key] = _rounded(value**factor)
+        elif key == "training.ema_statistics":
+            changes[key] = fewer_steps(value, factor)
     return changes
 
 
@@ -100,11 +112,6 @@ def _microbatches(before: int, batch: int, together: int, factor: int) -> int:
     most = max(before, min(MOST_MICROBATCHES, before * factor))
     numbers = [1 << n for n in range(most.bit_length())]
     return max(number for number in numbers if number <= most and batch % (number * together) == 0)
-
-
-def _with_rate(changed: Mapping[str, Any], growth: float) -> dict[str, Any]:
-    key = "training.learning_rate"
-    return {**changed, key: _rounded(changed[key] * growth)} if key in changed else dict(changed)
 
 
 def _rounded(value: float) -> float:
