@@ -1,6 +1,7 @@
 """Jobs on a SLURM cluster in scripts and notebooks."""
 
 import itertools
+import math
 import time as clock
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,7 @@ from cifarscale.api.offers import Request, nothing_to_do
 from cifarscale.api.recipes import folder_for, recipe_of
 from cifarscale.api.runs import Run, load
 from cifarscale.config.load import Changes, recipe_hash
-from cifarscale.config.recipe import Recipe
+from cifarscale.config.recipe import Recipe, TrainingRecipe
 from cifarscale.errors import CifarscaleError, ConfigError, RunError, TooManyRanksError, short_path, typed
 from cifarscale.launch.local import announce, run_here
 from cifarscale.launch.run import prepare
@@ -133,7 +134,7 @@ class JobPlan:
             "a node": f"{cores}, {plan.gpus_per_node} GPUs" if whole else None,
             **recipe.plan_rows(plan.nodes, plan.cpus_per_task, plan.gpus_per_node),
             "batch a rank": plan.batch_size_per_rank,
-            "microbatches a rank": plan.microbatches_per_rank,
+            "microbatches a rank": _microbatches(recipe, plan),
             "shards a reader": plan.shards_per_reader,
             "time limit": f"{self.profile.time}, warned {self.profile.warning_seconds} s before",
             "jobs": len(self.runs) if len(self.runs) > 1 else None,
@@ -352,6 +353,15 @@ def _newest_job(run_dir: Path) -> Job:
 
 def _named(run_dir: Path) -> str:
     return short_path(run_dir) + (" (complete)" if RunFolder(run_dir).result() else "")
+
+
+def _microbatches(recipe: Recipe, plan: Plan) -> str | None:
+    """Microbatches of a rank; where some have less, how many ranks would do."""
+    each = plan.microbatches_per_rank
+    if each is None or not isinstance(recipe, TrainingRecipe):
+        return None
+    enough = math.ceil(recipe.training.microbatches / each)
+    return str(each) if enough >= plan.world_size else f"{each} at most: {enough} ranks would be as fast"
 
 
 def _variants(array: Mapping[str, Sequence[Any]] | str) -> list[list[str | tuple[str, Any]]]:

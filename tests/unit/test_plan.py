@@ -2,6 +2,7 @@
 
 import shlex
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,16 @@ def test_the_large_recipe_is_planned_as_it_was(shards: Path, monkeypatch: pytest
     rows = cs.plan("resnet-large", data=shards, **place).rows()
     text = "".join(f"{name}: {value}\n" for name, value in rows.items())
     assert text == (GOLDEN / "resnet-large.plan").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("ranks", "each", "said"),
+    [(16, 2, "2"), (12, 3, "3 at most: 11 ranks would be as fast"), (24, 2, "2 at most: 16 ranks would be as fast")],
+)
+def test_a_plan_tells_of_ranks_that_wait_for_others(ranks: int, each: int, said: str, shards: Path) -> None:
+    planned = cs.plan("resnet-large", profile="local", data=shards)
+    shape = replace(planned.shape, tasks_per_node=ranks, microbatches_per_rank=each)
+    assert replace(planned, shape=shape).rows()["microbatches a rank"] == said
 
 
 def test_a_sweep_on_a_node_of_its_own_asks_for_all_gpus_of_the_node(shards: Path) -> None:
