@@ -37,10 +37,16 @@ class CifarscaleError(Exception):
     """Base of all errors that the command line prints as one line, without a traceback."""
 
     exit_code: ClassVar[int] = EXIT_ERROR
+    details = ""
+    """Lines that stand below that one: commands to choose from."""
 
 
 class ConfigError(CifarscaleError):
     """A recipe, or a setting in it, is not valid."""
+
+
+class TooManyRanksError(ConfigError):
+    """A global batch has nothing for some of the ranks."""
 
 
 class DataError(CifarscaleError):

@@ -1,23 +1,25 @@
 """Jobs on a SLURM cluster in scripts and notebooks."""
 
 import itertools
+import math
 import time as clock
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cifarscale.api.offers import Request, nothing_to_do
 from cifarscale.api.recipes import folder_for, recipe_of
 from cifarscale.api.runs import Run, load
 from cifarscale.config.load import Changes, recipe_hash
-from cifarscale.config.recipe import Recipe
-from cifarscale.errors import ConfigError, RunError, short_path, typed
+from cifarscale.config.recipe import Recipe, TrainingRecipe
+from cifarscale.errors import CifarscaleError, ConfigError, RunError, TooManyRanksError, short_path, typed
 from cifarscale.launch.local import announce, run_here
 from cifarscale.launch.run import prepare
 from cifarscale.runs.options import RunOptions
 from cifarscale.runs.run_folder import RunFolder, run_folders
 from cifarscale.slurm import client as slurm
-from cifarscale.slurm.plan import Plan, known_pace, make_plan
+from cifarscale.slurm.plan import Plan, known_pace, make_plan, shape
 from cifarscale.slurm.profile import Profile, load_profile, with_options
 from cifarscale.slurm.status import require_rank_log
 from cifarscale.slurm.submitted import Submitted, find_run, submissions
@@ -132,7 +134,7 @@ class JobPlan:
             "a node": f"{cores}, {plan.gpus_per_node} GPUs" if whole else None,
             **recipe.plan_rows(plan.nodes, plan.cpus_per_task, plan.gpus_per_node),
             "batch a rank": plan.batch_size_per_rank,
-            "microbatches a rank": plan.microbatches_per_rank,
+            "microbatches a rank": _microbatches(recipe, plan),
             "shards a reader": plan.shards_per_reader,
             "time limit": f"{self.profile.time}, warned {self.profile.warning_seconds} s before",
             "jobs": len(self.runs) if len(self.runs) > 1 else None,
@@ -192,6 +194,7 @@ def plan(
     time: str | None = None,
     set: Changes | None = None,
     seed: int | None = None,
+    scale: int = 1,
     array: Mapping[str, Sequence[Any]] | str | None = None,
     at_once: int | None = None,
     data: str | Path | None = None,
@@ -205,32 +208,65 @@ def plan(
     `cs.plan("cnn", array={"seed": range(3)}).submit()`.
 
     Args:
-        recipe, nodes, gpus_per_node, profile, time, set, seed, data, run_dir, num_workers: as in `submit`.
+        recipe, nodes, gpus_per_node, profile, time, set, seed, scale, data, run_dir, num_workers: as in `submit`.
         array: keys with the values that they have in turn, in all combinations; or a text `KEY=V1,V2,…`.
         at_once: most jobs of the array that run at the same time.
         on_cluster: whether SLURM has to be there; otherwise a plan is made without it, and checked as far as it can be.
     Raises: CifarscaleError with the text that the command line prints.
     """
-    chosen = with_options(load_profile(str(profile) if profile else None), gpus_per_node=gpus_per_node, time=time)
-    if nodes < 1:
-        raise ConfigError(f"nodes = {nodes} is not valid; it takes at least 1")
-    if array and run_dir:
+    request = Request(
+        recipe,
+        nodes=nodes,
+        gpus_per_node=gpus_per_node,
+        profile=profile,
+        time=time,
+        set=tuple(set.items() if isinstance(set, Mapping) else [set] if isinstance(set, str) else set or ()),
+        seed=seed,
+        scale=scale,
+        array=array,
+        at_once=at_once,
+        data=data,
+        run_dir=run_dir,
+        num_workers=num_workers,
+        on_cluster=on_cluster,
+    )
+    planned = _prepared(request)
+    try:
+        return replace(planned, shape=_shape(planned.runs, planned.profile, nodes, on_cluster))
+    except TooManyRanksError as error:
+        raise nothing_to_do(request, planned.runs, planned.profile, _is_possible) from error
+
+
+def _prepared(request: Request, tell: bool = True) -> JobPlan:
+    """A plan that is not checked against a cluster yet. `tell`: as of `recipe_of`."""
+    options = {"gpus_per_node": request.gpus_per_node, "time": request.time}
+    chosen = with_options(load_profile(str(request.profile) if request.profile else None), **options)
+    if request.nodes < 1:
+        raise ConfigError(f"nodes = {request.nodes} is not valid; it takes at least 1")
+    if request.array and request.run_dir:
         raise ConfigError("--run-dir has no place for the several runs of --array; leave it out")
-    if at_once and not array:
-        raise ConfigError(f"--at-once {at_once} has no effect without --array")
+    if request.at_once and not request.array:
+        raise ConfigError(f"--at-once {request.at_once} has no effect without --array")
     from cifarscale.slurm.submission import PATIENCE_S
 
-    placed = RunOptions(None, "cuda" if chosen.gpus_per_node else "cpu", num_workers, PATIENCE_S, chosen.timeouts)
-    variants = _variants(array) if array else [()]
-    base = [*(set.items() if isinstance(set, Mapping) else set or ())]
-    recipes = [recipe_of(recipe, [*base, *more], seed=seed) for more in variants]
+    device = "cuda" if chosen.gpus_per_node else "cpu"
+    placed = RunOptions(None, device, request.num_workers, PATIENCE_S, chosen.timeouts)
+    named, variants = request.recipe, _variants(request.array) if request.array else [()]
+    recipes = [recipe_of(named, [*request.set, *more], request.scale, tell, seed=request.seed) for more in variants]
     recipes = list({recipe_hash(each): each for each in recipes}.values())
-    folders = [folder_for(recipe, each, run_dir) for each in recipes]
-    where = str(data) if data else None
+    folders = [folder_for(named, each, request.run_dir) for each in recipes]
+    where = str(request.data) if request.data else None
     runs = tuple(prepare(each, folder, where, placed) for each, folder in zip(recipes, folders, strict=True))
-    given = {"nodes": nodes, "gpus-per-node": gpus_per_node, "profile": profile, "time": time}
-    options = [part for name, value in given.items() if value is not None for part in (f"--{name}", str(value))]
-    return JobPlan(runs, chosen, _shape(runs, chosen, nodes, on_cluster), at_once or 0, tuple(options))
+    return JobPlan(runs, chosen, shape(chosen, request.nodes), request.at_once or 0, tuple(request.place()))
+
+
+def _is_possible(request: Request) -> bool:
+    try:
+        planned = _prepared(request, tell=False)
+        _shape(planned.runs, planned.profile, request.nodes, request.on_cluster)
+    except CifarscaleError:
+        return False
+    return True
 
 
 def submit(
@@ -242,6 +278,7 @@ def submit(
     time: str | None = None,
     set: Changes | None = None,
     seed: int | None = None,
+    scale: int = 1,
     data: str | Path | None = None,
     run_dir: str | Path | None = None,
     num_workers: int = 0,
@@ -254,9 +291,10 @@ def submit(
         gpus_per_node: with one rank each; None for the profile's.
         profile: a cluster profile, by name or as a .toml file; None for $CIFARSCALE_PROFILE, or `gpu`.
         time: limit as SLURM writes it, such as 04:00:00; None for the profile's.
-        set, seed, data, run_dir: as in `train`.
+        set, seed, scale, data, run_dir: as in `train`.
         num_workers: reading processes a rank, where the recipe streams its data.
-    Raises: CifarscaleError with the text that the command line prints; nothing is queued then.
+    Raises: CifarscaleError with the text that the command line prints; nothing is queued then. The `details` of a
+        TooManyRanksError, for a batch that has nothing for some of the ranks, are commands to choose from.
     """
     planned = plan(
         recipe,
@@ -266,6 +304,7 @@ def submit(
         time=time,
         set=set,
         seed=seed,
+        scale=scale,
         data=data,
         run_dir=run_dir,
         num_workers=num_workers,
@@ -314,6 +353,15 @@ def _newest_job(run_dir: Path) -> Job:
 
 def _named(run_dir: Path) -> str:
     return short_path(run_dir) + (" (complete)" if RunFolder(run_dir).result() else "")
+
+
+def _microbatches(recipe: Recipe, plan: Plan) -> str | None:
+    """Microbatches of a rank; where some have less, how many ranks would do."""
+    each = plan.microbatches_per_rank
+    if each is None or not isinstance(recipe, TrainingRecipe):
+        return None
+    enough = math.ceil(recipe.training.microbatches / each)
+    return str(each) if enough >= plan.world_size else f"{each} at most: {enough} ranks would be as fast"
 
 
 def _variants(array: Mapping[str, Sequence[Any]] | str) -> list[list[str | tuple[str, Any]]]:

@@ -8,8 +8,8 @@ from pathlib import Path
 from cifarscale.api.recipes import folder_for, name_of, recipe_of
 from cifarscale.api.runs import Run, load
 from cifarscale.config.load import Changes, require_training
-from cifarscale.config.ranks import batch_size_per_rank
 from cifarscale.config.recipe import Recipe
+from cifarscale.config.scale import check_ranks
 from cifarscale.errors import RunError
 from cifarscale.launch.local import announce, run_here
 from cifarscale.launch.run import prepare
@@ -21,6 +21,7 @@ def train(
     *,
     set: Changes | None = None,
     seed: int | None = None,
+    scale: int = 1,
     data: str | Path | None = None,
     nproc: int = 1,
     device: str = "auto",
@@ -36,6 +37,8 @@ def train(
         recipe: a name, as in `cifarscale jobs list`, a .toml file, or a recipe such as `Run.recipe` and `Sweep.best`.
         set: dotted keys of the recipe that are changed, with their values; or texts `KEY=VALUE`.
         seed: shorthand for that key.
+        scale: how many times as large its batches become, after `set`, with the learning rate and the steps to match:
+            another recipe.
         data: a data set or a folder of shards; None for the recipe's own.
         nproc: ranks. With one it is this process.
         device: `auto`, `cpu` or `cuda`.
@@ -45,8 +48,8 @@ def train(
     Raises: CifarscaleError with the text that the command line prints.
     """
     with _alone():
-        loaded = require_training(recipe_of(recipe, set, seed=seed), name_of(recipe))
-        batch_size_per_rank(loaded, nproc)
+        loaded = require_training(recipe_of(recipe, set, scale, seed=seed), name_of(recipe))
+        check_ranks(loaded, nproc, name_of(recipe))
         options = RunOptions(device=device, num_workers=num_workers, digests=digests)
         prepared = prepare(loaded, folder_for(recipe, loaded, run_dir), str(data) if data else None, options)
     was_complete = prepared.result() is not None

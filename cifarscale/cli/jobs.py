@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cifarscale.cli.options import scale_option, set_option
 from cifarscale.errors import typed
 from cifarscale.log import plain_table
 
@@ -38,12 +39,24 @@ def list_jobs() -> None:
 
 @jobs.command()
 @click.argument("recipe")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe; repeatable.")
-def show(recipe: str, overrides: tuple[str, ...]) -> None:
-    """RECIPE with every default written out, as TOML."""
-    from cifarscale.config.load import find_recipe, load_recipe, recipe_toml
+@set_option
+@scale_option
+def show(recipe: str, overrides: tuple[str, ...], scale: int) -> None:
+    """RECIPE with every default written out, as TOML; what --scale and "auto" have made of it is said above."""
+    from cifarscale.config.load import find_recipe, leaves_microbatches_open, load_recipe, recipe_toml, require_training
+    from cifarscale.config.ranks import why_auto
+    from cifarscale.config.scale import differences, scaled
 
-    click.echo(f"# {find_recipe(recipe)}\n{recipe_toml(load_recipe(recipe, overrides))}", nl=False)
+    click.echo(f"# {find_recipe(recipe)}")
+    shown = load_recipe(recipe, overrides)
+    if leaves_microbatches_open(recipe, overrides):
+        click.echo(f'# training.microbatches = "auto" is {why_auto(require_training(shown, recipe))}')
+    if scale > 1:
+        before = require_training(shown, recipe)
+        shown = scaled(before, scale)
+        for line in differences(before, shown):
+            click.echo(f"# --scale {scale}: {line}")
+    click.echo(recipe_toml(shown), nl=False)
 
 
 @jobs.command()

@@ -30,7 +30,7 @@ from cifarscale.training.signals import StopSignal
 
 
 class _Main(click.Group):
-    """Shows our errors as one line; the traceback only with --debug."""
+    """Shows our errors as one line, which commands to choose from may follow; the traceback only with --debug."""
 
     def invoke(self, ctx: click.Context) -> Any:
         from cifarscale.log import configure_logging
@@ -55,6 +55,8 @@ class _Main(click.Group):
 def _end_with(error: CifarscaleError) -> NoReturn:
     kind = "stopped" if error.exit_code == EXIT_INTERRUPTED else "error"
     click.echo(f"{kind}: {error}", err=True)
+    if error.details:
+        click.echo(error.details, err=True)
     sys.exit(error.exit_code)
 
 

@@ -11,7 +11,16 @@ device_option = click.option(
 nproc_option = click.option(
     "--nproc", type=click.IntRange(min=1), default=1, show_default=True, help="Processes (ranks) on this machine."
 )
-
+set_option = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe; repeatable."
+)
+scale_option = click.option(
+    "--scale",
+    type=click.IntRange(min=1),
+    default=1,
+    metavar="K",
+    help="Make batches K times as large, after --set, with the learning rate and the steps to match: another recipe.",
+)
 wandb_option = click.option(
     "--wandb",
     type=click.Choice(["auto", "online", "offline", "off"]),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cifarscale.cli.options import tracked, wandb_option
+from cifarscale.cli.options import scale_option, set_option, tracked, wandb_option
 from cifarscale.errors import short_path, typed
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 )
 @click.option("--profile", help="A cluster profile.  [default: $CIFARSCALE_PROFILE, or gpu]")
 @click.option("--time", help="Time limit, as SLURM writes it: 04:00:00.  [default: the profile's]")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe; repeatable.")
+@set_option
+@scale_option
 @click.option("--array", metavar="KEY=V1,V2,…", help="One job for each value of a key, as a job array.")
 @click.option("--at-once", type=click.IntRange(min=1), help="Most jobs of the array that run at the same time.")
 @click.option("--data", help="A data set (cifar100, synthetic) or a folder of shards.  [default: the recipe's set]")
@@ -38,6 +39,7 @@ def submit(
     profile: str | None,
     time: str | None,
     overrides: tuple[str, ...],
+    scale: int,
     array: str | None,
     at_once: int | None,
     data: str | None,
@@ -49,6 +51,7 @@ def submit(
 ) -> None:
     """Queue RECIPE on a SLURM cluster: any job of `cifarscale jobs list`, or a .toml file.
 
+    Where it has nothing for some of the ranks to do, nothing is queued, and commands are shown to choose from.
     The same command resumes a run that was interrupted, is refused while its job is queued or runs, and shows the
     result of a run that is complete.
     """
@@ -62,6 +65,7 @@ def submit(
         profile=profile,
         time=time,
         set=(*overrides, *tracked(wandb)),
+        scale=scale,
         array=array,
         at_once=at_once,
         data=data,

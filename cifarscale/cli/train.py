@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from cifarscale.cli.options import device_option, nproc_option, tracked, wandb_option
+from cifarscale.cli.options import device_option, nproc_option, scale_option, set_option, tracked, wandb_option
 from cifarscale.errors import short_path
 
 
@@ -13,7 +13,8 @@ from cifarscale.errors import short_path
 @click.option("--data", help="A data set (cifar100, synthetic) or a folder of shards.  [default: the recipe's set]")
 @nproc_option
 @device_option
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe; repeatable.")
+@set_option
+@scale_option
 @click.option("--run-dir", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/NAME-HASH]")
 @click.option(
     "--num-workers", type=click.IntRange(min=0), default=0, help="Reading processes per rank (data.reader = streaming)."
@@ -26,6 +27,7 @@ def train(
     nproc: int,
     device: str,
     overrides: tuple[str, ...],
+    scale: int,
     run_dir: Path | None,
     num_workers: int,
     digests: bool,
@@ -42,6 +44,7 @@ def train(
     run = train(
         recipe,
         set=(*overrides, *tracked(wandb)),
+        scale=scale,
         data=data,
         nproc=nproc,
         device=device,

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cifarscale.cli.options import set_option
+
 if TYPE_CHECKING:
     from cifarscale.checks.verify import Comparison
 
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 @click.option("--nodes", type=click.IntRange(min=1), default=1, show_default=True, help="Nodes of the job.")
 @click.option("--profile", help="A cluster profile.  [default: $CIFARSCALE_PROFILE, or gpu]")
 @click.option("--steps", type=click.IntRange(min=8), default=1000, show_default=True, help="Length of the short run.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe; repeatable.")
+@set_option
 @click.option("--data", help="A data set (cifar100, synthetic) or a folder of shards.  [default: the recipe's set]")
 @click.option("--folder", type=click.Path(path_type=Path), help="For the runs.  [default: runs/.verify/NAME-HASH]")
 def verify(

@@ -53,10 +53,22 @@ def load_recipe(name_or_path: str, overrides: Changes = (), of_run: bool = False
     Raises: ConfigError naming the key, the value, and what is valid.
     """
     path = find_recipe(name_or_path)
-    values = read_toml(path)
-    _apply(values, overrides)
+    values = _written(path, overrides)
     values["name"] = values.get("name") or _name_of(path)
     return parse_recipe(values, str(path), path.parent, of_run)
+
+
+def leaves_microbatches_open(name_or_path: str, overrides: Changes = ()) -> bool:
+    """Whether a recipe, with overrides, says `training.microbatches = "auto"`; once loaded it has a number."""
+    training = _written(find_recipe(name_or_path), overrides).get("training")
+    return isinstance(training, dict) and training.get("microbatches") == "auto"
+
+
+def _written(path: Path, overrides: Changes) -> dict[str, Any]:
+    """What stands in a recipe's file, with overrides applied in order."""
+    values = read_toml(path)
+    _apply(values, overrides)
+    return values
 
 
 def _name_of(path: Path) -> str:

@@ -12,6 +12,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    ModelWrapValidatorHandler,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
@@ -55,6 +56,10 @@ UNHASHED_VALUES: dict[str, Any] = {
 }
 """Keys, or sections, that not all recipes have had, each with the value that changes nothing: with that value a key is
 no part of a recipe's hash, so that older runs keep theirs."""
+MOST_MICROBATCHES = 64
+"""Up to so many parts a batch is cut into where the recipe leaves that open: more feed more ranks, each with less."""
+LEAST_SAMPLES, LEAST_NORMALISED_SAMPLES = 16, 32
+"""Samples that each of these parts has at least, without and with statistics that are taken of it."""
 NormalisationKind = Literal["none", "batch", "sync_batch", "group"]
 """`batch` takes the statistics of each microbatch; `sync_batch` those of the global batch, and needs 0 of them."""
 
@@ -155,7 +160,9 @@ class TrainingConfig(Section):
     """Equal parts of the global batch, a power of two. Each is computed by itself, on one core or one GPU, and their
     gradients are summed in a fixed order: the run is the same to the last bit on any number of ranks that divides it.
     Several microbatches a rank are also gradient accumulation: more of them need less memory. 0 is one a rank, summed
-    by all-reduce, as DistributedDataParallel does: any number of ranks, equal to rounding only."""
+    by all-reduce, as DistributedDataParallel does: any number of ranks, equal to rounding only. `"auto"` becomes the
+    largest number up to 64 that leaves each 16 samples or more, or 32 where batch normalisation takes its statistics
+    of them; the recipe then is the one with that number."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """Peak learning rate."""
     rates: tuple[Rate, ...] = Field(default=(), strict=False)
@@ -344,9 +351,46 @@ class TrainingRecipe(Recipe):
         return 1
 
     @property
+    def takes_batch_statistics(self) -> bool:
+        """Whether a network normalises by statistics of a microbatch, as keys that end in `normalisation` say."""
+        return any(key.endswith("normalisation") and value == "batch" for key, value in dotted(resolved(self)))
+
+    @property
+    def least_samples_of_microbatch(self) -> int:
+        """Samples that a microbatch has at least where their number is left open."""
+        return LEAST_NORMALISED_SAMPLES if self.takes_batch_statistics else LEAST_SAMPLES
+
+    @property
     def changes_input(self) -> bool:
         """Whether networks are trained on samples of another shape than those of the data."""
         return False
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _microbatches_are_chosen(cls, values: Any, validated: ModelWrapValidatorHandler[Self]) -> Self:
+        """Puts a number in the place of `training.microbatches = "auto"`."""
+        training = values.get("training") if isinstance(values, Mapping) else None
+        if not isinstance(training, Mapping) or training.get("microbatches") != "auto":
+            return validated(values)
+        recipe = validated({**values, "training": {**training, "microbatches": 0}})
+        batch, least = recipe.training.global_batch_size, recipe.least_samples_of_microbatch
+        numbers = [1 << n for n in range(MOST_MICROBATCHES.bit_length())]
+        even = [n for n in numbers if batch % (n * recipe.samples_together) == 0 and batch // n >= least]
+        return validated({**values, "training": {**training, "microbatches": max(even, default=1)}})
+
+    def scaled_steps(self, factor: int) -> dict[str, int]:
+        """What is counted in steps, by dotted keys, as it is with batches that are `factor` times as large.
+
+        Steps stand at the same number of images, but for rounding; what is off stays off.
+        """
+        warmup, training = self.schedule.warmup_steps, self.training
+        steps = {
+            "training.max_steps": -(-training.max_steps // factor),
+            "training.log_every": fewer_steps(training.log_every, factor),
+            "training.checkpoint_every": fewer_steps(training.checkpoint_every, factor),
+            "evaluation.every": fewer_steps(self.evaluation.every, factor),
+        }
+        return steps | {"schedule.warmup_steps": min(fewer_steps(warmup, factor), steps["training.max_steps"] - 1)}
 
     @model_validator(mode="after")
     def _warmup_fits_the_run(self) -> Self:
@@ -381,6 +425,11 @@ class TrainingRecipe(Recipe):
     def _changes_are_valid(self) -> Self:
         stages_of(self)
         return self
+
+
+def fewer_steps(steps: int, factor: int) -> int:
+    """So many steps in batches that are `factor` times as large, to the nearest; 0 stays 0."""
+    return max(1, round(steps / factor)) if steps else 0
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ _DECIDED_ELSEWHERE = {
     "export-file": "environment = { … }",
     "gpus": "gpus_per_node = …",
     "gpus-per-node": "gpus_per_node = …",
+    "gpus-per-task": 'gpu_request = "gpus_per_task"',
     "input": "the sbatch script",
     "job-name": "the recipe's name",
     "mem": "memory_gb = …",
@@ -118,8 +119,9 @@ class Profile(Section):
     """GPUs of each node, one task each; 0 runs on CPUs."""
     gpu_type: Line = ""
     """Kind of GPU, as the cluster calls it."""
-    gpu_request: Literal["gpus", "gres"] = "gpus"
-    """How GPUs are asked for: `--gpus-per-node`, or `--gres=gpu:…` where a cluster wants that."""
+    gpu_request: Literal["gpus", "gres", "gpus_per_task"] = "gpus"
+    """How GPUs are asked for: `--gpus-per-node`, or `--gres=gpu:…` where a cluster wants that; with `--gpus-per-task`
+    each task sees its own alone, near to its cores where SLURM knows which those are."""
     tasks_per_node: NonNegativeInt = 0
     """Tasks (ranks) a node without GPUs; 0 is one."""
     cpus_per_task: PositiveInt = 4

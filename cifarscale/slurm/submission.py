@@ -203,8 +203,7 @@ def _parameters(folder: Path, name: str, profile: Profile, plan: Plan) -> dict[s
     if profile.memory_gb:
         parameters["mem"] = f"{round(profile.memory_gb * 1024)}M"
     if profile.gpus_per_node:
-        gpus = f"{profile.gpu_type}:{profile.gpus_per_node}" if profile.gpu_type else str(profile.gpus_per_node)
-        parameters |= {"gpus_per_node": gpus} if profile.gpu_request == "gpus" else {"gres": f"gpu:{gpus}"}
+        parameters |= _gpu_request(profile, plan)
     exports = [f"export {name}={shlex.quote(value)}" for name, value in profile.environment.items()]
     # Since 22.05 srun does not take the number of cores over from sbatch.
     setup = [
@@ -220,6 +219,20 @@ def _parameters(folder: Path, name: str, profile: Profile, plan: Plan) -> dict[s
         "wckey": None,
         "additional_parameters": _options(profile),
     }
+
+
+def _gpu_request(profile: Profile, plan: Plan) -> dict[str, str]:
+    """How GPUs are asked for; a task that is alone on a node, as that of a sweep, gets all of its GPUs."""
+    per_task = profile.gpu_request == "gpus_per_task"
+    number = plan.gpus_per_node // plan.tasks_per_node if per_task else plan.gpus_per_node
+    gpus = f"{profile.gpu_type}:{number}" if profile.gpu_type else str(number)
+    match profile.gpu_request:
+        case "gpus":
+            return {"gpus_per_node": gpus}
+        case "gres":
+            return {"gres": f"gpu:{gpus}"}
+        case "gpus_per_task":
+            return {"gpus_per_task": gpus}
 
 
 def _options(profile: Profile) -> dict[str, Any]:

@@ -83,6 +83,14 @@ def prepare_sweep(sweep: SweepRecipe, run_dir: Path | None, data: str | None, op
     if base.code:
         with following(base.code):
             task.check_code(base, manifest, options.device)
+    check_trials(sweep, base, manifest)
+    return PreparedSweep(recipe=sweep, run_dir=folder.path, options=options.on(shards), base=base)
+
+
+def check_trials(sweep: SweepRecipe, base: TrainingRecipe, manifest: Manifest) -> None:
+    """Raises: ConfigError if trials cannot be trained on such data."""
+    task = task_of(base)
+    assert isinstance(task, TrainingTask)
     for overrides in corners(sweep.space, base):
         trial = trial_recipe(sweep, base, overrides)
         task.check_data(trial, manifest.spec, sweep.metric)
@@ -91,7 +99,6 @@ def prepare_sweep(sweep: SweepRecipe, run_dir: Path | None, data: str | None, op
     validation, samples = base.data.num_validation, manifest.split("train").num_samples
     if validation >= samples:
         raise ConfigError(f"data.num_validation = {validation} leaves nothing of {samples} samples to train on")
-    return PreparedSweep(recipe=sweep, run_dir=folder.path, options=options.on(shards), base=base)
 
 
 def _checked_base(sweep: SweepRecipe, folder: SweepFolder, kept: TrainingRecipe | None) -> TrainingRecipe:

@@ -18,6 +18,8 @@ from cifarscale.config.reference import reference
 
 OTHERS_OPTIONS = {
     "--gres": "sbatch",
+    "--gpus-per-task": "sbatch",
+    "--gpu-bind": "sbatch",
     "--signal": "sbatch",
     "--mem": "sbatch",
     "--kill-on-bad-exit": "srun",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -249,13 +250,19 @@ def test_a_gpu_that_is_not_there_is_said_with_what_to_do(tiny: str, shards: Path
     assert "--device cpu" in fails("evaluate", trained, "--data", shards, "--device", "cuda")
 
 
-@pytest.mark.parametrize("nproc", [3, 8])
-def test_ranks_that_do_not_divide_the_batch_are_refused_before_anything_is_written(
-    nproc: int, tiny: str, shards: Path
-) -> None:
-    message = fails("train", tiny, "--data", shards, "--nproc", str(nproc))
-    assert f"training.microbatches = 4 cannot be split evenly over {nproc} ranks" in message
+def test_ranks_that_do_not_divide_the_batch_are_refused_before_anything_is_written(tiny: str, shards: Path) -> None:
+    message = fails("train", tiny, "--data", shards, "--nproc", "3")
+    assert "training.microbatches = 4 cannot be split evenly over 3 ranks" in message
     assert "1, 2, 4" in message
+    assert not Path("runs").exists()
+
+
+def test_more_ranks_than_a_batch_feeds_are_told_what_to_run_instead(tiny: str, shards: Path) -> None:
+    message = fails("train", tiny, "--data", shards, "--nproc", "8")
+    assert "in 4 microbatches feed at most 4 ranks, and --nproc is 8. Run with --nproc 4, or with --scale 2" in message
+    show = shlex.split(message.partition("another recipe: ")[2])
+    shown = CliRunner().invoke(main, show[1:])
+    assert "# --scale 2: training.microbatches 4 -> 8" in shown.stdout.splitlines()
     assert not Path("runs").exists()
 
 

@@ -207,6 +207,14 @@ def test_a_width_that_the_layers_cannot_have_is_refused_and_any_other_can_be_bui
 
 
 @pytest.mark.parametrize("penalty", ["r1", "r2"])
+def test_penalties_are_refused_where_networks_are_compiled(penalty: str) -> None:
+    compiled = ("training.compile=true", "training.microbatches=0")
+    message = refusal(f"objective.{penalty}=1", "model.discriminator_normalisation=none", *compiled)
+    assert "objective.r1 and r2 are differentiated twice, which torch.compile cannot do" in message
+    assert load(*compiled).training.compile
+
+
+@pytest.mark.parametrize("penalty", ["r1", "r2"])
 @pytest.mark.parametrize("kind", ["batch", "sync_batch"])
 def test_a_penalty_refuses_a_discriminator_that_mixes_its_samples(penalty: str, kind: str) -> None:
     overrides = (f"objective.{penalty}=0.1", f"model.discriminator_normalisation={kind}", "training.microbatches=0")

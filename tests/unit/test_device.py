@@ -12,9 +12,18 @@ def sees(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
 
 
+GPU_OF = {
+    1: (0, 0, 0, 0, 0, 0, 0, 0),
+    2: (0, 1, None, None, None, None, None, None),
+    4: (0, 1, 2, 3, None, None, None, None),
+    8: (0, 1, 2, 3, 4, 5, 6, 7),
+}
+"""By how many GPUs a task sees: what local ranks 0 to 7 take; None for an error."""
+
+
 @pytest.mark.parametrize(
     ("visible", "local_rank", "index"),
-    [(1, 0, 0), (1, 7, 0), (2, 1, 1), (8, 7, 7), (2, 2, None), (4, 7, None)],
+    [(visible, rank, index) for visible, row in GPU_OF.items() for rank, index in enumerate(row)],
 )
 @pytest.mark.parametrize("wanted", ["auto", "cuda"])
 def test_a_rank_takes_the_gpu_of_its_number_or_the_one_it_sees(

@@ -2,12 +2,14 @@
 
 import shlex
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
+import cifarscale as cs
 from cifarscale.cli.main import main
 from cifarscale.config.load import load_recipe
 from cifarscale.config.recipe import Recipe
@@ -168,6 +170,58 @@ def test_the_script_is_as_it_was(name: str, script: Any) -> None:
     """Golden files: read the difference, and if it is meant, copy what was made over them."""
     profile = {"cpu": CPU, "gpu": GPU, "full": FULL}[name]
     assert script(profile) == (GOLDEN / f"{name}.sbatch").read_text(encoding="utf-8")
+
+
+EIGHT = Profile(name="eight", gpus_per_node=8, cpus_per_task=4)
+WAYS_TO_ASK: dict[str, dict[str, Any]] = {
+    "gpus": {},
+    "gpus, of a type": {"gpu_type": "h100"},
+    "gres": {"gpu_request": "gres"},
+    "gres, of a type": {"gpu_request": "gres", "gpu_type": "h100"},
+    "gpus_per_task": {"gpu_request": "gpus_per_task"},
+    "gpus_per_task, of a type": {"gpu_request": "gpus_per_task", "gpu_type": "h100"},
+    "gpus, a task bound to the nearest": {"sbatch": {"gpu-bind": "closest"}},
+    "gpus, a task bound to one, nodes alone": {"sbatch": {"gpu-bind": "single:1", "exclusive": True}},
+}
+
+
+def test_two_nodes_of_eight_gpus_are_asked_for_as_they_were(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each way, the lines that ask: one golden file for all."""
+    monkeypatch.setattr("sys.executable", "/opt/python")
+    prepared = prepare(job("resnet-large"), Path("/shared/runs/large"), str(shards))
+    parts = []
+    for name, changes in WAYS_TO_ASK.items():
+        profile = Profile.model_validate(EIGHT.model_dump() | changes)
+        lines = sbatch_script(prepared, profile, make_plan(prepared.recipe, profile, nodes=2)).splitlines()
+        asking = [line for line in lines if line.startswith(("#SBATCH", "srun --", "export SRUN"))]
+        parts.append("\n".join([f"# {name}", *asking]) + "\n")
+    assert "\n".join(parts) == (GOLDEN / "two-nodes-of-eight-gpus.sbatch").read_text(encoding="utf-8")
+
+
+def test_the_large_recipe_is_planned_as_it_was(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")  # and no SLURM
+    place = {"nodes": 2, "gpus_per_node": 8, "profile": "gpu", "run_dir": "/shared/runs/large"}
+    rows = cs.plan("resnet-large", data=shards, **place).rows()
+    text = "".join(f"{name}: {value}\n" for name, value in rows.items())
+    assert text == (GOLDEN / "resnet-large.plan").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("ranks", "each", "said"),
+    [(16, 2, "2"), (12, 3, "3 at most: 11 ranks would be as fast"), (24, 2, "2 at most: 16 ranks would be as fast")],
+)
+def test_a_plan_tells_of_ranks_that_wait_for_others(ranks: int, each: int, said: str, shards: Path) -> None:
+    planned = cs.plan("resnet-large", profile="local", data=shards)
+    shape = replace(planned.shape, tasks_per_node=ranks, microbatches_per_rank=each)
+    assert replace(planned, shape=shape).rows()["microbatches a rank"] == said
+
+
+def test_a_sweep_on_a_node_of_its_own_asks_for_all_gpus_of_the_node(shards: Path) -> None:
+    profile = EIGHT.model_copy(update={"gpu_request": "gpus_per_task"})
+    prepared = prepare(job("sweep-demo", "gpus_per_trial=1"), Path("/shared/runs/sweep"), str(shards))
+    script = sbatch_script(prepared, profile, make_plan(prepared.recipe, profile, nodes=2))
+    assert "#SBATCH --gpus-per-task=8" in script.splitlines()
+    assert "#SBATCH --ntasks-per-node=1" in script.splitlines()
 
 
 HOSTILE = 'it\'s $(touch pwned) `x` "q" ;& é\u200b'

@@ -165,6 +165,7 @@ def test_nor_can_those_of_lists_and_tables(text: str) -> None:
                 ("signal", '"B:USR1"', "'B:USR1'", "warning_seconds = …"),
                 ("time", "60", "60", "time = …"),
                 ("gres", '"gpu:2"', "'gpu:2'", 'gpus_per_node = …, with gpu_request = "gres"'),
+                ("gpus-per-task", "1", "1", 'gpu_request = "gpus_per_task"'),
                 ("wrap", '"x"', "'x'", "the sbatch script"),
             )
         ),

@@ -32,6 +32,7 @@ from cifarscale.config.registry import (
     augmentations,
     is_imported,
     metrics,
+    networks,
     register_network,
 )
 from cifarscale.config.validation import explain, nearest
@@ -301,6 +302,13 @@ class ClassifierRecipe(TrainingRecipe):
         return 2 if self.augmentation.mixes else 1
 
     @property
+    def takes_batch_statistics(self) -> bool:
+        """Of a network of a user's own, what it is made of; those of the package say it in their options."""
+        if super().takes_batch_statistics or not self.code:
+            return super().takes_batch_statistics
+        return _has_batch_norm(self.model, self.code)
+
+    @property
     def changes_input(self) -> bool:
         return self.augmentation.resolution > 0
 
@@ -347,6 +355,19 @@ def _own_augmentation(name: str, section: Any, code: str) -> Section:
         return known[name].config.model_validate(section)
     except ValidationError as error:
         raise ValueError(f"{where}: {explain(error, known[name].config)}") from error
+
+
+def _has_batch_norm(section: Any, code: str) -> bool:
+    """Whether a network of the user's own has batch normalisation, as far as it can be built for any data."""
+    import torch
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    try:
+        with torch.device("meta"):
+            network = networks(code)[section.name].build(section, DataSpec(num_classes=100))
+        return any(isinstance(module, _BatchNorm) for module in network.modules())
+    except Exception:  # what is wrong with it is said where it is built for its data
+        return True
 
 
 def _is_known(code: str) -> bool:

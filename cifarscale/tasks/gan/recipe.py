@@ -111,6 +111,13 @@ class GanRecipe(TrainingRecipe):
     def compared_every(self) -> int:
         return self.distance.every
 
+    def scaled_steps(self, factor: int) -> dict[str, int]:
+        steps = super().scaled_steps(factor)
+        if self.distance.every:
+            evaluations = self.distance.every // self.evaluation.every
+            steps["distance.every"] = evaluations * steps["evaluation.every"]
+        return steps
+
     @model_validator(mode="after")
     def _normalisations_suit_the_rest(self) -> Self:
         for network in ("generator", "discriminator"):
