@@ -54,7 +54,7 @@ def test_every_panel_shows_what_runs_report(reported: set[str]) -> None:
 def test_what_no_tiny_run_reports_stands_in_the_code_that_reports_it() -> None:
     package = Path(__file__).parents[2] / "cifarscale"
     code = "".join(
-        (package / file).read_text() for file in ("training/engine.py", "training/timing.py", "tasks/gan/view.py")
+        (package / file).read_text() for file in ("training/engine.py", "training/timing.py", "tasks/generator_view.py")
     )
     assert all(f'"{name}' in code for name in ELSEWHERE)
 

@@ -28,7 +28,7 @@ from cifarscale.tasks.classifier.learner import build_classifier
 from cifarscale.tasks.classifier.section import _confusion, _written
 from cifarscale.tasks.classifier.wandb_tables import by_class, by_group
 from cifarscale.tasks.gan.learner import build_networks
-from cifarscale.tasks.gan.section import _for_page
+from cifarscale.tasks.generator_section import _for_page
 from cifarscale.tasks.training import TrainingTask
 from cifarscale.tracking.parts import Matrix
 from cifarscale.tracking.samples import save_grid

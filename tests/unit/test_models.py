@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cifarscale.tasks.classifier.networks import classifier, summaries
-from cifarscale.tasks.classifier.networks.attention import SelfAttention2d, SqueezeExcitation
+from cifarscale.tasks.classifier.networks.attention import SqueezeExcitation
 from cifarscale.tasks.classifier.networks.resnet import PreActivationBlock, ResNet
 from cifarscale.tasks.classifier.networks.small_filters_cnn import (
     Activation,
@@ -18,6 +18,7 @@ from cifarscale.tasks.classifier.networks.small_filters_cnn import (
     SmallFiltersCNN,
     activation,
 )
+from cifarscale.training.attention import SelfAttention2d
 from cifarscale.training.cost import count_macs, count_parameters
 from cifarscale.training.norm_layers import GlobalBatchNorm2d, Normalisation, normalisation
 

@@ -138,6 +138,7 @@ def test_imports_go_round_in_no_circle() -> None:
 def test_networks_import_torch_and_layers_and_nothing_else(module: Path) -> None:
     ours = (
         f"cifarscale.{'.'.join(module.parent.parts)}.",
+        "cifarscale.training.attention.",
         "cifarscale.training.norm_layers.",
         "cifarscale.training.cost.",
     )

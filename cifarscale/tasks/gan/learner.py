@@ -1,9 +1,8 @@
 """How a GAN is trained: in a step the discriminator is updated, then the generator (Goodfellow et al. 2014)."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import nn
@@ -13,17 +12,13 @@ from cifarscale.data.images import ImageSet
 from cifarscale.data.manifest import Manifest
 from cifarscale.distributed.randomness import normals, uniforms
 from cifarscale.tasks.gan.differentiable_augmentation import NUM_DRAWS, augment, augments
-from cifarscale.tasks.gan.generated import generated_images
 from cifarscale.tasks.gan.networks.dcgan import Discriminator, Generator
 from cifarscale.tasks.gan.objectives import discriminator_loss, generator_loss, gradient_penalty, needs_real_images
 from cifarscale.tasks.gan.recipe import GanRecipe
-from cifarscale.tasks.trained import drawn
-from cifarscale.tracking.samples import save_grid
+from cifarscale.tasks.generated import generated_images
+from cifarscale.tasks.generator_learner import Comparison, GeneratorLearner, real_images
 from cifarscale.training.cost import Cost, count_parameters
-from cifarscale.training.learner import Learner, LearnerContext, Outputs
-
-SAMPLES_SIDE = 8
-"""Images along each side of the grids that a run saves."""
+from cifarscale.training.learner import LearnerContext, Outputs
 
 
 def build_networks(recipe: GanRecipe, manifest: Manifest, device: torch.device) -> tuple[Generator, Discriminator]:
@@ -61,19 +56,6 @@ def cost_of(recipe: GanRecipe, manifest: Manifest) -> Cost:
     return Cost(sum(count_parameters(network) for network in build_networks(recipe, manifest, torch.device("cpu"))))
 
 
-class Comparison(Protocol):
-    """Compares images with real ones; all ranks call it together, and get the same."""
-
-    @property
-    def key(self) -> str:
-        """What the distance is called in the log."""
-        ...
-
-    def frechet(self, images: ImageSet) -> float: ...
-
-    def metrics(self, images: ImageSet) -> dict[str, Any]: ...
-
-
 @dataclass(frozen=True)
 class GanBatch:
     """Real images and what as many generated ones are made from.
@@ -96,7 +78,7 @@ class GanBatch:
         return type(self)(self.images[take], self.latents[take], self.labels[take], self.draws[take])
 
 
-class GanLearner(Learner):
+class GanLearner(GeneratorLearner):
     optimized_networks: ClassVar[tuple[str, ...]] = ("discriminator", "generator")
 
     def __init__(self, recipe: GanRecipe, context: LearnerContext, comparison: Comparison | None = None) -> None:
@@ -104,8 +86,8 @@ class GanLearner(Learner):
         Args:
             comparison: how generated images are compared with real ones; not at all without it.
         """
-        self._recipe, self._samples, self._comparison = recipe, context.folder.samples, comparison
-        self._group, self._pool, self._device = context.group, context.pool, context.device
+        super().__init__(recipe, context, comparison)
+        self._recipe, self._device = recipe, context.device
         self._image_shape = context.data.manifest.spec.image_shape
         self._augments = augments(recipe.augmentation)
         generator, discriminator = build_networks(recipe, context.data.manifest, context.device)
@@ -113,11 +95,7 @@ class GanLearner(Learner):
 
     def prepare(self, batch: Batch, step: int) -> GanBatch:
         seed, positions = self._recipe.seed, batch.positions
-        images = batch.images
-        if self._recipe.augmentation.flip:
-            mirrored = torch.from_numpy(uniforms(seed, "augmentation", step, positions, 1)) < 0.5
-            images = torch.where(mirrored.view(-1, 1, 1, 1).to(images.device), images.flip(-1), images)
-        floats = images.to(torch.float32, memory_format=torch.channels_last).sub_(127.5).div_(127.5)
+        images = real_images(batch, seed, step, self._recipe.augmentation.flip)
         latents = normals(seed, "latent", step, positions, self._recipe.model.latent_size)
         draws = torch.empty(len(images), 4, 0)
         if self._augments:
@@ -125,7 +103,7 @@ class GanLearner(Learner):
             draws = torch.from_numpy(drawn).view(-1, 4, NUM_DRAWS)
         device = images.device
         return GanBatch(
-            floats, latents.to(device, non_blocking=True), batch.labels, draws.to(device, non_blocking=True)
+            images, latents.to(device, non_blocking=True), batch.labels, draws.to(device, non_blocking=True)
         )
 
     def loss(
@@ -197,44 +175,7 @@ class GanLearner(Learner):
         classes = (labels,) if self._recipe.model.conditional else ()
         return {"discriminator": (images, *classes), "generator": (latents, *classes)}
 
-    def evaluate(self, networks: Mapping[str, nn.Module], step: int) -> dict[str, float]:
-        """Saves a grid of images from the run's fixed noise; and where it is time, measures the distance."""
-        with self._evaluating(networks) as generator:
-            self._save_samples(generator, step)
-            every = self._recipe.distance.every
-            if self._comparison is None or not every or step % every:
-                return {}
-            return {
-                self._comparison.key: self._comparison.frechet(
-                    self._images(generator, self._recipe.distance.num_samples)
-                )
-            }
-
-    def result(self, networks: Mapping[str, nn.Module]) -> dict[str, Any]:
-        with self._evaluating(networks) as generator:
-            result: dict[str, Any] = {"samples": self._save_samples(generator, self._recipe.training.max_steps)}
-            if self._comparison is not None:
-                result["distance"] = self._comparison.metrics(
-                    self._images(generator, self._recipe.distance.num_samples)
-                )
-            return result
-
-    @contextmanager
-    def _evaluating(self, networks: Mapping[str, nn.Module]) -> Iterator[Generator]:
-        """The generator, in evaluation mode for a while."""
+    def images(self, networks: Mapping[str, nn.Module], count: int) -> ImageSet:
         generator = networks["generator"]
         assert isinstance(generator, Generator)
-        training = generator.training
-        yield generator.eval()
-        generator.train(training)
-
-    def _images(self, generator: Generator, count: int) -> ImageSet:
         return generated_images(generator, self._recipe.seed, count, self._device)
-
-    def _save_samples(self, generator: Generator, step: int) -> str:
-        """Saves a grid of the run's fixed samples. Returns: its path within the run folder."""
-        path = self._samples / f"step-{step:08d}.png"
-        if self._group.ranks.is_first:
-            images = drawn(self._images(generator, SAMPLES_SIDE**2), self._pool)
-            save_grid(images, SAMPLES_SIDE, path)
-        return f"{path.parent.name}/{path.name}"

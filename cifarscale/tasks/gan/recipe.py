@@ -2,18 +2,10 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
-from cifarscale.config.distance import FEATURES_PATTERN, DistanceConfig
-from cifarscale.config.recipe import (
-    AdamWConfig,
-    Metric,
-    NormalisationKind,
-    OptimizerConfig,
-    Section,
-    TrainingRecipe,
-    check_sync_batch,
-)
+from cifarscale.config.generator import GeneratorRecipe
+from cifarscale.config.recipe import AdamWConfig, NormalisationKind, OptimizerConfig, Section, check_sync_batch
 from cifarscale.config.registry import DataSpec
 from cifarscale.errors import ConfigError
 
@@ -82,14 +74,7 @@ class ObjectiveConfig(Section):
     """The same at generated images; 0 is off."""
 
 
-class TrainingDistanceConfig(DistanceConfig):
-    features: Annotated[str, Field(pattern=FEATURES_PATTERN)] = "none"
-    """`inception` for FID, or `cnn:RUN` for the features of a classifier that was trained here; `none` is off."""
-    every: NonNegativeInt = 0
-    """Steps between two measurements, a multiple of evaluation.every; 0 measures the final generator alone."""
-
-
-class GanRecipe(TrainingRecipe):
+class GanRecipe(GeneratorRecipe):
     """Trains a generator against a discriminator. A step updates each of them once, the discriminator first."""
 
     task: Literal["gan"] = "gan"
@@ -97,19 +82,6 @@ class GanRecipe(TrainingRecipe):
     augmentation: GanAugmentationConfig = GanAugmentationConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = AdamWConfig(betas=(0.5, 0.999))
-    distance: TrainingDistanceConfig = TrainingDistanceConfig()
-
-    @property
-    def metrics(self) -> tuple[Metric, ...]:
-        if self.distance.features == "none":
-            return ()
-        name = "fid" if self.distance.features == "inception" else "frechet_distance"
-        evaluated = (Metric(name, "min"),) if self.distance.every else ()
-        return (*evaluated, Metric("distance.distance", "min", is_final=True))
-
-    @property
-    def compared_every(self) -> int:
-        return self.distance.every
 
     def scaled_steps(self, factor: int) -> dict[str, int]:
         steps = super().scaled_steps(factor)
@@ -164,13 +136,4 @@ class GanRecipe(TrainingRecipe):
                 "objective.r1 and r2 are differentiated twice, which torch.compile cannot do: "
                 "set training.compile = false, or both to 0"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _distances_are_evaluations(self) -> Self:
-        every, evaluation = self.distance.every, self.evaluation.every
-        if every and (not evaluation or every % evaluation):
-            raise ValueError(f"distance.every = {every} must be a multiple of evaluation.every = {evaluation}")
-        if every and self.distance.features == "none":
-            raise ValueError(f"distance.every = {every} has no effect with distance.features = 'none'")
         return self

@@ -6,30 +6,25 @@ from typing import TYPE_CHECKING, Any
 from cifarscale.config.recipe import Recipe
 from cifarscale.config.registry import DataSpec, register_task
 from cifarscale.data.manifest import Manifest
-from cifarscale.tasks.distance.needs import check_features
 from cifarscale.tasks.gan.recipe import GanRecipe
 from cifarscale.tasks.gan.view import GanView
-from cifarscale.tasks.training import TrainingTask
+from cifarscale.tasks.generating import GeneratingTask
 
 if TYPE_CHECKING:
     import torch
 
-    from cifarscale.tasks.gan.generated import TrainedGan
+    from cifarscale.tasks.generated import TrainedNoiseGenerator
     from cifarscale.training.cost import Cost, ModelSummary
     from cifarscale.training.learner import Learner, LearnerContext
 
 
 @register_task("gan")
-class GanTask(TrainingTask):
+class GanTask(GeneratingTask):
     """Trains a generator against a discriminator."""
 
     recipe = GanRecipe
     view = GanView()
-    trains = "generator"
     progress_metrics = ("discriminator_loss", "generator_loss", "real_score", "fake_score")
-
-    def check_needs(self, recipe: GanRecipe, of_sweep: bool = False) -> None:
-        check_features(recipe.distance, of_sweep)
 
     def check_data(self, recipe: GanRecipe, data: DataSpec, metric: str = "") -> None:
         recipe.model.check_data(data)
@@ -40,25 +35,19 @@ class GanTask(TrainingTask):
         return cost_of(recipe, manifest)
 
     def learner(self, recipe: GanRecipe, context: "LearnerContext") -> "Learner":
-        from cifarscale.tasks.distance.reference import open_reference
         from cifarscale.tasks.gan.learner import GanLearner
 
-        reference, distance = None, recipe.distance
-        if distance.features != "none":
-            conditional, shards = recipe.model.conditional, context.data.folder
-            group, pool, device = context.group, context.pool, context.device
-            reference = open_reference(distance, shards, distance.num_samples, conditional, group, pool, device)
-        return GanLearner(recipe, context, reference)
+        return GanLearner(recipe, context, self.comparison(recipe, context, recipe.model.conditional))
 
     def load(
         self, recipe: GanRecipe, manifest: Manifest, state: dict[str, Any], device: "torch.device"
-    ) -> "TrainedGan":
-        from cifarscale.tasks.gan.generated import TrainedGan
+    ) -> "TrainedNoiseGenerator":
         from cifarscale.tasks.gan.learner import build_networks
+        from cifarscale.tasks.generated import TrainedNoiseGenerator
 
         generator, _ = build_networks(recipe, manifest, device)
         generator.load_state_dict((state["averages"] or state["networks"])["generator"])
-        return TrainedGan(recipe, manifest, generator.eval(), state["step"], device)
+        return TrainedNoiseGenerator(recipe, manifest, generator.eval(), state["step"], device, generator)
 
     def models(self, code: str = "", recipe: Recipe | None = None) -> "Sequence[ModelSummary]":
         from cifarscale.tasks.gan.networks import summaries

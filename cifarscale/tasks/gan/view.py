@@ -1,62 +1,22 @@
 """How runs of GANs are shown."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from cifarscale.config.recipe import Recipe
-from cifarscale.errors import typed
-from cifarscale.runs.run_folder import RunFolder
-from cifarscale.tasks.gan.recipe import GanRecipe
-from cifarscale.tasks.view import View
+from cifarscale.tasks.generator_view import GeneratorView
 
 if TYPE_CHECKING:
-    from cifarscale.tracking.charts import Chart, Line
-    from cifarscale.tracking.parts import Fact, Section
+    from cifarscale.tracking.charts import Chart
 
 
-class GanView(View):
-    def outcome(self, result: Mapping[str, Any]) -> str:
-        if "distance" not in result:
-            return super().outcome(result)
-        return f"{result['distance']['metric']} {result['distance']['distance']:.2f}"
-
-    def print_result(self, result: Mapping[str, Any], run_dir: Path, in_full: bool = False) -> None:
-        import click
-
-        from cifarscale.tasks.text import cost, rate
-
-        click.echo(f"{cost(result)}, {rate(result)}")
-        if "distance" in result:
-            click.echo(self.outcome(result))
-        click.echo(f"samples {run_dir / result['samples']}")
-        super().print_result(result, run_dir)
-        click.echo(f"next    cifarscale generate {typed(run_dir)} --out samples.png")
-
-    def facts(
-        self, folder: RunFolder, recipe: Recipe, result: Mapping[str, Any] | None, lines: "Sequence[Line]"
-    ) -> "list[Fact]":
-        from cifarscale.tasks.gan.section import distance_facts
-
-        return distance_facts(folder) + super().facts(folder, recipe, result, lines)
-
+class GanView(GeneratorView):
     def charts(self) -> "Sequence[Chart]":
         from cifarscale.tracking.charts import Chart
 
         losses = {"discriminator_loss": "discriminator", "generator_loss": "generator"}
-        distances = {"fid": "FID", "frechet_distance": "Fréchet distance"}
-        return Chart("Loss", losses, "loss"), Chart("Distance to real images", distances, "distance")
+        return Chart("Loss", losses, "loss"), *super().charts()
 
     def compared(self) -> "Sequence[Chart]":
         from cifarscale.tracking.charts import Chart
 
-        return (
-            Chart("Generator's loss", {"generator_loss": ""}, "loss"),
-            Chart("Distance to real images", {"fid": ""}, "FID"),
-            Chart("Distance to real images", {"frechet_distance": ""}, "Fréchet distance"),
-        )
-
-    def sections(self, folder: RunFolder, recipe: GanRecipe, data: str | None) -> "list[Section]":
-        from cifarscale.tasks.gan.section import distances, nearest, samples
-
-        return [*distances(folder), *samples(folder), nearest(folder.path, recipe, data)]
+        return Chart("Generator's loss", {"generator_loss": ""}, "loss"), *super().compared()

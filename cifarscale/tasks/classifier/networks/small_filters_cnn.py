@@ -5,7 +5,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from cifarscale.tasks.classifier.networks.attention import SelfAttention2d, SqueezeExcitation
+from cifarscale.tasks.classifier.networks.attention import SqueezeExcitation
+from cifarscale.training.attention import SelfAttention2d
 from cifarscale.training.norm_layers import Normalisation, normalisation
 
 Activation = Literal["relu", "leaky_relu", "silu"]

@@ -1,13 +1,31 @@
-"""The images that a generator draws."""
+"""The images that a generator draws from noise."""
+
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import nn
 
 from cifarscale.data.images import ImageSet
 from cifarscale.distributed.randomness import normals
-from cifarscale.tasks.gan.networks.dcgan import Generator
 from cifarscale.tasks.trained import CHUNK, Pixels, Portable, TrainedGenerator
 from cifarscale.tracking.samples import to_uint8
+
+
+class Generator(Protocol):
+    """Makes images of noise; a module.
+
+    Attributes:
+        latent_size: standard normal numbers that an image is made from.
+        num_classes: 0, or how many classes an image can be asked of.
+    """
+
+    latent_size: int
+    num_classes: int
+
+    def __call__(self, latents: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        """(N, latent_size), and labels (N,) int64 where there are classes, to images (N, 3, H, W) in [-1, 1]."""
+        ...
 
 
 class GeneratedImages:
@@ -62,28 +80,30 @@ class WithPixels(nn.Module):
         self.generator, self._pixels = generator, pixels
 
     def forward(self, latents: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
-        images: torch.Tensor = self.generator(latents, labels)
+        images = self.generator(latents, labels)
         return to_uint8(images) if self._pixels == "uint8" else images.add(1).div(2)
 
 
-class TrainedGan(TrainedGenerator):
-    """The generator of a run."""
+@dataclass(frozen=True)
+class TrainedNoiseGenerator(TrainedGenerator):
+    """Draws images from noise.
+
+    Attributes:
+        generator: the trained network, or what makes images by it.
+    """
+
+    generator: Generator
 
     @property
     def is_conditional(self) -> bool:
-        return self._generator.num_classes > 0
-
-    @property
-    def _generator(self) -> Generator:
-        assert isinstance(self.network, Generator)
-        return self.network
+        return self.generator.num_classes > 0
 
     def images(self, seed: int, count: int, label: int | None = None) -> ImageSet:
-        return generated_images(self._generator, seed, count, self.device, label)
+        return generated_images(self.generator, seed, count, self.device, label)
 
     def portable(self, pixels: Pixels) -> Portable:
         """Latents, and labels where it knows classes, to images: `WithPixels`."""
-        generator = self._generator
+        generator = self.generator
 
         def inputs(count: int) -> dict[str, torch.Tensor]:
             latents = normals(0, "generate", 0, range(count), generator.latent_size)

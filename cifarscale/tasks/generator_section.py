@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from PIL import Image
 
+from cifarscale.config.generator import GeneratorRecipe
 from cifarscale.data.build import shards_that_are_here
 from cifarscale.data.dataset import Dataset
 from cifarscale.data.images import images_of_split
 from cifarscale.errors import CifarscaleError
 from cifarscale.runs.run_folder import RunFolder
-from cifarscale.tasks.gan.recipe import GanRecipe
 from cifarscale.tasks.load import load_generator
 from cifarscale.tracking.parts import Cell, Fact, Picture, PictureRows, Section, Slides, Table, data_uri, picture
 
@@ -77,7 +77,7 @@ def distances(folder: RunFolder) -> list[Section]:
     return [Section("distances", "", Table(caption, columns, rows))] if rows else []
 
 
-def nearest(run_dir: Path, recipe: GanRecipe, data: str | None) -> Section:
+def nearest(run_dir: Path, recipe: GeneratorRecipe, data: str | None) -> Section:
     """The real training images that are nearest to some generated ones, pixel by pixel."""
     try:
         shards = shards_that_are_here(recipe.data.dataset, data)
