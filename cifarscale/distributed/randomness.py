@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+_CPU = torch.device("cpu")
 _BLOCK = 4
 """Numbers that Philox 4x64 makes from one value of its counter."""
 
@@ -41,15 +42,25 @@ def uniforms(seed: int, purpose: str, step: int, positions: Sequence[int] | rang
     return (raw >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
 
 
-def normals(seed: int, purpose: str, step: int, positions: Sequence[int] | range, draws: int) -> torch.Tensor:
-    """Standard normal numbers for samples of the global batch of one step, (P, draws) float32 on the CPU.
+def normals(
+    seed: int,
+    purpose: str,
+    step: int,
+    positions: Sequence[int] | range,
+    draws: int,
+    device: torch.device = _CPU,
+) -> torch.Tensor:
+    """Standard normal numbers for samples of the global batch of one step, (P, draws) float32.
 
     By the inverse of the distribution function, element by element in double precision: a function of each uniform
     number alone, unlike methods that reject, or whose last bits depend on how a vector unit takes the elements.
+
+    Args:
+        device: which computes them, and has them then: images of noise are worth a GPU's time.
     """
     raw = _raw(seed, purpose, step, positions, draws)
-    uniform = ((raw >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52  # in (0, 1), never an end
-    normal: torch.Tensor = torch.special.ndtri(torch.from_numpy(uniform))
+    whole = torch.from_numpy((raw >> np.uint64(12)).view(np.int64)).to(device)
+    normal: torch.Tensor = torch.special.ndtri((whole.double() + 0.5) * 2.0**-52)  # of (0, 1), never an end
     return normal.float()
 
 

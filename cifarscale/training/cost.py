@@ -63,20 +63,20 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
 
 
-def count_macs(module: nn.Module, input_shape: tuple[int, ...]) -> int:
+def count_macs(module: nn.Module, *input_shapes: tuple[int, ...]) -> int:
     """Multiply-accumulates of one forward pass on one sample, in convolutions, matrix products and attention.
 
     The module is left as it was, and so are torch's generators: a copy on the CPU runs in its place; one on the meta
     device stays there, but torch's kernels for it import torch._dynamo, which takes longer than all of this.
 
     Args:
-        module: takes one float32 tensor (N, *input_shape).
-        input_shape: shape of a sample, without the batch.
+        module: takes float32 tensors (N, *input_shape).
+        input_shapes: of a sample, without the batch.
     """
     device = torch.device("meta" if any(each.is_meta for each in module.parameters()) else "cpu")
     mine = copy.deepcopy(module).to(device).eval()
     with torch.random.fork_rng(devices=[]), torch.no_grad(), _without_fast_path(), _FlopCounter() as counter:
-        mine(torch.zeros(1, *input_shape, device=device))
+        mine(*(torch.zeros(1, *shape, device=device) for shape in input_shapes))
     return int(counter.flops) // 2
 
 
@@ -120,8 +120,8 @@ class _FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def summarise(
-    name: str, options: dict[str, Any], description: str, module: nn.Module, input_shape: tuple[int, ...]
+    name: str, options: dict[str, Any], description: str, module: nn.Module, *input_shapes: tuple[int, ...]
 ) -> ModelSummary:
     """The line of the table for one network."""
     changed = " ".join(f"{option}={str(value).lower()}" for option, value in options.items())
-    return ModelSummary(name, changed, description, count_parameters(module), count_macs(module, input_shape))
+    return ModelSummary(name, changed, description, count_parameters(module), count_macs(module, *input_shapes))

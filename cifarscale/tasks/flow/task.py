@@ -1,0 +1,56 @@
+"""The task `flow`."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from cifarscale.config.recipe import Recipe
+from cifarscale.config.registry import DataSpec, register_task
+from cifarscale.data.manifest import Manifest
+from cifarscale.tasks.flow.recipe import FlowRecipe
+from cifarscale.tasks.flow.view import FlowView
+from cifarscale.tasks.generating import GeneratingTask
+
+if TYPE_CHECKING:
+    import torch
+
+    from cifarscale.tasks.generated import TrainedNoiseGenerator
+    from cifarscale.training.cost import Cost, ModelSummary
+    from cifarscale.training.learner import Learner, LearnerContext
+
+
+@register_task("flow")
+class FlowTask(GeneratingTask):
+    """Trains the velocity that takes noise to images."""
+
+    recipe = FlowRecipe
+    view = FlowView()
+
+    def check_data(self, recipe: FlowRecipe, data: DataSpec, metric: str = "") -> None:
+        recipe.model.check_data(data)
+
+    def cost(self, recipe: FlowRecipe, manifest: Manifest) -> "Cost":
+        from cifarscale.tasks.flow.learner import cost_of
+
+        return cost_of(recipe, manifest)
+
+    def learner(self, recipe: FlowRecipe, context: "LearnerContext") -> "Learner":
+        from cifarscale.tasks.flow.learner import FlowLearner
+
+        return FlowLearner(recipe, context, self.comparison(recipe, context, recipe.model.conditional))
+
+    def load(
+        self, recipe: FlowRecipe, manifest: Manifest, state: dict[str, Any], device: "torch.device"
+    ) -> "TrainedNoiseGenerator":
+        from cifarscale.tasks.flow.learner import build_network
+        from cifarscale.tasks.flow.sampler import Sampler
+        from cifarscale.tasks.generated import TrainedNoiseGenerator
+
+        network = build_network(recipe, manifest, device)
+        network.load_state_dict((state["averages"] or state["networks"])["velocity"])
+        sampler = Sampler(network.eval(), recipe.sampler, manifest.spec.image_shape)
+        return TrainedNoiseGenerator(recipe, manifest, network, state["step"], device, sampler)
+
+    def models(self, code: str = "", recipe: Recipe | None = None) -> "Sequence[ModelSummary]":
+        from cifarscale.tasks.flow.networks import summaries
+
+        return summaries()
