@@ -68,6 +68,7 @@ RECIPES = {
     "resnet": ("training.ema_decay=0.99", "training.gradient_clip_norm=1.0"),
     "dcgan": ("distance.features=none",),
     "dcgan-plus": ("distance.features=none", "distance.every=0"),
+    "flow": ("schedule.warmup_steps=0", "sampler.steps=2"),
 }
 
 

@@ -174,6 +174,7 @@ def check(recipe: object, data: DataSpec, metric: str = "") -> None:
         ),
         ("dcgan", (), DataSpec(3, (3, 48, 48)), "squares of 8, 16, 32, 64, 128, 256 pixels a side, .* have 48 x 48"),
         ("dcgan", (), DataSpec(3, (3, 32, 16)), "squares of .* have 16 x 32"),
+        ("flow", (), DataSpec(3, (3, 30, 32)), "halves images 2 times, and .* have 32 x 30 pixels, .* multiples of 4"),
     ],
 )
 def test_what_a_network_cannot_take_is_refused(

@@ -22,7 +22,7 @@ from cifarscale.sweeps.space import (
     values_of,
 )
 
-SWEEPS = ("sweep-cnn", "sweep-dcgan")
+SWEEPS = ("sweep-cnn", "sweep-dcgan", "sweep-flow")
 NUM_TRIALS = 64
 
 

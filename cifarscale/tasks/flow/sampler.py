@@ -40,8 +40,9 @@ class Sampler(nn.Module):
     def _velocity(self, x: Tensor, time: float, labels: Tensor | None) -> Tensor:
         """The velocities at one time, (N, C, H, W); guided, where that is wanted."""
         guidance = self._config.guidance
+        times = x.new_full((x.shape[0],), time)  # with len(x), torch.export would take one number of samples alone
         if labels is None or guidance == 1:
-            return self.network(x, x.new_full((len(x),), time), labels)
-        both = torch.cat([labels, torch.full_like(labels, self.num_classes)])
-        of_class, of_none = self.network(torch.cat([x, x]), x.new_full((2 * len(x),), time), both).chunk(2)
+            return self.network(x, times, labels)
+        labels = torch.cat([labels, torch.full_like(labels, self.num_classes)])
+        of_class, of_none = self.network(torch.cat([x, x]), torch.cat([times, times]), labels).tensor_split(2)
         return of_none + guidance * (of_class - of_none)
