@@ -172,9 +172,10 @@ _DISTANCE = {"num_samples": 200, "every": 10}
 
 def _shortened(job: dict[str, Any]) -> dict[str, Any]:
     """The same job in a second or two."""
-    if job["task"] in ("classifier", "gan"):
+    if job["task"] in ("classifier", "gan", "flow"):
         schedule = {"schedule": job["schedule"] | {"warmup_steps": 0}} if "schedule" in job else {}
-        return {**job, **schedule, "training": job["training"] | _SHORT, "evaluation": {"every": 10}}
+        sampler = {"sampler": job["sampler"] | {"steps": 2}} if "sampler" in job else {}
+        return {**job, **schedule, **sampler, "training": job["training"] | _SHORT, "evaluation": {"every": 10}}
     if job["task"] == "distance":
         return {**job, "distance": job["distance"] | {"num_samples": 200}}
     if job["task"] == "sweep":

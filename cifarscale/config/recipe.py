@@ -219,7 +219,7 @@ class TrainingConfig(Section):
 class EvaluationConfig(Section):
     every: NonNegativeInt = 1000
     """Steps between two evaluations during training; 0 is off. A classifier's accuracy on `validation` where there is
-    one, else on `test`; a DCGAN's grid of samples from the same noise each time."""
+    one, else on `test`; a generator's grid of samples from the same noise each time."""
     batch_size: PositiveInt = 500
     """Samples evaluated at a time. Fixed here so that the metrics do not depend on the number of ranks."""
 
@@ -257,8 +257,8 @@ class Recipe(Section):
     """Whether a rank takes a whole node, and shares it out by itself, as that of a sweep does among trials."""
 
     task: str
-    """What is done: `classifier` and `gan` train one, `distance` compares images, `evaluate` evaluates a classifier,
-    `sweep` searches for better values of a training's keys, and plugins add theirs."""
+    """What is done: `classifier`, `gan` and `flow` train one, `distance` compares images, `evaluate` evaluates a
+    classifier, `sweep` searches for better values of a training's keys, and plugins add theirs."""
     name: Annotated[str, Field(pattern=r"^(\w[\w .+-]*)?$")] = ""
     """Name of the job; the file's name where it is empty. Run folders are named after it."""
     description: str = ""

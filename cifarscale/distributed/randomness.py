@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-_CPU = torch.device("cpu")
 _BLOCK = 4
 """Numbers that Philox 4x64 makes from one value of its counter."""
 
@@ -43,12 +42,7 @@ def uniforms(seed: int, purpose: str, step: int, positions: Sequence[int] | rang
 
 
 def normals(
-    seed: int,
-    purpose: str,
-    step: int,
-    positions: Sequence[int] | range,
-    draws: int,
-    device: torch.device = _CPU,
+    seed: int, purpose: str, step: int, positions: Sequence[int] | range, draws: int, device: torch.device | str = "cpu"
 ) -> torch.Tensor:
     """Standard normal numbers for samples of the global batch of one step, (P, draws) float32.
 

@@ -40,6 +40,7 @@ SECTIONS: dict[str, tuple[Panel, ...]] = {
     "Generators": (
         Panel("Samples by step", "images", ("samples",)),
         Panel("Losses", "curves", ("discriminator_loss", "generator_loss")),
+        Panel("Loss of a flow", "curves", ("loss",)),
         Panel("What the discriminator says", "curves", ("real_score", "fake_score")),
         Panel("Distance to real images", "curves", ("fid", "frechet_distance")),
         Panel("Gradient norms", "curves", ("discriminator_gradient_norm", "generator_gradient_norm")),
