@@ -12,8 +12,8 @@ from cifarscale.tasks.trained import CHUNK, Pixels, Portable, TrainedGenerator
 from cifarscale.tracking.samples import to_uint8
 
 
-class Generator(Protocol):
-    """Makes images of noise; a module.
+class LatentGenerator(Protocol):
+    """A module that makes images from noise.
 
     Attributes:
         latent_size: standard normal numbers that an image is made from.
@@ -35,7 +35,7 @@ class GeneratedImages:
         label: the class of all images; without it a conditional generator's image i is of class i mod num_classes.
     """
 
-    def __init__(self, generator: Generator, seed: int, device: torch.device, label: int | None = None) -> None:
+    def __init__(self, generator: LatentGenerator, seed: int, device: torch.device, label: int | None = None) -> None:
         self._generator, self._seed, self._device, self._label = generator, seed, device, label
 
     def labels(self, rows: range) -> torch.Tensor | None:
@@ -61,7 +61,7 @@ class GeneratedImages:
 
 
 def generated_images(
-    generator: Generator, seed: int, count: int, device: torch.device, label: int | None = None
+    generator: LatentGenerator, seed: int, count: int, device: torch.device, label: int | None = None
 ) -> ImageSet:
     """The first `count` of `GeneratedImages`."""
     images = GeneratedImages(generator, seed, device, label)
@@ -75,7 +75,7 @@ class WithPixels(nn.Module):
     (N, 3, H, W).
     """
 
-    def __init__(self, generator: Generator, pixels: Pixels) -> None:
+    def __init__(self, generator: LatentGenerator, pixels: Pixels) -> None:
         super().__init__()
         self.generator, self._pixels = generator, pixels
 
@@ -85,14 +85,14 @@ class WithPixels(nn.Module):
 
 
 @dataclass(frozen=True)
-class TrainedNoiseGenerator(TrainedGenerator):
+class TrainedLatentGenerator(TrainedGenerator):
     """Draws images from noise.
 
     Attributes:
         generator: the trained network, or what makes images by it.
     """
 
-    generator: Generator
+    generator: LatentGenerator
 
     @property
     def is_conditional(self) -> bool:

@@ -13,7 +13,7 @@ from cifarscale.tasks.generating import GeneratingTask
 if TYPE_CHECKING:
     import torch
 
-    from cifarscale.tasks.generated import TrainedNoiseGenerator
+    from cifarscale.tasks.generated import TrainedLatentGenerator
     from cifarscale.training.cost import Cost, ModelSummary
     from cifarscale.training.learner import Learner, LearnerContext
 
@@ -40,15 +40,15 @@ class FlowTask(GeneratingTask):
 
     def load(
         self, recipe: FlowRecipe, manifest: Manifest, state: dict[str, Any], device: "torch.device"
-    ) -> "TrainedNoiseGenerator":
+    ) -> "TrainedLatentGenerator":
         from cifarscale.tasks.flow.learner import build_network
         from cifarscale.tasks.flow.sampler import Sampler
-        from cifarscale.tasks.generated import TrainedNoiseGenerator
+        from cifarscale.tasks.generated import TrainedLatentGenerator
 
         network = build_network(recipe, manifest, device)
         network.load_state_dict((state["averages"] or state["networks"])["velocity"])
         sampler = Sampler(network.eval(), recipe.sampler, manifest.spec.image_shape)
-        return TrainedNoiseGenerator(recipe, manifest, network, state["step"], device, sampler)
+        return TrainedLatentGenerator(recipe, manifest, network, state["step"], device, sampler)
 
     def models(self, code: str = "", recipe: Recipe | None = None) -> "Sequence[ModelSummary]":
         from cifarscale.tasks.flow.networks import summaries

@@ -13,7 +13,7 @@ from cifarscale.tasks.generating import GeneratingTask
 if TYPE_CHECKING:
     import torch
 
-    from cifarscale.tasks.generated import TrainedNoiseGenerator
+    from cifarscale.tasks.generated import TrainedLatentGenerator
     from cifarscale.training.cost import Cost, ModelSummary
     from cifarscale.training.learner import Learner, LearnerContext
 
@@ -41,13 +41,13 @@ class GanTask(GeneratingTask):
 
     def load(
         self, recipe: GanRecipe, manifest: Manifest, state: dict[str, Any], device: "torch.device"
-    ) -> "TrainedNoiseGenerator":
+    ) -> "TrainedLatentGenerator":
         from cifarscale.tasks.gan.learner import build_networks
-        from cifarscale.tasks.generated import TrainedNoiseGenerator
+        from cifarscale.tasks.generated import TrainedLatentGenerator
 
         generator, _ = build_networks(recipe, manifest, device)
         generator.load_state_dict((state["averages"] or state["networks"])["generator"])
-        return TrainedNoiseGenerator(recipe, manifest, generator.eval(), state["step"], device, generator)
+        return TrainedLatentGenerator(recipe, manifest, generator.eval(), state["step"], device, generator)
 
     def models(self, code: str = "", recipe: Recipe | None = None) -> "Sequence[ModelSummary]":
         from cifarscale.tasks.gan.networks import summaries
