@@ -69,6 +69,11 @@ def test_a_drawn_set_is_trained_on_two_ranks_as_on_one(cifarscale: Command, tmp_
     refused = cifarscale("train", "dcgan", "--data", "rings", code=1)
     assert "squares of 8, 16, 32, 64, 128, 256 pixels a side, and the images of the data set have 24 x 24" in refused
     assert not (tmp_path / "runs").exists()
+    small = ("schedule.warmup_steps=0", "model.widths=[4, 8]", "model.blocks=[1, 1]", "sampler.steps=1")
+    sets = [argument for setting in small for argument in ("--set", setting)]
+    cifarscale("train", "flow", "--data", "rings", *SHORT, *sets, "--run-dir", "flow")
+    cifarscale("generate", "flow", "--num", 1, "--class", "2 rings", "--out", "drawn")
+    assert Image.open(tmp_path / "drawn/000000.png").size == (24, 24)
 
 
 def odd_files(folder: Path) -> None:
