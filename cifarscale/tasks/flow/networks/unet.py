@@ -90,25 +90,19 @@ class UNet(nn.Module):
         )
         self.class_embedding = nn.Embedding(num_classes + 1, embedding) if num_classes else None
         self.stem = nn.Conv2d(channels, widths[0], 3, padding=1)
-        self.down, self.up = nn.ModuleList(), nn.ModuleList()
-        width = widths[0]
+        self.down, self.middle, self.up = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        width, lowest = widths[0], len(widths) - 1
+        heads_at = [heads if lowest - level < attention else 0 for level in range(len(widths))]
         for level, level_width in enumerate(widths):
-            has_attention = level >= len(widths) - attention
-            stages = nn.ModuleList()
-            for _ in range(blocks[level]):
-                stages.append(_Stage(width, level_width, embedding, heads if has_attention else 0))
-                width = level_width
-            self.down.append(stages)
-        self.middle = nn.ModuleList(
-            [_Stage(width, width, embedding, heads if attention else 0), _Stage(width, width, embedding, 0)]
-        )
+            blocks_in = [width, *[level_width] * (blocks[level] - 1)]
+            self.down.append(_level(blocks_in, level_width, embedding, heads_at[level]))
+            width = level_width
+        for with_heads in (heads_at[lowest], 0):
+            self.middle.append(_Stage(width, width, embedding, with_heads))
         for level, level_width in reversed(list(enumerate(widths))):
-            has_attention = level >= len(widths) - attention
-            stages = nn.ModuleList()
-            for _ in range(blocks[level]):
-                stages.append(_Stage(width + level_width, level_width, embedding, heads if has_attention else 0))
-                width = level_width
-            self.up.append(stages)
+            blocks_in = [width + level_width, *[2 * level_width] * (blocks[level] - 1)]
+            self.up.append(_level(blocks_in, level_width, embedding, heads_at[level]))
+            width = level_width
         self.output = nn.Sequential(
             normalisation("group", width), nn.SiLU(), _zeros(nn.Conv2d(width, channels, 3, padding=1))
         )
@@ -150,6 +144,11 @@ class UNet(nn.Module):
             labels = times.new_full(times.shape, self.num_classes, dtype=torch.int64)
         of_class: Tensor = self.class_embedding(labels)
         return embedding + of_class
+
+
+def _level(in_channels: Sequence[int], channels: int, embedding: int, heads: int) -> nn.ModuleList:
+    """A stage for each number of channels that comes in."""
+    return nn.ModuleList(_Stage(each, channels, embedding, heads) for each in in_channels)
 
 
 class _Stage(nn.Module):
