@@ -32,6 +32,13 @@ class GeneratorRecipe(TrainingRecipe):
     def compared_every(self) -> int:
         return self.distance.every
 
+    def scaled_steps(self, factor: int) -> dict[str, int]:
+        steps = super().scaled_steps(factor)
+        if self.distance.every:
+            evaluations = self.distance.every // self.evaluation.every
+            steps["distance.every"] = evaluations * steps["evaluation.every"]
+        return steps
+
     @model_validator(mode="after")
     def _distances_are_evaluations(self) -> Self:
         every, evaluation = self.distance.every, self.evaluation.every

@@ -83,13 +83,6 @@ class GanRecipe(GeneratorRecipe):
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = AdamWConfig(betas=(0.5, 0.999))
 
-    def scaled_steps(self, factor: int) -> dict[str, int]:
-        steps = super().scaled_steps(factor)
-        if self.distance.every:
-            evaluations = self.distance.every // self.evaluation.every
-            steps["distance.every"] = evaluations * steps["evaluation.every"]
-        return steps
-
     @model_validator(mode="after")
     def _normalisations_suit_the_rest(self) -> Self:
         for network in ("generator", "discriminator"):
