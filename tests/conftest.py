@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from preloaded import forking
 
+from cifarscale.data.build import build_shards
 from cifarscale.data.shards import write_shards
 from cifarscale.data.source import Source
 from cifarscale.data.synthetic import synthetic_source
@@ -72,6 +74,19 @@ def real_data() -> Path:
     if "CIFARSCALE_REAL_DATA" not in os.environ:
         pytest.skip("CIFARSCALE_REAL_DATA does not name a folder with cifar-100-python/ in it")
     return Path(os.environ["CIFARSCALE_REAL_DATA"])
+
+
+@pytest.fixture(scope="session")
+def cifar100(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real set as shards, which the first worker of pytest-xdist that asks for it builds for all."""
+    all_workers = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        all_workers = all_workers.parent
+    folder = all_workers / "cifar100"
+    with FileLock(all_workers / "cifar100.lock"):
+        if not folder.exists():
+            build_shards("cifar100", folder, source=real_data)
+    return folder
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

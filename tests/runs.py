@@ -61,17 +61,21 @@ class Run:
         """Of the last line of the log; 0 before the first."""
         return max((line["step"] for line in read_metrics(self.path / "metrics.jsonl")), default=0)
 
-    def wait_for_step(self, step: int, has_ended: Callable[[], object] = lambda: None) -> None:
+    def wait_for_step(self, step: int, has_ended: Callable[[], object] = lambda: None, every_s: float = 0.02) -> None:
         """Returns when the log has come to a step.
 
         Args:
-            has_ended: what is known of the end of whatever trains; None while it goes on.
+            has_ended: what is known of the end of whatever trains; None while it goes on. Asked once a second.
+            every_s: between two looks at the log, which cost processor time that what trains would need.
         """
-        deadline = time.monotonic() + PATIENCE_S
+        asked = time.monotonic()
+        deadline = asked + PATIENCE_S
         while self.last_step() < step:
-            assert (end := has_ended()) is None, f"ended before step {step}: {end}"
-            assert time.monotonic() < deadline, f"step {step} is not reached"
-            time.sleep(0.005)
+            if time.monotonic() > asked + 1:
+                asked = time.monotonic()
+                assert (end := has_ended()) is None, f"ended before step {step}: {end}"
+                assert asked < deadline, f"step {step} is not reached"
+            time.sleep(every_s)
 
     def assert_same_as(self, other: "Run") -> None:
         """Both runs ended with the same weights, moments, losses, figures and images, to the last bit."""

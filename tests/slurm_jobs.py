@@ -34,7 +34,7 @@ class Job:
         return state if (state := self.state()) in ENDED else None
 
     def wait_for_step(self, step: int) -> None:
-        self.run.wait_for_step(step, self.has_ended)
+        self.run.wait_for_step(step, self.has_ended, every_s=0.1)
 
     def complete(self) -> None:
         """Waits for the end, without a hand on the job."""

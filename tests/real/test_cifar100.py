@@ -21,13 +21,6 @@ from cifarscale.tracking.metrics import read_metrics
 pytestmark = pytest.mark.real_data
 
 
-@pytest.fixture(scope="session")
-def cifar100(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("real") / "cifar100"
-    build_shards("cifar100", folder, source=real_data)
-    return folder
-
-
 def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "cifarscale", *map(str, arguments)]
 

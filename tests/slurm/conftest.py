@@ -16,7 +16,6 @@ from runs import Run, run_recipe
 from slurm_jobs import Job
 
 from cifarscale.config.load import load_training_recipe
-from cifarscale.data.build import build_shards
 from cifarscale.runs.options import RunOptions
 from cifarscale.tasks.training import resolve
 
@@ -159,13 +158,15 @@ def cluster(start_cluster: Callable[..., Cluster]) -> Cluster:
 
 
 @pytest.fixture(scope="session")
-def data(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The real CIFAR-100 as shards where it can be had, else the small drawn set."""
-    if "CIFARSCALE_REAL_DATA" not in os.environ:
-        return shards
-    folder = tmp_path_factory.mktemp("real") / "cifar100"
-    build_shards("cifar100", folder, source=Path(os.environ["CIFARSCALE_REAL_DATA"]))
-    return folder
+def data(shards: Path) -> Path:
+    """What jobs train on, small as their time is that of starts."""
+    return shards
+
+
+@pytest.fixture(scope="session")
+def real_if_there(data: Path, request: pytest.FixtureRequest) -> Path:
+    """The real CIFAR-100 where it can be had, else the small drawn set."""
+    return request.getfixturevalue("cifar100") if "CIFARSCALE_REAL_DATA" in os.environ else data
 
 
 @pytest.fixture
@@ -187,17 +188,17 @@ def command(cluster: Any, tmp_path: Path) -> Callable[..., subprocess.CompletedP
 
 
 @pytest.fixture(scope="session")
-def references(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Run]:
+def references(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
     """The same recipe trained by one uninterrupted process; each one once."""
-    found: dict[str, Run] = {}
+    found: dict[tuple[str, Path], Run] = {}
 
-    def reference(recipe: Path) -> Run:
-        text = recipe.read_text(encoding="utf-8")
-        if text not in found:
+    def reference(recipe: Path, data: Path = data) -> Run:
+        key = recipe.read_text(encoding="utf-8"), data
+        if key not in found:
             folder = tmp_path_factory.mktemp("reference") / "run"
             run_recipe(resolve(load_training_recipe(str(recipe)), data), folder, RunOptions(data, "cpu"))
-            found[text] = Run(folder)
-        return found[text]
+            found[key] = Run(folder)
+        return found[key]
 
     return reference
 
@@ -212,6 +213,7 @@ def submit(cluster: Any, command: Callable[..., Any], data: Path, tmp_path: Path
         *options: object,
         run_dir: Path = tmp_path / "run",
         nodes: int = 2,
+        data: Path = data,
         environment: dict[str, str] | None = None,
     ) -> Job:
         arguments = ("submit", recipe, "--nodes", nodes, "--data", data, "--run-dir", run_dir, *options)

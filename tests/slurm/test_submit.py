@@ -40,10 +40,10 @@ features = "none"
 
 
 def test_a_training_on_two_nodes_equals_one_process_and_every_step_is_completed(
-    submit: Callable[..., Job], recipe: Callable[[int], Path], references: Callable[[Path], Run]
+    submit: Callable[..., Job], recipe: Callable[[int], Path], references: Callable[..., Run], real_if_there: Path
 ) -> None:
-    job = submit(recipe(60), "--wait", *FOUR_RANKS)
-    job.run.assert_same_as(references(recipe(60)))
+    job = submit(recipe(60), "--wait", *FOUR_RANKS, data=real_if_there)
+    job.run.assert_same_as(references(recipe(60), real_if_there))
     assert job.run.result()["world_size"] == 4
     assert {row["State"] for row in job.rows()} == {"COMPLETED"}
     assert len(job.rows()) > 1

@@ -69,7 +69,7 @@ def wait_for_step(cluster: Any, tmp_path: Path, job: str, step: int) -> None:
         state = str(cluster.state(job))
         return state if state in ENDED else None
 
-    Run(tmp_path / "run").wait_for_step(step, ended)
+    Run(tmp_path / "run").wait_for_step(step, ended, every_s=0.1)
 
 
 def test_a_job_that_waits_tells_its_reason_and_one_that_runs_how_far_it_is(
