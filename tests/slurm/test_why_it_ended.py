@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from runs import Run, planted
-from slurm_jobs import ENDED, PATIENCE_S, slurm
+from slurm_jobs import ENDED, FOUR_RANKS, PATIENCE_S, slurm
 
 from cifarscale.slurm.submitted import submissions
 
@@ -75,7 +75,7 @@ def wait_for_step(cluster: Any, tmp_path: Path, job: str, step: int) -> None:
 def test_a_job_that_waits_tells_its_reason_and_one_that_runs_how_far_it_is(
     cluster: Any, submit: Callable[..., str], why: Callable[[str], str], tmp_path: Path
 ) -> None:
-    first, second = submit("run", "--nodes", 2), submit("other", "--nodes", 2)
+    first, second = (submit(run, "--nodes", 2, *FOUR_RANKS) for run in ("run", "other"))  # room for one
     wait_for_step(cluster, tmp_path, first, 20)
     assert re.match(
         rf"job {first} is running on n\[1-2\] It started at .* It has come to step [\d,]+ of 100,000", why("run")
