@@ -11,6 +11,7 @@ from torch import nn
 from cifarscale.data.batches import Batch
 from cifarscale.data.images import ImageSet
 from cifarscale.data.manifest import Manifest
+from cifarscale.data.mirroring import mirrored
 from cifarscale.distributed.randomness import normals, uniforms
 from cifarscale.tasks.gan.differentiable_augmentation import NUM_DRAWS, augment, augments
 from cifarscale.tasks.gan.generated import generated_images
@@ -115,8 +116,10 @@ class GanLearner(Learner):
         seed, positions = self._recipe.seed, batch.positions
         images = batch.images
         if self._recipe.augmentation.flip:
-            mirrored = torch.from_numpy(uniforms(seed, "augmentation", step, positions, 1)) < 0.5
-            images = torch.where(mirrored.view(-1, 1, 1, 1).to(images.device), images.flip(-1), images)
+            side = torch.from_numpy(uniforms(seed, "augmentation", step, positions, 1)).to(
+                images.device, non_blocking=True
+            )
+            images = mirrored(images, side[:, 0] < 0.5)
         floats = images.to(torch.float32, memory_format=torch.channels_last).sub_(127.5).div_(127.5)
         latents = normals(seed, "latent", step, positions, self._recipe.model.latent_size)
         draws = torch.empty(len(images), 4, 0)
