@@ -1,4 +1,5 @@
-"""A step of the shipped recipes on the meta device, which computes nothing: what a GPU is asked for, and by which line.
+"""A step of the shipped recipes on the meta device, which computes nothing: what a GPU is asked for, and by which line;
+and on the CPU, where the next batch is prepared while a step ends.
 
 The whole of the engine's step runs, the reader included, as rank 0 of several runs it with one microbatch, or a process
 alone with all those of the recipe. Two things differ from a GPU: there is no autocast for the meta device, so the
@@ -10,8 +11,10 @@ in or comes out. What is done on the CPU alone, such as drawing random numbers, 
 
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +28,18 @@ from torch.utils._pytree import tree_leaves
 import cifarscale
 from cifarscale.config.load import load_training_recipe
 from cifarscale.config.recipe import TrainingRecipe, stages_of
+from cifarscale.data.batches import Batch
 from cifarscale.data.in_memory import InMemoryReader, InMemorySplit
 from cifarscale.data.manifest import Manifest
 from cifarscale.data.shards import Samples
+from cifarscale.distributed.cpu_pool import CpuPool
+from cifarscale.errors import DataError
 from cifarscale.tasks.classifier.learner import ClassifierLearner
 from cifarscale.tasks.classifier.recipe import ClassifierRecipe
 from cifarscale.tasks.gan.learner import GanLearner
 from cifarscale.tasks.gan.recipe import GanRecipe
 from cifarscale.training.engine import Engine
-from cifarscale.training.learner import Learner
+from cifarscale.training.learner import Learner, LearnerContext
 from cifarscale.training.signals import StopRequest
 
 META = torch.device("meta")
@@ -122,6 +128,10 @@ def _our_line() -> str:
     return f"cifarscale{frame.f_code.co_filename.removeprefix(PACKAGE)}:{frame.f_lineno}"
 
 
+NUM_SAMPLES = 507
+"""As many as the shards have from which the manifest is."""
+
+
 class _Unheard:
     """An observer that nobody listens to."""
 
@@ -129,24 +139,26 @@ class _Unheard:
         return lambda *_: None
 
 
-def steps_of(recipe: TrainingRecipe, folder: Path, manifest: Manifest, number: int) -> list[list[Call]]:
-    """The operations of some steps after the first, in which optimizers make their states."""
-    context = replace(learner_context(manifest, folder), device=META)
+def engine_of(recipe: TrainingRecipe, context: LearnerContext) -> tuple[Engine, Iterator[Batch]]:
+    """An engine at step 0, and batches of noise for it."""
     learner: Learner
     if isinstance(recipe, ClassifierRecipe):
         learner = ClassifierLearner(recipe, context)
     else:
         assert isinstance(recipe, GanRecipe)
         learner = GanLearner(recipe, context)
-    numbers = np.zeros(5000, np.int64)
-    split = InMemorySplit(Samples(np.zeros((5000, 32, 32, 3), np.uint8), numbers, numbers), META)
+    noise = np.random.default_rng(0).integers(0, 256, (NUM_SAMPLES, 32, 32, 3), np.uint8)
+    numbers = np.arange(NUM_SAMPLES)
+    split = InMemorySplit(Samples(noise, numbers % 100, numbers), context.device)
     reader = InMemoryReader(split, recipe.seed, recipe.training.global_batch_size)
     (stage,) = stages_of(recipe)
-    unused: Any = None
-    engine = Engine(
-        *(stage, "", learner, reader, context.group, context.pool, META, folder, unused or _Unheard(), StopRequest())
-    )
-    batches = reader.batches(0)
+    ranks, stop, folder = (context.group, context.pool, context.device), StopRequest(), context.folder.path
+    return Engine(stage, "", learner, reader, *ranks, folder, _Unheard(), stop), reader.batches(0)
+
+
+def steps_of(recipe: TrainingRecipe, folder: Path, manifest: Manifest, number: int) -> list[list[Call]]:
+    """The operations of some steps after the first, in which optimizers make their states."""
+    engine, batches = engine_of(recipe, replace(learner_context(manifest, folder), device=META))
     steps = []
     for _ in range(1 + number):
         with Recorder() as recorder:
@@ -238,3 +250,44 @@ def test_no_option_reads_from_the_device_or_gives_other_bits_each_time(
 def test_what_reads_from_the_device_is_named_with_our_line() -> None:
     with pytest.raises(AssertionError, match=r"_local_scalar_dense at .*\d+ makes the CPU wait"), Recorder():
         torch.zeros((), device=META).item()
+
+
+AUGMENTED = ("augmentation.crop_padding=4", "augmentation.flip=true", "augmentation.mixup=0.4")
+
+
+@pytest.fixture
+def context(manifest: Manifest, tmp_path: Path) -> Iterator[LearnerContext]:
+    """One in which two microbatches are computed side by side, and the next batch is prepared while a step ends."""
+    before = torch.get_num_threads()
+    context = learner_context(manifest, tmp_path)
+    yield replace(context, pool=CpuPool(one_core_each=True, num_cores=2))
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", ["cnn", "dcgan"])
+def test_what_is_prepared_ahead_is_what_is_prepared_in_turn(name: str, context: LearnerContext) -> None:
+    recipe = shipped(name, "training.global_batch_size=16", *(AUGMENTED if name == "cnn" else ()))
+    found = []
+    for pool in (context.pool, CpuPool(one_core_each=True, num_cores=1)):
+        engine, batches = engine_of(recipe, replace(context, pool=pool))
+        for _ in range(3):
+            engine._train_step(batches)
+        found.append(
+            {f"{name} {key}": value for name, net in engine.networks.items() for key, value in net.state_dict().items()}
+        )
+    assert all(torch.equal(value, found[1][key]) for key, value in found[0].items())
+
+
+def test_an_error_of_the_next_batch_is_raised_in_its_own_step(context: LearnerContext) -> None:
+    engine, batches = engine_of(shipped("cnn", "training.global_batch_size=16"), context)
+
+    def broken() -> Iterator[Batch]:
+        yield from islice(batches, 2)
+        raise DataError("a shard is damaged")
+
+    reading = broken()
+    for _ in range(2):
+        engine._train_step(reading)
+    assert engine._step == 2
+    with pytest.raises(DataError, match="a shard is damaged"):
+        engine._train_step(reading)
