@@ -211,8 +211,8 @@ class Engine:
         self._scaler.update()
         self._microbatches.end_step()
         self._step += 1
-        for name, average in self._averages.items():
-            average.update(self._learner.networks[name], self._step)
+        for average in self._averages.values():
+            average.update(self._step)
         self._buffer.add(logged)
         if self._ahead is not None:
             with self.timing.waiting():
