@@ -1,5 +1,7 @@
 """Images as networks take them: normalised by the training split."""
 
+import functools
+
 import torch
 
 from cifarscale.data.manifest import Manifest
@@ -13,12 +15,13 @@ class Normalisation:
     ) -> None:
         self._mean = torch.tensor(mean, device=device).mul(255)
         self._std = torch.tensor(std, device=device).mul(255)
+        self._of_rows = functools.cache(lambda width: (self._mean.repeat(width), self._std.repeat(width)))
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        width = images.shape[-1]
         pixels = images.permute(0, 2, 3, 1).to(torch.float32, memory_format=torch.contiguous_format)
+        mean, std = self._of_rows(images.shape[-1])
         rows = pixels.flatten(2)  # (b, H, W · 3): arithmetic on long rows is several times as fast as on triples
-        rows.sub_(self._mean.repeat(width)).div_(self._std.repeat(width))
+        rows.sub_(mean).div_(std)
         return pixels.permute(0, 3, 1, 2)
 
 

@@ -5,9 +5,10 @@ that stays on one core gives the same bits wherever it runs: on any of them, bes
 """
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -54,8 +55,37 @@ class CpuPool:
         return self._threads is not None
 
     def map(self, function: Callable[[In], Out], items: Iterable[In]) -> list[Out]:
-        """The function's results in the order of the items."""
-        return list(self.stream(function, items))
+        """The function's results in the order of the items. The calling thread is one of those that compute."""
+        if self._threads is None:
+            return [function(item) for item in items]
+        remaining, taking, results = enumerate(items), threading.Lock(), dict[int, Out]()
+
+        def compute() -> None:
+            nonlocal remaining
+            try:
+                while True:
+                    with taking:
+                        i, item = next(remaining, (-1, None))
+                    if i < 0:
+                        return
+                    results[i] = function(item)  # type: ignore[arg-type]
+            except BaseException:
+                remaining = enumerate(())  # the other threads need not go on
+                raise
+
+        others = [self._threads.submit(compute) for _ in range(self.num_cores - 1)]
+        try:
+            compute()
+        finally:
+            wait(others)
+        for other in others:
+            other.result()
+        return [results[i] for i in range(len(results))]
+
+    def ahead(self, function: Callable[[], Out]) -> Future[Out]:
+        """Starts the function on a core of its own, of a pool that is parallel."""
+        assert self._threads is not None
+        return self._threads.submit(function)
 
     def stream(self, function: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
         """The function's results in the order of the items, of which only a few a core are taken ahead of them."""

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, wait
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -89,6 +90,8 @@ class Engine:
         """
         recipe = stage.recipe
         self._stage, self._run = stage, run
+        self._pool = pool
+        self._ahead: Future[Prepared] | None = None
         self._recipe, self._learner, self._reader, self._group, self._device = recipe, learner, reader, group, device
         self._checkpoints, self._observer, self._stop = checkpoints, observer, stop
         training = recipe.training
@@ -185,9 +188,7 @@ class Engine:
         training = self._recipe.training
         factor = learning_rate_factor(self._recipe.schedule, self._step, training.max_steps)
         with self.timing.own():
-            with self.timing.waiting():
-                batch = next(batches)
-            prepared = self._learner.prepare(batch.to(self._device), self._step)
+            prepared = self._next(batches)
             parts = [prepared.part(i, self._microbatches.local) for i in range(self._microbatches.local)]
         logged: list[dict[str, torch.Tensor]] = [{} for _ in range(self._microbatches.local)]
         self._microbatches.begin_step()
@@ -195,6 +196,9 @@ class Engine:
             optimizer = self._optimizers[name]
             with self.timing.own():
                 gradients, outputs = self._microbatches.gradients(name, self._loss, parts, self._step)
+            if self._pool.is_parallel and name == self._learner.optimized_networks[-1]:
+                # What is left of the step takes one core.
+                self._ahead = self._pool.ahead(partial(self._prepare, batches, self._step + 1))
             self._microbatches.exchange(name, gradients)
             for metrics, part, (loss, *others) in zip(logged, parts, outputs, strict=True):
                 metrics.update(self._learner.metrics(name, part, tuple(others)), loss=metrics.get("loss", 0) + loss)
@@ -207,11 +211,27 @@ class Engine:
         self._scaler.update()
         self._microbatches.end_step()
         self._step += 1
-        for name, average in self._averages.items():
-            average.update(self._learner.networks[name], self._step)
+        for average in self._averages.values():
+            average.update(self._step)
         self._buffer.add(logged)
+        if self._ahead is not None:
+            with self.timing.waiting():
+                wait([self._ahead])  # before anybody else reads; what it raises is raised in the step that it is for
         if self._group.ranks.is_first:
             self._observer.stepped(self._step, self._learner.networks)
+
+    def _next(self, batches: Iterator[Batch]) -> Prepared:
+        """The batch of step `self._step`, prepared already where the step before had a core left for it."""
+        if self._ahead is None:
+            with self.timing.waiting():
+                batch = next(batches)
+            return self._learner.prepare(batch.to(self._device), self._step)
+        ahead, self._ahead = self._ahead, None
+        return ahead.result()
+
+    def _prepare(self, batches: Iterator[Batch], step: int) -> Prepared:
+        """Reads and prepares the batch of a step."""
+        return self._learner.prepare(next(batches).to(self._device), step)
 
     def _loss(
         self, update: str, networks: Mapping[str, nn.Module], part: Any, step: int

@@ -51,7 +51,8 @@ class Learner(ABC):
     @abstractmethod
     def prepare(self, batch: Batch, step: int) -> Prepared:
         """The rank's share of the batch of `step`, augmented and as floats; each sample by itself or with one other of
-        its microbatch, so that it does not depend on what else the rank has.
+        its microbatch, so that it does not depend on what else the rank has. Maybe in a thread of its own, while the
+        step before ends.
         """
 
     @abstractmethod

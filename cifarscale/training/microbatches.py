@@ -9,7 +9,7 @@ within a rank.
 
 import copy
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -62,8 +62,11 @@ class Microbatches:
         self.total = num_microbatches or group.ranks.world_size
         self.local = self.total // group.ranks.world_size
         self.replicas = [{name: _replica(network) for name, network in networks.items()} for _ in range(self.local)]
+        self._parameters = {name: list(network.parameters()) for name, network in networks.items()}
         self._averaged = [_buffers(each, averaged=True) for each in (networks, *self.replicas)]
         self._counted = [_buffers(each, averaged=False) for each in (networks, *self.replicas)]
+        copies = zip(self._averaged[1:], self._counted[1:], strict=True)
+        self._of_replicas = [[*floats, *others] for floats, others in copies]
         self._of_first = [
             buffer
             for network in networks.values()
@@ -82,7 +85,7 @@ class Microbatches:
             parts: the local microbatches of the batch.
         Raises: ConfigError if autograd refuses what the network does.
         """
-        parameters = trained(self._networks[name])
+        parameters = [parameter for parameter in self._parameters[name] if parameter.requires_grad]
 
         def compute(i: int) -> tuple[Outputs, tuple[torch.Tensor, ...]]:
             value, outputs = loss(name, self.replicas[i], parts[i], step)
@@ -101,14 +104,14 @@ class Microbatches:
         """
         if self._pool.is_parallel and self._draws.get(name) is False:
             before = torch.default_generator.get_state()
-            was = [_clones(each.values()) for each in self.replicas]
+            was = [[buffer.clone() for buffer in each] for each in self._of_replicas]
             results = self._pool.map(function, range(self.local))
             if not _has_drawn_since(before):
                 return results
             # It begins to draw: what the threads have drawn is void, and nothing else has happened yet.
-            for replica, buffers in zip(self.replicas, was, strict=True):
-                _copy([buffer for network in replica.values() for buffer in network.buffers()], buffers)
-        ranks, device = self._group.ranks, next(self._networks[name].parameters()).device
+            for replica, buffers in zip(self._of_replicas, was, strict=True):
+                _copy(replica, buffers)
+        ranks, device = self._group.ranks, self._parameters[name][0].device
         results, draws = [], self._draws.get(name, False)
         for i in range(self.local):
             seed_torch(device, self._seed, name, step, ranks.rank + i * ranks.world_size)
@@ -187,11 +190,6 @@ def _buffers(networks: Mapping[str, nn.Module], averaged: bool) -> list[torch.Te
     """The networks' buffers that are floats, or those that are not."""
     buffers = (buffer for network in networks.values() for buffer in network.buffers())
     return [buffer for buffer in buffers if buffer.is_floating_point() == averaged]
-
-
-def _clones(networks: Iterable[nn.Module]) -> list[torch.Tensor]:
-    """Copies of the networks' buffers."""
-    return [buffer.clone() for network in networks for buffer in network.buffers()]
 
 
 def _copy(into: Sequence[torch.Tensor], of: Sequence[torch.Tensor]) -> None:

@@ -5,7 +5,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -209,15 +209,32 @@ class MovingAverage:
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
+        """
+        Args:
+            network: whose weights are averaged.
+        """
         self.network = copy.deepcopy(network).requires_grad_(False)
         self._decay = decay
+        self._weights = [_places(each, "_parameters") for each in (self.network, network)]
+        self._buffers = [_places(each, "_buffers") for each in (self.network, network)]
 
     @torch.no_grad()
-    def update(self, network: nn.Module, step: int) -> None:
+    def update(self, step: int) -> None:
         """Takes in the weights after optimisation step `step`."""
         weight = 1 - min(self._decay, (1 + step) / (10 + step))
-        mine: list[torch.Tensor] = [each for each in self.network.parameters() if each.is_floating_point()]
-        theirs: list[torch.Tensor] = [each for each in network.parameters() if each.is_floating_point()]
-        torch._foreach_lerp_(mine, theirs, weight)
-        if buffers := list(self.network.buffers()):
-            torch._foreach_copy_(buffers, list(network.buffers()))
+        mine, theirs = ([table[name] for table, name in places] for places in self._weights)
+        averages, weights = ([each for each in tensors if each.is_floating_point()] for tensors in (mine, theirs))
+        torch._foreach_lerp_(averages, weights, weight)
+        mine, theirs = ([table[name] for table, name in places] for places in self._buffers)
+        if mine:
+            torch._foreach_copy_(mine, theirs)
+
+
+def _places(network: nn.Module, kind: Literal["_parameters", "_buffers"]) -> list[tuple[dict[str, torch.Tensor], str]]:
+    """Where a network's parameters or buffers are found, each once, whatever is assigned to their names later.
+
+    To walk through its modules for them takes several times as long as to average what is found there.
+    """
+    tables: list[dict[str, torch.Tensor]] = [getattr(module, kind) for module in network.modules()]
+    found = {id(table[name]): (table, name) for table in tables for name in table if table[name] is not None}
+    return list(found.values())

@@ -1,4 +1,4 @@
-"""FID on the CPU: ours against pytorch-fid's, with the same weights and images, side by side in one call.
+"""FID: ours against pytorch-fid's, with the same weights and images, side by side in one call.
 
 Two folders of PNG files, real images and the same number of others, and seeded random weights, since speed does not
 depend on them. Two measurements, the kinds in turn in each:
@@ -8,7 +8,7 @@ depend on them. Two measurements, the kinds in turn in each:
   so ours has their statistics from before. pytorch-fid is timed with the folder of real images, as its documentation
   has it, and with such statistics.
 
-    python tests/bench/bench_fid.py [--num-images 256] [--rounds 3] [--command-rounds 1]
+    python tests/bench/bench_fid.py [--num-images 256] [--rounds 3] [--command-rounds 1] [--device cpu]
 """
 
 import contextlib
@@ -34,6 +34,7 @@ from cifarscale.config.distance import DistanceConfig
 from cifarscale.data.images import images_of_folder
 from cifarscale.data.synthetic import synthetic_source
 from cifarscale.distributed.cpu_pool import CpuPool, available_cores
+from cifarscale.distributed.device import device_name, pick_device
 from cifarscale.distributed.group import Group
 from cifarscale.distributed.ranks import Ranks
 from cifarscale.evaluation.distance import Measure
@@ -60,25 +61,26 @@ def timed(command: list[str], environment: dict[str, str]) -> tuple[float, str]:
     return time.perf_counter() - started, done.stdout
 
 
-def features_alone(folder: Path, weights: Path, rounds: int) -> None:
+def features_alone(folder: Path, weights: Path, rounds: int, device: torch.device) -> None:
     """Prints images a second of pytorch-fid's loop and of ours."""
     from pytorch_fid import inception as theirs
     from pytorch_fid.fid_score import get_activations
 
-    cores, cpu = available_cores(), torch.device("cpu")
+    cores = available_cores()
     with mock.patch.object(theirs, "load_state_dict_from_url", return_value=torch.load(weights, weights_only=True)):
-        network = theirs.InceptionV3([3])
-    images = images_of_folder(folder, cpu)
-    exact, fast = (inception(weights, cpu, precision) for precision in ("exact", "fast"))
+        network = theirs.InceptionV3([3]).to(device)
+    images = images_of_folder(folder, device)
+    exact, fast = (inception(weights, device, precision) for precision in ("exact", "fast"))
     config = DistanceConfig(kernel=False, neighbours=0, batch_size=16)
 
     def pytorch_fid() -> None:
         torch.set_num_threads(cores)
         with contextlib.redirect_stderr(io.StringIO()):
-            get_activations(sorted(folder.iterdir()), network, 50, 2048, "cpu", cores)
+            get_activations(sorted(folder.iterdir()), network, 50, 2048, device, cores)
 
     def ours(features: FeatureNetwork) -> None:
-        Measure(config, features, Group(Ranks()), CpuPool(one_core_each=True), cpu).collect(images)
+        pool = CpuPool(one_core_each=device.type == "cpu")
+        Measure(config, features, Group(Ranks()), pool, device).collect(images)
 
     kinds = {"pytorch-fid": pytorch_fid, "ours, exact": lambda: ours(exact), "ours, fast": lambda: ours(fast)}
     rates: dict[str, list[float]] = {name: [] for name in kinds}
@@ -93,14 +95,14 @@ def features_alone(folder: Path, weights: Path, rounds: int) -> None:
         print(f"{name:30s} {_with_spread(found):>16s} {ratio:6.2f}x")
 
 
-def whole_commands(base: Path, real: Path, others: Path, weights: Path, rounds: int) -> None:
+def whole_commands(base: Path, real: Path, others: Path, weights: Path, rounds: int, device: torch.device) -> None:
     """Prints the seconds that each command takes, and the distance that it finds."""
     environment = os.environ | {"TORCH_HOME": str(base)}
     out = base / "ours.json"
-    theirs = [sys.executable, "-m", "pytorch_fid", "--device", "cpu", str(others)]
+    theirs = [sys.executable, "-m", "pytorch_fid", "--device", str(device), str(others)]
 
     def ours(precision: str, *more: str) -> list[str]:
-        options = ("--weights", str(weights), "--precision", precision, "--batch-size", "16", "--device", "cpu")
+        options = ("--weights", str(weights), "--precision", precision, "--batch-size", "16", "--device", device.type)
         figures = ("--allow-few-samples", "--no-kernel", "--no-neighbours", "--out", str(out))
         return [sys.executable, "-m", "cifarscale", "fid", *more, *options, *figures]
 
@@ -138,8 +140,10 @@ def _with_spread(values: list[float]) -> str:
 @click.option("--num-images", default=256, show_default=True)
 @click.option("--rounds", default=3, show_default=True, help="Of features alone; 0 for none.")
 @click.option("--command-rounds", default=1, show_default=True, help="Of whole commands; 0 for none.")
-def main(num_images: int, rounds: int, command_rounds: int) -> None:
-    print(f"{num_images} images a set; {platform.machine()}, {available_cores()} cores, torch {torch.__version__}")
+@click.option("--device", default="cpu", show_default=True)
+def main(num_images: int, rounds: int, command_rounds: int, device: str) -> None:
+    picked = pick_device(device)
+    print(f"{num_images} images a set; {platform.machine()}, {device_name(picked)}, torch {torch.__version__}")
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         real = save_images(base / "real", 0, num_images)
@@ -149,9 +153,9 @@ def main(num_images: int, rounds: int, command_rounds: int) -> None:
         weights.parent.mkdir(parents=True)
         random_inception_weights(weights)
         if rounds:
-            features_alone(real, weights, rounds)
+            features_alone(real, weights, rounds, picked)
         if command_rounds:
-            whole_commands(base, real, others, weights, command_rounds)
+            whole_commands(base, real, others, weights, command_rounds, picked)
 
 
 if __name__ == "__main__":

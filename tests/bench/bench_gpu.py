@@ -3,7 +3,7 @@
 Each figure is a run of its own in this process, one after the other, on drawn data (speed does not depend on it), its
 log and checkpoint included, without evaluation; the first steps are left out.
 
-    python tests/bench/bench_gpu.py [--steps 200] [--recipe cnn:64 …] [--precision fp32 …] [--compiled]
+    python tests/bench/bench_gpu.py [--steps N] [--recipe cnn:64 …] [--precision fp32 …] [--compiled] [--compiled-only]
 """
 
 import sys
@@ -39,8 +39,16 @@ def images_per_second(name: str, changes: tuple[str, ...], steps: int, shards: P
 @click.option("--recipe", "recipes", multiple=True, default=RECIPES, help="NAME:BATCH")
 @click.option("--precision", "precisions", multiple=True, default=PRECISIONS)
 @click.option("--compiled", is_flag=True, help="Also with training.compile, where microbatches are 0.")
+@click.option("--compiled-only", is_flag=True, help="With training.compile alone.")
 @click.option("--device", default="cuda")
-def main(steps: int, recipes: tuple[str, ...], precisions: tuple[str, ...], compiled: bool, device: str) -> None:
+def main(
+    steps: int,
+    recipes: tuple[str, ...],
+    precisions: tuple[str, ...],
+    compiled: bool,
+    compiled_only: bool,
+    device: str,
+) -> None:
     """Print the table."""
     name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
     click.echo(f"{name}, torch {torch.__version__}; images a second, one run each of {steps} steps\n")
@@ -52,8 +60,10 @@ def main(steps: int, recipes: tuple[str, ...], precisions: tuple[str, ...], comp
         for each in recipes:
             recipe, _, batch = each.partition(":")
             default = load_training_recipe(recipe, ()).training.microbatches
-            ways = [(str(default), ()), ("0", ("training.microbatches=0",))]
-            if compiled:
+            ways: list[tuple[str, tuple[str, ...]]] = []
+            if not compiled_only:
+                ways += [(str(default), ()), ("0", ("training.microbatches=0",))]
+            if compiled or compiled_only:
                 ways.append(("0, compiled", ("training.microbatches=0", "training.compile=true")))
             for way, changes in ways:
                 rates = []

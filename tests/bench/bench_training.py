@@ -21,6 +21,7 @@ from pathlib import Path
 
 import click
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for `runs`
 BATCH_SIZES = (64, 128, 512)
 WARMUP_STEPS = 20
 
@@ -83,6 +84,11 @@ def our_engine(shards: Path, batch_size: int, seconds: float, device: str) -> fl
         return float(run_recipe(recipe, Path(folder) / "run", RunOptions(shards, device))["images_per_second"])
 
 
+def _with_spread(values: list[float]) -> str:
+    spread = f" ± {statistics.stdev(values):,.0f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):,.0f}{spread}"
+
+
 @click.command()
 @click.option("--source", type=click.Path(path_type=Path), default=os.environ.get("CIFARSCALE_REAL_DATA"))
 @click.option("--seconds", default=10.0, help="Of each measurement, about.")
@@ -127,9 +133,9 @@ def main(
                         kind,
                     ]
                     command += ["--batch-size", str(size), "--seconds", str(seconds), "--device", device]
-                    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+                    output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
                     values.append(json.loads(output.splitlines()[-1]))
-            shown = [f"{statistics.mean(v):,.0f} ± {statistics.stdev(v):,.0f}" for v in rates.values()]
+            shown = [_with_spread(values) for values in rates.values()]
             ratio = statistics.mean(rates["ours"]) / statistics.mean(rates["plain"])
             click.echo(f"{size:>5}  {shown[0]:>20}  {shown[1]:>20}  {ratio:5.2f}")
 

@@ -1,6 +1,7 @@
 """Microbatches of a batch in one process: their mean is the whole batch's gradient, and its bits depend on no core."""
 
 import copy
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -182,6 +183,30 @@ def test_cores_that_work_apart_compute_on_one_thread_each(num_cores: int) -> Non
 def test_cores_pass_an_error_on(num_cores: int) -> None:
     with pytest.raises(ZeroDivisionError):
         CpuPool(one_core_each=True, num_cores=num_cores).map(lambda item: 1 // item, [1, 0, 2])
+
+
+def test_the_calling_thread_is_one_of_those_that_compute() -> None:
+    both = threading.Barrier(2, timeout=60)
+
+    def name(_: int) -> str:
+        both.wait()  # neither is free for another item before both have one
+        return threading.current_thread().name
+
+    names = CpuPool(one_core_each=True, num_cores=2).map(name, range(8))
+    assert threading.current_thread().name in names
+    assert len(set(names)) == 2
+
+
+def test_after_an_error_no_further_item_is_taken() -> None:
+    taken = []
+
+    def fail(item: int) -> None:
+        taken.append(item)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        CpuPool(one_core_each=True, num_cores=3).map(fail, range(100))
+    assert len(taken) <= 3
 
 
 class Drawing(nn.Module):

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from cifarscale.config.code import kind_of, naming_the_line
 from cifarscale.config.registry import augmentations
 from cifarscale.data.batches import Batch
+from cifarscale.data.mirroring import mirrored
 from cifarscale.data.normalisation import Normalisation
 from cifarscale.distributed.randomness import Draws, batch_generator, seed_torch, uniforms
 from cifarscale.errors import ConfigError
@@ -129,13 +130,13 @@ class Augmentation:
         images = batch.images
         if config.crop_padding or config.flip or config.cutout:
             drawn = torch.from_numpy(uniforms(self._seed, "augmentation", step, batch.positions, 5))
-            top, left, mirrored, hole_y, hole_x = drawn.to(images.device, non_blocking=True).unbind(1)
+            top, left, side, hole_y, hole_x = drawn.to(images.device, non_blocking=True).unbind(1)
         if config.crop_padding:
             images = random_crop(images, config.crop_padding, top, left, config.padding)
         if config.flip:
-            images = torch.where((mirrored < 0.5).view(-1, 1, 1, 1), images.flip(-1), images)
+            images = mirrored(images, side < 0.5)
         if config.alternating_flip:
-            images = torch.where(self._alternates(batch, step).view(-1, 1, 1, 1), images.flip(-1), images)
+            images = mirrored(images, self._alternates(batch, step))
         if self._own:
             images = self._own(images, batch.positions, step)
         images = self._normalise(images)

@@ -49,8 +49,11 @@ def translate(images: Tensor, fraction: float, shift_y: Tensor, shift_x: Tensor)
 
     As products with shifted unit matrices, whose gradients are the same products again: deterministic on any device.
     """
-    rows = _shifts(images.shape[2], fraction, shift_y)  # (b, H, H)
-    columns = _shifts(images.shape[3], fraction, shift_x)
+    height, width = images.shape[2:]
+    if height == width:
+        rows, columns = _shifts(height, fraction, torch.stack((shift_y, shift_x))).unbind()  # (b, H, H) each
+    else:
+        rows, columns = _shifts(height, fraction, shift_y), _shifts(width, fraction, shift_x)
     return rows.unsqueeze(1) @ images @ columns.transpose(1, 2).unsqueeze(1)
 
 
@@ -62,11 +65,11 @@ def blank(images: Tensor, fraction: float, hole_y: Tensor, hole_x: Tensor) -> Te
 
 
 def _shifts(size: int, fraction: float, draw: Tensor) -> Tensor:
-    """For each image a matrix (size, size) that takes pixel i from i + shift, or 0 where there is none."""
+    """For each number drawn a matrix (size, size) that takes pixel i from i + shift, or 0 where there is none."""
     most = int(size * fraction + 0.5)
     shift = (draw * (2 * most + 1)).floor() - most
     pixels = torch.arange(size, device=draw.device)
-    return (pixels[:, None] + shift[:, None, None] == pixels).float()
+    return (pixels[:, None] + shift[..., None, None] == pixels).float()
 
 
 def _hole(size: int, fraction: float, draw: Tensor) -> Tensor:

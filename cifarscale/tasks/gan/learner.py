@@ -97,14 +97,12 @@ class GanLearner(GeneratorLearner):
         seed, positions = self._recipe.seed, batch.positions
         images = real_images(batch, seed, step, self._recipe.augmentation.flip)
         latents = normals(seed, "latent", step, positions, self._recipe.model.latent_size)
-        draws = torch.empty(len(images), 4, 0)
+        device = images.device
+        draws = torch.empty(len(images), 4, 0, device=device)
         if self._augments:
             drawn = uniforms(seed, "differentiable augmentation", step, positions, 4 * NUM_DRAWS)
-            draws = torch.from_numpy(drawn).view(-1, 4, NUM_DRAWS)
-        device = images.device
-        return GanBatch(
-            images, latents.to(device, non_blocking=True), batch.labels, draws.to(device, non_blocking=True)
-        )
+            draws = torch.from_numpy(drawn).to(device, non_blocking=True).view(-1, 4, NUM_DRAWS)
+        return GanBatch(images, latents.to(device, non_blocking=True), batch.labels, draws)
 
     def loss(
         self, update: str, networks: Mapping[str, nn.Module], part: GanBatch, step: int
