@@ -36,13 +36,13 @@ class Job:
     def wait_for_step(self, step: int) -> None:
         self.run.wait_for_step(step, self.has_ended, every_s=0.1)
 
-    def complete(self) -> None:
-        """Waits for the end, without a hand on the job."""
+    def complete(self, *states: str) -> None:
+        """Waits for the end, without a hand on the job; COMPLETED, or another of the states."""
         deadline = time.monotonic() + PATIENCE_S
         while (state := self.state()) not in ENDED:
             assert time.monotonic() < deadline, f"job {self.id} is {state}; {self.log()}"
             time.sleep(0.5)
-        assert state == "COMPLETED", f"job {self.id} is {state}; {self.log()}"
+        assert state in ("COMPLETED", *states), f"job {self.id} is {state}; {self.log()}"
 
     def log(self, rank: int = 0) -> str:
         path = submissions(self.run.path)[-1].log(rank)
