@@ -29,11 +29,11 @@ def permutation(seed: int, purpose: str, place: int, size: int) -> NDArray[np.in
     return np.argsort(_philox(seed, purpose, place).random_raw(size), kind="stable")
 
 
-def uniforms(seed: int, purpose: str, step: int, positions: Sequence[int] | range, draws: int) -> NDArray[np.float32]:
+def uniforms(seed: int, purpose: str, step: int, positions: Sequence[int], draws: int) -> NDArray[np.float32]:
     """Uniform numbers in [0, 1) for samples of the global batch of one step.
 
     Args:
-        positions: P places in the global batch, evenly spaced (a rank's microbatch is).
+        positions: P places in the global batch, ascending.
         draws: numbers a sample.
     Returns: (P, draws) float32; row i depends on (seed, purpose, step, positions[i]) alone.
     """
@@ -41,7 +41,7 @@ def uniforms(seed: int, purpose: str, step: int, positions: Sequence[int] | rang
     return (raw >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
 
 
-def normals(seed: int, purpose: str, step: int, positions: Sequence[int] | range, draws: int) -> torch.Tensor:
+def normals(seed: int, purpose: str, step: int, positions: Sequence[int], draws: int) -> torch.Tensor:
     """Standard normal numbers for samples of the global batch of one step, (P, draws) float32 on the CPU.
 
     By the inverse of the distribution function, element by element in double precision: a function of each uniform
@@ -53,7 +53,7 @@ def normals(seed: int, purpose: str, step: int, positions: Sequence[int] | range
     return normal.float()
 
 
-def _raw(seed: int, purpose: str, step: int, positions: Sequence[int] | range, draws: int) -> NDArray[np.uint64]:
+def _raw(seed: int, purpose: str, step: int, positions: Sequence[int], draws: int) -> NDArray[np.uint64]:
     """The generator's 64-bit numbers at the samples' places, (P, draws)."""
     if not positions:
         return np.empty((0, draws), np.uint64)
@@ -62,8 +62,7 @@ def _raw(seed: int, purpose: str, step: int, positions: Sequence[int] | range, d
     first, last = positions[0], positions[-1]
     generator.advance(first * blocks)
     raw = generator.random_raw((last - first + 1) * blocks * _BLOCK).reshape(-1, blocks * _BLOCK)
-    stride = positions[1] - first if len(positions) > 1 else 1
-    return raw[::stride, :draws]
+    return raw[np.asarray(positions) - first, :draws]
 
 
 def batch_generator(seed: int, purpose: str, step: int) -> np.random.Generator:
@@ -86,7 +85,7 @@ class Draws:
     seed: int
     purpose: str
     step: int
-    positions: range
+    positions: Sequence[int]
     device: torch.device
 
     def uniform(self, name: str, *shape: int) -> torch.Tensor:

@@ -93,8 +93,8 @@ def test_a_trial_whose_process_dies_each_time_is_marked_and_the_others_go_on(swe
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("workers_per_trial=3", "cannot be split evenly over 3 ranks; valid numbers of ranks: 1, 2, 4"),
-        ("space.training.microbatches={choice=[2,8]}", "training.microbatches = 2 cannot be split evenly over 4 ranks"),
+        ("workers_per_trial=5", "cannot be split over 5 ranks; valid numbers of ranks: 1 to 4"),
+        ("space.training.microbatches={choice=[2,8]}", "training.microbatches = 2 cannot be split over 4 ranks"),
         ("cpus_per_trial=3", "workers_per_trial = 4 of 3 cores each, and this machine has room for 2"),
         ("gpus_per_trial=1", "workers_per_trial = 4 of 1 cores and 1 GPUs each, and this machine has room for 2"),
     ],

@@ -249,13 +249,12 @@ def test_a_gpu_that_is_not_there_is_said_with_what_to_do(tiny: str, shards: Path
     assert "--device cpu" in fails("evaluate", trained, "--data", shards, "--device", "cuda")
 
 
-@pytest.mark.parametrize("nproc", [3, 8])
-def test_ranks_that_do_not_divide_the_batch_are_refused_before_anything_is_written(
+@pytest.mark.parametrize("nproc", [5, 8])
+def test_ranks_that_cannot_share_the_batch_are_refused_before_anything_is_written(
     nproc: int, tiny: str, shards: Path
 ) -> None:
     message = fails("train", tiny, "--data", shards, "--nproc", str(nproc))
-    assert f"training.microbatches = 4 cannot be split evenly over {nproc} ranks" in message
-    assert "1, 2, 4" in message
+    assert f"training.microbatches = 4 cannot be split over {nproc} ranks; valid numbers of ranks: 1 to 4;" in message
     assert not Path("runs").exists()
 
 

@@ -4,6 +4,7 @@ What a sample gets is a function of (seed, step, position in the global batch), 
 of (seed, step). So it is the same for any number of ranks, on any device.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
@@ -49,7 +50,7 @@ class Epochs:
     num_ids: int
     global_batch_size: int
 
-    def of(self, step: int, positions: range) -> torch.Tensor:
+    def of(self, step: int, positions: Sequence[int]) -> torch.Tensor:
         """The epochs (b,) of samples by their positions in the batch of a step; 0 is the first."""
         return (step * self.global_batch_size + torch.tensor(positions)) // self.num_samples
 
@@ -63,7 +64,9 @@ class OwnAugmentations:
 
     def __init__(self, recipe: ClassifierRecipe) -> None:
         """Raises: ConfigError if one cannot be made."""
-        self._seed, self._num_microbatches = recipe.seed, recipe.training.microbatches
+        training = recipe.training
+        self._seed = recipe.seed
+        self._microbatch_size = training.global_batch_size // training.microbatches if training.microbatches else 0
         self._augmentations = []
         for name, config in recipe.augmentation.own.items():
             registered = augmentations(recipe.code)[name]
@@ -71,7 +74,7 @@ class OwnAugmentations:
                 self._augmentations.append((registered, registered.build(config)))
 
     @torch.no_grad()
-    def __call__(self, images: torch.Tensor, positions: range, step: int) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, positions: Sequence[int], step: int) -> torch.Tensor:
         """Images (b, 3, H, W) uint8 augmented, as floats from 0 to 255.
 
         Args:
@@ -79,7 +82,7 @@ class OwnAugmentations:
         Raises: ConfigError for a function that fails, or returns something else than such images.
         """
         augmented = torch.empty_like(images, dtype=torch.float32)
-        num_parts = max(1, self._num_microbatches // positions.step)
+        num_parts = len(positions) // self._microbatch_size if self._microbatch_size else 1
         for i in range(num_parts):
             part = images[i::num_parts].to(torch.float32, memory_format=torch.contiguous_format) / 255
             for registered, augment in self._augmentations:
