@@ -1,11 +1,12 @@
 """The all-reduce: means over ranks in an order that does not depend on their number."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
-from cifarscale.distributed.group import Group
+from cifarscale.distributed.group import Group, Transfers, transfer
 from cifarscale.distributed.tree import Tree, folded
 
 GATHERED_BYTES = 1 << 16
@@ -13,6 +14,7 @@ GATHERED_BYTES = 1 << 16
 ALIGNMENT_BYTES = 512
 """As a GPU's allocator aligns a tensor of its own: where it lies may decide over the order of sums over it."""
 Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
+Key = TypeVar("Key")
 
 
 def sums_of(a: Tensors, b: Tensors) -> Tensors:
@@ -87,13 +89,13 @@ def sum_along(tree: Tree, rows: torch.Tensor, rank: int) -> None:
     """Sets the first row to the sum of all ranks' terms.
 
     Args:
-        rows: (k, n), this rank's sums at its k nodes; n is a multiple of the ranks.
+        rows: (k, n), this rank's sums at its k nodes; n is a multiple of the ranks. They are lost.
     """
     world_size = len(tree.nodes)
     if rows[0].nbytes <= GATHERED_BYTES:
         gather(tree, rows)
     elif world_size & (world_size - 1):
-        sum_in_parts(rows, tree.nodes, rank, lambda terms: folded(terms, torch.Tensor.add_)[1])
+        sum_in_parts(list(rows), tree.nodes, rank, lambda terms: folded(terms, torch.Tensor.add_)[1], rows[0], transfer)
     else:
         halve(rows[0], rank, world_size)
 
@@ -125,48 +127,36 @@ def halve(flat: torch.Tensor, rank: int, world_size: int) -> None:
         upper = bool(rank & distance)
         mine, theirs = halves[int(upper)], halves[int(not upper)]
         other = rank ^ distance
-        _transfer({other: [theirs]}, {other: [received[: len(mine)]]})
+        transfer({other: [theirs]}, {other: [received[: len(mine)]]})
         mine += received[: len(mine)]
         steps.append((other, mine, theirs))
         part = mine
     for other, mine, theirs in reversed(steps):
-        _transfer({other: [mine]}, {other: [theirs]})
+        transfer({other: [mine]}, {other: [theirs]})
 
 
 def sum_in_parts(
-    rows: torch.Tensor,
-    numbers: Sequence[Sequence[int]],
+    rows: Sequence[torch.Tensor],
+    keys: Sequence[Sequence[Key]],
     rank: int,
-    add: Callable[[dict[int, torch.Tensor]], torch.Tensor],
-    group: dist.ProcessGroup | None = None,
+    add: Callable[[dict[Key, torch.Tensor]], torch.Tensor],
+    out: torch.Tensor,
+    send: Callable[[Transfers, Transfers], None],
 ) -> None:
-    """Sets the first row to the sum of all ranks' rows: each rank gets a part of all, adds it up, and hands it on.
+    """Sets `out` (n,) to the sum of all ranks' rows: each rank gets a part of all, adds it up, and hands it on.
 
     Args:
-        rows: (k, n); n is a multiple of the ranks. What they hold is lost.
-        numbers: those of each rank's rows, by which `add` tells them; k are this rank's.
-        add: the sum of all rows in an order of its own, of which it may overwrite any.
+        rows: this rank's, each (n,); what they hold is lost. One of them may be `out`.
+        keys: those of each rank's rows, by which `add` tells them.
+        add: the sum of rows in an order of its own; it may overwrite any of them.
+        send: sends tensors to ranks, and fills those that come from ranks.
     """
-    others = [other for other in range(len(numbers)) if other != rank]
-    parts = rows.view(len(rows), len(numbers), -1)
-    received = {other: list(parts.new_empty(len(numbers[other]), parts.shape[-1])) for other in others}
-    _transfer({other: list(parts[:, other]) for other in others}, received, group)
-    received[rank] = list(parts[:, rank])
-    mine = parts[0, rank]
-    rows_of = (zip(each, received[i], strict=True) for i, each in enumerate(numbers))
-    mine.copy_(add({number: row for each in rows_of for number, row in each}))
-    _transfer({other: [mine] for other in others}, {other: [parts[0, other]] for other in others}, group)
-
-
-def _transfer(
-    sent: Mapping[int, list[torch.Tensor]],
-    received: Mapping[int, list[torch.Tensor]],
-    group: dist.ProcessGroup | None = None,
-) -> None:
-    """Sends tensors to ranks, and fills those that are to be received from ranks, in order between each two."""
-    operations = [
-        *(dist.P2POp(dist.isend, tensor, rank, group) for rank, tensors in sent.items() for tensor in tensors),
-        *(dist.P2POp(dist.irecv, tensor, rank, group) for rank, tensors in received.items() for tensor in tensors),
-    ]
-    for work in dist.batch_isend_irecv(operations):
-        work.wait()
+    world_size = len(keys)
+    others = [other for other in range(world_size) if other != rank]
+    parts, outs = [row.tensor_split(world_size) for row in rows], out.tensor_split(world_size)
+    received = {other: [torch.empty_like(outs[rank]) for _ in keys[other]] for other in others}
+    send({other: [part[other] for part in parts] for other in others}, received)
+    received[rank] = [part[rank] for part in parts]
+    rows_of = (zip(each, received[i], strict=True) for i, each in enumerate(keys))
+    outs[rank].copy_(add({key: row for each in rows_of for key, row in each}))
+    send({other: [outs[rank]] for other in others}, {other: [outs[other]] for other in others})

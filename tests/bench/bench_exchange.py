@@ -25,13 +25,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from processes import run_ranks
 
 from cifarscale.distributed.all_reduce import gather, halve, sum_in_parts
+from cifarscale.distributed.group import transfer
 from cifarscale.distributed.tree import Tree, folded
 
 MEGABYTES = (0.01, 0.2, 4, 100)
 WAYS: dict[str, Callable[[Tree, torch.Tensor, int], object]] = {
     "gather": lambda tree, rows, rank: gather(tree, rows),
     "parts": lambda tree, rows, rank: sum_in_parts(
-        rows, tree.nodes, rank, lambda terms: folded(terms, torch.Tensor.add_)[1]
+        list(rows), tree.nodes, rank, lambda terms: folded(terms, torch.Tensor.add_)[1], rows[0], transfer
     ),
     "halving": lambda tree, rows, rank: halve(rows[0], rank, len(tree.nodes)),
     "all-reduce": lambda tree, rows, rank: dist.all_reduce(rows[0]),

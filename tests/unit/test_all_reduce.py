@@ -1,7 +1,6 @@
 """The all-reduce of up to 64 ranks that are threads of this process: its bits, and what it sends from node to node."""
 
 from collections import Counter
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from queue import Queue
 from threading import local
@@ -11,6 +10,7 @@ import torch
 
 from cifarscale.distributed import all_reduce
 from cifarscale.distributed.all_reduce import ALIGNMENT_BYTES, Flat, sum_along
+from cifarscale.distributed.group import Transfers
 from cifarscale.distributed.tree import Tree
 
 NUM_TERMS = 64
@@ -26,9 +26,7 @@ class Wires:
         self.sent: Sent = Counter()
         self.here = local()
 
-    def transfer(
-        self, sent: Mapping[int, list[torch.Tensor]], received: Mapping[int, list[torch.Tensor]], group: None = None
-    ) -> None:
+    def transfer(self, sent: Transfers, received: Transfers) -> None:
         rank = self.here.rank
         for other, tensors in sent.items():
             for tensor in tensors:
@@ -42,7 +40,7 @@ class Wires:
 def summed_by_ranks(world_size: int, monkeypatch: pytest.MonkeyPatch) -> Sent:
     """Sums terms on ranks, and compares the bits on each with those of one. Returns: bytes from rank to rank."""
     wires, tree = Wires(world_size), Tree(NUM_TERMS, world_size)
-    monkeypatch.setattr(all_reduce, "_transfer", wires.transfer)
+    monkeypatch.setattr(all_reduce, "transfer", wires.transfer)
     monkeypatch.setattr(all_reduce, "GATHERED_BYTES", 0)
     generator = torch.Generator().manual_seed(0)
     terms = [torch.randn(FLOATS, generator=generator) * 10.0 ** (3 * i % 7) for i in range(NUM_TERMS)]

@@ -400,7 +400,7 @@ def own(*names: str, microbatches: int = 8) -> Augmentation:
     recipe = classifier_recipe(tuple(networks(OWN).values()), False).model_validate(
         {"code": OWN, "augmentation": {"own": {name: {} for name in names}, "flip": True}}
     )
-    training = recipe.training.model_copy(update={"microbatches": microbatches, "global_batch_size": 48})
+    training = recipe.training.model_copy(update={"microbatches": microbatches})
     made = OwnAugmentations(recipe.model_copy(update={"training": training, "seed": SEED}))
     return Augmentation(recipe.augmentation, NORMALISE, SEED, own=made)
 

@@ -64,9 +64,7 @@ class OwnAugmentations:
 
     def __init__(self, recipe: ClassifierRecipe) -> None:
         """Raises: ConfigError if one cannot be made."""
-        training = recipe.training
-        self._seed = recipe.seed
-        self._microbatch_size = training.global_batch_size // training.microbatches if training.microbatches else 0
+        self._seed, self._num_microbatches = recipe.seed, recipe.training.microbatches
         self._augmentations = []
         for name, config in recipe.augmentation.own.items():
             registered = augmentations(recipe.code)[name]
@@ -82,7 +80,7 @@ class OwnAugmentations:
         Raises: ConfigError for a function that fails, or returns something else than such images.
         """
         augmented = torch.empty_like(images, dtype=torch.float32)
-        num_parts = len(positions) // self._microbatch_size if self._microbatch_size else 1
+        num_parts = max(1, sum(position < self._num_microbatches for position in positions))
         for i in range(num_parts):
             part = images[i::num_parts].to(torch.float32, memory_format=torch.contiguous_format) / 255
             for registered, augment in self._augmentations:
