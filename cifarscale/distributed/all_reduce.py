@@ -37,7 +37,8 @@ class AllReduce:
             num_rows = len(tree.nodes[self._ranks.rank]) if tree else 1
             for dtype in dict.fromkeys(tensor.dtype for tensor in like):
                 places = [i for i, tensor in enumerate(like) if tensor.dtype == dtype]
-                self._flats.append((places, Flat([like[i] for i in places], num_rows, self._ranks.world_size)))
+                flat = Flat([like[i] for i in places], num_rows, self._ranks.world_size)
+                self._flats.append((places, flat, scratch_for(tree, flat.rows) if tree else flat.rows[:0]))
 
     def mean(self, sums: Mapping[int, Tensors]) -> Tensors:
         """The means of all terms, which are overwritten by the next ones.
@@ -49,14 +50,14 @@ class AllReduce:
             (total,) = sums.values()
             return torch._foreach_div(total, self._num_terms) if self._num_terms > 1 else total
         means = list(self._like)
-        for places, flat in self._flats:
+        for places, flat, scratch in self._flats:
             for views, each in zip(flat.views, sums.values(), strict=True):
                 torch._foreach_copy_(views, [each[i] for i in places])
             if self._tree:
-                sum_along(self._tree, flat.rows, self._ranks.rank)
+                sum_along(self._tree, flat.rows, self._ranks.rank, scratch)
+                flat.rows[0].div_(self._num_terms)
             else:
-                dist.all_reduce(flat.rows[0])
-            flat.rows[0].div_(self._num_terms)
+                dist.all_reduce(flat.rows[0].div_(self._num_terms))
             for i, view in zip(places, flat.views[0], strict=True):
                 means[i] = view
         return means
@@ -85,19 +86,30 @@ class Flat:
         ]
 
 
-def sum_along(tree: Tree, rows: torch.Tensor, rank: int) -> None:
+def scratch_for(tree: Tree, rows: torch.Tensor) -> torch.Tensor:
+    """Memory for what a rank receives in `sum_along`: on a CPU, new pages each time would cost as much as the rest."""
+    world_size, (num_rows, length) = len(tree.nodes), rows.shape
+    if world_size & (world_size - 1):
+        return rows.new_zeros((sum(map(len, tree.nodes)) - num_rows) * length // world_size)
+    return rows.new_zeros(length // 2)
+
+
+def sum_along(tree: Tree, rows: torch.Tensor, rank: int, scratch: torch.Tensor) -> None:
     """Sets the first row to the sum of all ranks' terms.
 
     Args:
         rows: (k, n), this rank's sums at its k nodes; n is a multiple of the ranks. They are lost.
+        scratch: from `scratch_for`.
     """
     world_size = len(tree.nodes)
     if rows[0].nbytes <= GATHERED_BYTES:
         gather(tree, rows)
     elif world_size & (world_size - 1):
-        sum_in_parts(list(rows), tree.nodes, rank, lambda terms: folded(terms, torch.Tensor.add_)[1], rows[0], transfer)
+        sum_in_parts(
+            list(rows), tree.nodes, rank, lambda terms: folded(terms, torch.Tensor.add_)[1], rows[0], transfer, scratch
+        )
     else:
-        halve(rows[0], rank, world_size)
+        halve(rows[0], rank, world_size, scratch)
 
 
 def gather(tree: Tree, rows: torch.Tensor) -> None:
@@ -111,17 +123,19 @@ def gather(tree: Tree, rows: torch.Tensor) -> None:
     rows[0].copy_(folded(sums, torch.add)[1])
 
 
-def halve(flat: torch.Tensor, rank: int, world_size: int) -> None:
+def halve(flat: torch.Tensor, rank: int, world_size: int, received: torch.Tensor) -> None:
     """Recursive halving and doubling: the bytes of a ring, 2 (W - 1) / W times those of the gradients.
 
     Rank r exchanges halves with the neighbour that has its node's sibling, then quarters with one of the two beside
     them, and so on up the tree: it is summed in its own order, the larger parts between the nearer ranks. With a power
     of two of ranks a node, of a node's sum each rank sends its part to other nodes, and no more.
 
+    Args:
+        flat: (n,); n is a multiple of the ranks.
+        received: (n / 2,), to receive in.
     Source: Thakur et al. 2005, "Optimization of collective communication operations in MPICH", section 4.5.
     """
     part, steps = flat, []
-    received = torch.empty_like(flat[: len(flat) // 2])
     for distance in (1 << i for i in range(world_size.bit_length() - 1)):
         halves = part.view(2, -1)
         upper = bool(rank & distance)
@@ -142,6 +156,7 @@ def sum_in_parts(
     add: Callable[[dict[Key, torch.Tensor]], torch.Tensor],
     out: torch.Tensor,
     send: Callable[[Transfers, Transfers], None],
+    scratch: torch.Tensor | None = None,
 ) -> None:
     """Sets `out` (n,) to the sum of all ranks' rows: each rank gets a part of all, adds it up, and hands it on.
 
@@ -150,11 +165,14 @@ def sum_in_parts(
         keys: those of each rank's rows, by which `add` tells them.
         add: the sum of rows in an order of its own; it may overwrite any of them.
         send: sends tensors to ranks, and fills those that come from ranks.
+        scratch: memory for this rank's part of all others' rows, in place of new one.
     """
     world_size = len(keys)
     others = [other for other in range(world_size) if other != rank]
     parts, outs = [row.tensor_split(world_size) for row in rows], out.tensor_split(world_size)
-    received = {other: [torch.empty_like(outs[rank]) for _ in keys[other]] for other in others}
+    shape = sum(len(keys[other]) for other in others), len(outs[rank])
+    places = iter(out.new_empty(shape) if scratch is None else scratch.view(shape))
+    received = {other: [next(places) for _ in keys[other]] for other in others}
     send({other: [part[other] for part in parts] for other in others}, received)
     received[rank] = [part[rank] for part in parts]
     rows_of = (zip(each, received[i], strict=True) for i, each in enumerate(keys))

@@ -29,13 +29,13 @@ from cifarscale.distributed.group import transfer
 from cifarscale.distributed.tree import Tree, folded
 
 MEGABYTES = (0.01, 0.2, 4, 100)
-WAYS: dict[str, Callable[[Tree, torch.Tensor, int], object]] = {
-    "gather": lambda tree, rows, rank: gather(tree, rows),
-    "parts": lambda tree, rows, rank: sum_in_parts(
-        list(rows), tree.nodes, rank, lambda terms: folded(terms, torch.Tensor.add_)[1], rows[0], transfer
+WAYS: dict[str, Callable[[Tree, torch.Tensor, int, torch.Tensor], object]] = {
+    "gather": lambda tree, rows, rank, scratch: gather(tree, rows),
+    "parts": lambda tree, rows, rank, scratch: sum_in_parts(
+        list(rows), tree.nodes, rank, lambda terms: folded(terms, torch.Tensor.add_)[1], rows[0], transfer, scratch
     ),
-    "halving": lambda tree, rows, rank: halve(rows[0], rank, len(tree.nodes)),
-    "all-reduce": lambda tree, rows, rank: dist.all_reduce(rows[0]),
+    "halving": lambda tree, rows, rank, scratch: halve(rows[0], rank, len(tree.nodes), scratch[: rows.numel() // 2]),
+    "all-reduce": lambda tree, rows, rank, scratch: dist.all_reduce(rows[0]),
 }
 
 
@@ -46,13 +46,14 @@ def measure(rank: int, world_size: int, megabytes: float, rounds: int, folder: s
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=300))
     tree = Tree(world_size, world_size)
     rows = torch.randn(1, int(megabytes * 1e6 / 4) // world_size * world_size)
+    scratch = torch.zeros(rows.numel() // world_size * (world_size - 1))  # kept, as in training
     lines = []
     for i in range(rounds + 1):
         for name, way in WAYS.items():
             rows.normal_()
             dist.barrier()
             started = time.perf_counter()
-            way(tree, rows, rank)
+            way(tree, rows, rank, scratch)
             dist.barrier()
             if i:  # the first is for connections and pages of memory
                 lines.append(f"{name} {(time.perf_counter() - started) * 1000}")

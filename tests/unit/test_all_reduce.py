@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cifarscale.distributed import all_reduce
-from cifarscale.distributed.all_reduce import ALIGNMENT_BYTES, Flat, sum_along
+from cifarscale.distributed.all_reduce import ALIGNMENT_BYTES, Flat, scratch_for, sum_along
 from cifarscale.distributed.group import Transfers
 from cifarscale.distributed.tree import Tree
 
@@ -50,7 +50,7 @@ def summed_by_ranks(world_size: int, monkeypatch: pytest.MonkeyPatch) -> Sent:
         sums = tree.sums(rank, [terms[number] for number in tree.terms[rank]], torch.add)
         rows = torch.stack(list(sums.values()))
         padded = torch.nn.functional.pad(rows, (0, -FLOATS % world_size))
-        sum_along(tree, padded, rank)
+        sum_along(tree, padded, rank, scratch_for(tree, padded))
         return padded[0, :FLOATS]
 
     expected = Tree(NUM_TERMS, 1).sums(0, terms, torch.add)[1]
