@@ -5,35 +5,41 @@ from cifarscale.errors import ConfigError, TooManyRanksError
 
 
 def numbers_of_ranks(recipe: TrainingRecipe) -> list[int]:
-    """All numbers of ranks that can share the recipe's global batch, the smallest first."""
-    batch, microbatches = recipe.training.global_batch_size, recipe.training.microbatches
-    pairs = recipe.samples_together
-    splits = microbatches or batch // pairs
-    return [n for n in range(1, splits + 1) if splits % n == 0 and batch % (n * pairs) == 0]
+    """All numbers of ranks that can share the recipe's global batch, the smallest first.
+
+    Any number shares microbatches, up to theirs; without them shares must be equal.
+    """
+    if microbatches := recipe.training.microbatches:
+        return list(range(1, microbatches + 1))
+    splits = recipe.training.global_batch_size // recipe.samples_together
+    return [n for n in range(1, splits + 1) if splits % n == 0]
 
 
 def batch_size_per_rank(recipe: TrainingRecipe, world_size: int) -> int:
-    """Samples that each rank computes in a step.
+    """Samples that a rank computes in a step, at most.
 
-    Raises: TooManyRanksError if there is nothing left for some; ConfigError if the global batch cannot be split evenly,
-        with the nearest number of ranks that can.
+    Raises: TooManyRanksError if there is nothing left for some; ConfigError if the global batch cannot be split evenly
+        where it must be, with the numbers of ranks for which it can.
     """
     batch, microbatches = recipe.training.global_batch_size, recipe.training.microbatches
     valid = numbers_of_ranks(recipe)
-    shown = f"{', '.join(map(str, valid[:12]))}{' …' if len(valid) > 12 else ''}"
+    listed = f"{', '.join(map(str, valid[:12]))}{' …' if len(valid) > 12 else ''}"
+    shown = f"1 to {microbatches}" if microbatches > 1 else listed
     if world_size > valid[-1]:
         raise TooManyRanksError(f"{most_fed(recipe)}, and there would be {world_size}; valid numbers of ranks: {shown}")
+    if microbatches:
+        return batch // microbatches * most_microbatches(recipe, world_size)
     if world_size not in valid:
-        what = f"training.microbatches = {microbatches}" if microbatches else f"training.global_batch_size = {batch}"
-        more = (
-            f"; more ranks need a larger training.microbatches (a divisor of the batch, {batch}), or 0"
-            if microbatches
-            else ""
-        )
         raise ConfigError(
-            f"{what} cannot be split evenly over {world_size} ranks; valid numbers of ranks: {shown}{more}"
+            f"training.global_batch_size = {batch} cannot be split evenly over {world_size} ranks; valid numbers of "
+            f"ranks: {shown}"
         )
     return batch // world_size
+
+
+def most_microbatches(recipe: TrainingRecipe, world_size: int) -> int:
+    """Microbatches that a rank computes in a step, at most: by them goes the pace of all."""
+    return -(-recipe.training.microbatches // world_size)
 
 
 def most_fed(recipe: TrainingRecipe) -> str:

@@ -158,11 +158,11 @@ class TrainingConfig(Section):
     """Samples a step, over all ranks and accumulation steps."""
     microbatches: NonNegativeInt = 4
     """Equal parts of the global batch, a power of two. Each is computed by itself, on one core or one GPU, and their
-    gradients are summed in a fixed order: the run is the same to the last bit on any number of ranks that divides it.
+    gradients are summed in a fixed order: the run is the same to the last bit on any number of ranks up to this one.
     Several microbatches a rank are also gradient accumulation: more of them need less memory. 0 is one a rank, summed
-    by all-reduce, as DistributedDataParallel does: any number of ranks, equal to rounding only. `"auto"` becomes the
-    largest number up to 64 that leaves each 16 samples or more, or 32 where batch normalisation takes its statistics
-    of them; the recipe then is the one with that number."""
+    by all-reduce, as DistributedDataParallel does: ranks that divide the batch, equal to rounding only. `"auto"`
+    becomes the largest number up to 64 that leaves each 16 samples or more, or 32 where batch normalisation takes its
+    statistics of them; the recipe then is the one with that number."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """Peak learning rate."""
     rates: tuple[Rate, ...] = Field(default=(), strict=False)

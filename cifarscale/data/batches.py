@@ -1,6 +1,6 @@
 """What readers deliver."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,13 +16,13 @@ class Batch:
     Attributes:
         images: (b, 3, H, W) uint8, channels last in memory.
         labels, ids: (b,) int64; an id is the sample's number within its split.
-        positions: where in the global batch each sample stands.
+        positions: where in the global batch each sample stands, ascending.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     ids: torch.Tensor
-    positions: range
+    positions: Sequence[int]
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device; the same object if it is there already."""

@@ -33,18 +33,24 @@ class Dataset:
 
     def reader(self, recipe: TrainingRecipe, group: Group, num_workers: int = 0) -> Reader:
         """A reader of the training split for this rank. Raises: DataError if a shard is damaged."""
-        seed, batch_size = recipe.seed, recipe.training.global_batch_size
+        seed, batch_size, num_microbatches = (
+            recipe.seed,
+            recipe.training.global_batch_size,
+            recipe.training.microbatches,
+        )
         if self._config.reader == "in_memory":
             split = self.split("train")
             assert isinstance(split, InMemorySplit)
-            return InMemoryReader(split, seed, batch_size, group.ranks)
+            return InMemoryReader(split, seed, batch_size, group.ranks, num_microbatches)
         from cifarscale.data.streaming import StreamingReader  # webdataset, which an in-memory job does not need
 
         problems = find_damage(self.folder, self.manifest) if group.ranks.is_first else []
         if problems := group.from_first(problems):
             raise DataError(problems[0])
         entry = self.manifest.split("train")
-        return StreamingReader(self.folder, entry, seed, batch_size, self._config, group.ranks, num_workers)
+        return StreamingReader(
+            self.folder, entry, seed, batch_size, self._config, group.ranks, num_workers, num_microbatches
+        )
 
     def _split(self, name: str) -> EvaluationSplit:
         """`train`, `validation` (if the recipe sets one aside) or `test`; loaded at the first call.

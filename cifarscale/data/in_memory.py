@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 from cifarscale.data.batches import Batch, Chunk
@@ -39,19 +40,21 @@ class InMemoryReader:
         seed: int,
         global_batch_size: int,
         ranks: Ranks = Ranks(),
+        num_microbatches: int = 0,
     ) -> None:
         self._split = split
         self._order = EpochOrder(split.num_samples, seed)
         self._global_batch_size = global_batch_size
-        self._positions = rank_positions(global_batch_size, ranks.rank, ranks.world_size)
+        self._positions = rank_positions(global_batch_size, num_microbatches, ranks)
 
     def batches(self, first_step: int) -> Iterator[Batch]:
         split, positions = self._split, self._positions
+        places = np.array(positions)
         step = first_step
         while True:
-            start = step * self._global_batch_size
-            places = range(start + positions.start, start + positions.stop, positions.step)
-            index = torch.from_numpy(self._order.at(places)).to(split.images.device, non_blocking=True)
+            index = torch.from_numpy(self._order.at(step * self._global_batch_size + places)).to(
+                split.images.device, non_blocking=True
+            )
             images = split.images.index_select(0, index).permute(0, 3, 1, 2)
             yield Batch(images, split.labels[index], split.ids[index], positions)
             step += 1

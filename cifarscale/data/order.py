@@ -2,13 +2,17 @@
 
 Step k trains on positions k·B … (k + 1)·B - 1 of the sequence, where B is the global batch size. One epoch is as many
 positions as there are samples, and holds each of them once; a batch may straddle two epochs, so nothing is dropped.
-Of W ranks, rank r takes the positions r, r + W, r + 2W, … of each batch.
+The positions of microbatch s of S are s, s + S, s + 2S, …; a rank takes those of its microbatches.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cifarscale.distributed.randomness import permutation
+from cifarscale.distributed.ranks import Ranks
+from cifarscale.distributed.tree import shares
 
 
 class EpochOrder:
@@ -19,7 +23,7 @@ class EpochOrder:
         self._seed = seed
         self._epochs: dict[int, NDArray[np.int64]] = {}
 
-    def at(self, positions: range) -> NDArray[np.int64]:
+    def at(self, positions: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
         """Sample indices, shape (len(positions),), at ascending positions of the endless sequence."""
         places = np.asarray(positions)
         epochs = places // self._num_samples
@@ -33,9 +37,16 @@ class EpochOrder:
         return permutation(self._seed, "sample order", epoch, self._num_samples)
 
 
-def rank_positions(global_batch_size: int, rank: int, world_size: int) -> range:
-    """A rank's positions within each global batch."""
-    return range(rank, global_batch_size, world_size)
+def rank_positions(global_batch_size: int, num_microbatches: int, ranks: Ranks) -> Sequence[int]:
+    """A rank's positions within each global batch, ascending.
+
+    Args:
+        num_microbatches: 0 for one a rank.
+    """
+    if not num_microbatches:
+        return range(ranks.rank, global_batch_size, ranks.world_size)
+    numbers = shares(num_microbatches, ranks.world_size)[ranks.rank]
+    return [start + number for start in range(0, global_batch_size, num_microbatches) for number in numbers]
 
 
 def validation_ids(num_samples: int, num_validation: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -10,6 +10,7 @@ readers divides N, and otherwise all of them, decoding only its own samples.
 import random
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,7 @@ class StreamingReader:
         config: DataConfig,
         ranks: Ranks = Ranks(),
         num_workers: int = 0,
+        num_microbatches: int = 0,
     ) -> None:
         self._parts = max(1, num_workers)
         readers = ranks.world_size * self._parts
@@ -113,22 +115,22 @@ class StreamingReader:
                 f"{ranks.world_size} ranks x {self._parts} workers need at least {readers} shards, and {folder} "
                 f"has {len(split.shards)}. Build again with --num-shards {readers} --force, or use fewer readers"
             )
-        share = len(rank_positions(global_batch_size, ranks.rank, ranks.world_size))
+        every = (replace(ranks, rank=rank) for rank in range(ranks.world_size))
+        share = min(len(rank_positions(global_batch_size, num_microbatches, each)) for each in every)
         if num_workers > share:
             raise ConfigError(
-                f"--num-workers {num_workers} is more than the {share} samples that a rank takes from a global batch "
-                f"of {global_batch_size}. Run with --num-workers {share} or less"
+                f"--num-workers {num_workers} is more than the {share} samples that each rank takes from a global "
+                f"batch of {global_batch_size}. Run with --num-workers {share} or less"
             )
         self._folder, self._split, self._seed, self._config = folder, split, seed, config
         self._global_batch_size = global_batch_size
-        self._ranks = ranks
+        self._positions = rank_positions(global_batch_size, num_microbatches, ranks)
         self._num_workers = num_workers
 
     def read_part(self, first_step: int, worker: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """Images, labels and ids of one worker's part of each batch."""
         partitions = CanonicalPartitions(self._folder, self._split, self._seed, self._config)
-        reader = self._ranks.rank + self._ranks.world_size * worker
-        positions = rank_positions(self._global_batch_size, reader, self._ranks.world_size * self._parts)
+        positions = self._positions[worker :: self._parts]
         step = first_step
         while True:
             samples = [_decode(partitions.sample(step * self._global_batch_size + position)) for position in positions]
@@ -144,7 +146,7 @@ class StreamingReader:
 
     def batches(self, first_step: int) -> Iterator[Batch]:
         loader = iter(self._loader(first_step))
-        positions = rank_positions(self._global_batch_size, self._ranks.rank, self._ranks.world_size)
+        positions = self._positions
         while True:
             parts = [next(loader) for _ in range(self._parts)]
             images, labels, ids = (_interleave(tensors, len(positions)) for tensors in zip(*parts, strict=True))

@@ -3,7 +3,7 @@
 import json
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,9 +22,21 @@ from cifarscale.runs.options import Timeouts
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Transfers = Mapping[int, Sequence[torch.Tensor]]
+"""Tensors by the rank that they go to, or come from."""
 TIMEOUTS = Timeouts()
 TEAR_DOWN_S = 10
 """How long the end of the connections may take after an error, when other ranks may never answer."""
+
+
+def transfer(sent: Transfers, received: Transfers, group: dist.ProcessGroup | None = None) -> None:
+    """Sends tensors to ranks, and fills those that are received from ranks; between each two of them in order."""
+    operations = [
+        *(dist.P2POp(dist.isend, tensor, rank, group) for rank, tensors in sent.items() for tensor in tensors),
+        *(dist.P2POp(dist.irecv, tensor, rank, group) for rank, tensors in received.items() for tensor in tensors),
+    ]
+    for work in dist.batch_isend_irecv(operations) if operations else ():
+        work.wait()
 
 
 class Group:
@@ -71,6 +83,10 @@ class Group:
         values: list[Any] = [None] * self.ranks.world_size
         dist.all_gather_object(values, value, group=self._control)
         return values
+
+    def transfer(self, sent: Transfers, received: Transfers) -> None:
+        """`transfer` of tensors on the CPU."""
+        transfer(sent, received, self._control)
 
     def wait(self) -> None:
         """Returns when all ranks have come here."""

@@ -29,11 +29,11 @@ def permutation(seed: int, purpose: str, place: int, size: int) -> NDArray[np.in
     return np.argsort(_philox(seed, purpose, place).random_raw(size), kind="stable")
 
 
-def uniforms(seed: int, purpose: str, step: int, positions: Sequence[int] | range, draws: int) -> NDArray[np.float32]:
+def uniforms(seed: int, purpose: str, step: int, positions: Sequence[int], draws: int) -> NDArray[np.float32]:
     """Uniform numbers in [0, 1) for samples of the global batch of one step.
 
     Args:
-        positions: P places in the global batch, evenly spaced (a rank's microbatch is).
+        positions: P places in the global batch, ascending.
         draws: numbers a sample.
     Returns: (P, draws) float32; row i depends on (seed, purpose, step, positions[i]) alone.
     """
@@ -42,7 +42,7 @@ def uniforms(seed: int, purpose: str, step: int, positions: Sequence[int] | rang
 
 
 def normals(
-    seed: int, purpose: str, step: int, positions: Sequence[int] | range, draws: int, device: torch.device | str = "cpu"
+    seed: int, purpose: str, step: int, positions: Sequence[int], draws: int, device: torch.device | str = "cpu"
 ) -> torch.Tensor:
     """Standard normal numbers for samples of the global batch of one step, (P, draws) float32.
 
@@ -58,7 +58,7 @@ def normals(
     return normal.float()
 
 
-def _raw(seed: int, purpose: str, step: int, positions: Sequence[int] | range, draws: int) -> NDArray[np.uint64]:
+def _raw(seed: int, purpose: str, step: int, positions: Sequence[int], draws: int) -> NDArray[np.uint64]:
     """The generator's 64-bit numbers at the samples' places, (P, draws)."""
     if not positions:
         return np.empty((0, draws), np.uint64)
@@ -67,8 +67,7 @@ def _raw(seed: int, purpose: str, step: int, positions: Sequence[int] | range, d
     first, last = positions[0], positions[-1]
     generator.advance(first * blocks)
     raw = generator.random_raw((last - first + 1) * blocks * _BLOCK).reshape(-1, blocks * _BLOCK)
-    stride = positions[1] - first if len(positions) > 1 else 1
-    return raw[::stride, :draws]
+    return raw[np.asarray(positions) - first, :draws]
 
 
 def batch_generator(seed: int, purpose: str, step: int) -> np.random.Generator:
@@ -91,7 +90,7 @@ class Draws:
     seed: int
     purpose: str
     step: int
-    positions: range
+    positions: Sequence[int]
     device: torch.device
 
     def uniform(self, name: str, *shape: int) -> torch.Tensor:

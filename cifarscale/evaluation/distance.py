@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import zipfile
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -94,21 +95,31 @@ class Measure:
         place[torch.from_numpy(permutation(0, "kept features", 0, total)[: len(kept)])] = torch.arange(len(kept))
         ledger = torch.zeros(total, dtype=torch.float64)
         moments, *by_class = (Moments(dim, self._device) for _ in range(1 + num_classes))
+
+        def add(batch: int, features: torch.Tensor) -> None:
+            moments.add(features, batch)
+            if num_classes:
+                assert images.labels is not None
+                labels = images.labels[batch * self._config.batch_size :][: len(features)]
+                for label in set(labels.tolist()):
+                    by_class[label].add(features[(labels == label).to(features.device)], batch)
+
+        helped, waiting = self._group.ranks.world_size > NUM_LANES, dict[int, torch.Tensor]()
         share = sum(len(rows) for _, rows in self._batches(total))
         progress = counting(f"{self.features.name} of {images.name}", share, self._shows_progress)
         with self._together(), progress as advance:
             computed = self._pool.stream(lambda each: self._compute(images, *each), self._batches(total))
             for batch, rows, features in computed:
                 advance(len(rows))
-                moments.add(features, batch)
                 ledger[rows.start : rows.stop] += 1
                 places = place[rows.start : rows.stop]
                 kept[places[places >= 0]] = features[(places >= 0).to(features.device)].cpu()
-                if num_classes:
-                    assert images.labels is not None
-                    labels = images.labels[rows.start : rows.stop]
-                    for label in set(labels.tolist()):
-                        by_class[label].add(features[(labels == label).to(features.device)], batch)
+                if helped:
+                    waiting[batch] = features.cpu()
+                else:
+                    add(batch, features)
+        for batch, features in self._of_own_lanes(waiting, total).items():
+            add(batch, features)
         check_ledger(self._group.sum_(ledger))
         for each in (moments, *by_class):
             each.sum_over(self._group)
@@ -213,11 +224,33 @@ class Measure:
         return json.dumps(description, sort_keys=True)
 
     def _batches(self, total: int) -> Iterator[tuple[int, range]]:
-        """The number and the rows of each batch that this rank computes: whole lanes of `Moments`."""
+        """The number and the rows of each batch that this rank computes: whole lanes of `Moments`, if it has any."""
         size, ranks = self._config.batch_size, self._group.ranks
         for batch, start in enumerate(range(0, total, size)):
-            if batch % NUM_LANES % ranks.world_size == ranks.rank:
+            if batch % max(NUM_LANES, ranks.world_size) % ranks.world_size == ranks.rank:
                 yield batch, range(start, min(start + size, total))
+
+    def _of_own_lanes(self, computed: dict[int, torch.Tensor], total: int) -> dict[int, torch.Tensor]:
+        """The features (b, d) of all batches of this rank's lane, ascending, where there are more ranks than lanes.
+
+        Args:
+            computed: those of the batches that this rank has computed; none where it has added them up already.
+        """
+        ranks, size, dim = self._group.ranks, self._config.batch_size, self.features.dim
+        if ranks.world_size <= NUM_LANES:
+            return {}
+        own: dict[int, torch.Tensor] = {}
+        sent, received = defaultdict[int, list[torch.Tensor]](list), defaultdict[int, list[torch.Tensor]](list)
+        for batch, start in enumerate(range(0, total, size)):
+            owner, helper = batch % NUM_LANES, batch % ranks.world_size
+            if owner == ranks.rank:
+                own[batch] = computed[batch] if batch in computed else torch.empty(min(size, total - start), dim)
+            if owner != helper == ranks.rank:
+                sent[owner].append(computed[batch])
+            if owner == ranks.rank != helper:
+                received[helper].append(own[batch])
+        self._group.transfer(sent, received)
+        return own
 
     def _compute(self, images: ImageSet, batch: int, rows: range) -> tuple[int, range, torch.Tensor]:
         return batch, rows, self.features(images.images(rows))

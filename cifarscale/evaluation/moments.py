@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
+from cifarscale.distributed.all_reduce import sum_in_parts
 from cifarscale.distributed.group import Group
 from cifarscale.errors import EvaluationError
 from cifarscale.runs.files import write_atomically
 
 NUM_LANES = 16
-"""Sums that are kept apart; more ranks than that do not share the work of a set."""
+"""Sums that are kept apart, each by one rank."""
 _ASYMMETRY = 1e-6
 """Relative to the largest entry: what float32 leaves, in which some tools compute."""
 
@@ -95,7 +96,7 @@ class Moments:
     """Count, sum and sum of outer products of features, in float64; the same to the last bit on any number of ranks.
 
     Sums depend on their order. So batches are added up in `NUM_LANES` lanes, each by one rank in the order of the
-    batches, and then the lanes are.
+    batches, and then the lanes are: a part of them by each rank.
 
     The covariance is the mean outer product less that of the mean. The error of entry (i, j) is at most about
     n·eps·rms_i·rms_j, with n samples, eps = 2.2e-16 and rms the root of the mean square, and usually √n·eps in place of
@@ -104,12 +105,13 @@ class Moments:
 
     def __init__(self, dim: int, device: torch.device | str = "cpu") -> None:
         self._dim, self._device = dim, device
-        self._lanes: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
+        self._lanes: dict[int, torch.Tensor] = {}
+        """Each (d² + d + 1,): the sum of outer products, the sum, and the count."""
 
     @property
     def count(self) -> int:
         """Samples taken in so far."""
-        return sum(int(count) for count, _, _ in self._lanes.values())
+        return sum(int(lane[-1]) for lane in self._lanes.values())
 
     @torch.no_grad()
     def add(self, features: torch.Tensor, batch: int = 0) -> None:
@@ -117,7 +119,7 @@ class Moments:
         lane = batch % NUM_LANES
         if lane not in self._lanes:
             self._lanes[lane] = self._zeros()
-        count, total, outer = self._lanes[lane]
+        outer, total, count = self._parts(self._lanes[lane])
         values = features.to(total)
         outer.addmm_(values.mT, values)
         total += values.sum(0)
@@ -125,15 +127,13 @@ class Moments:
 
     def sum_over(self, group: Group) -> None:
         """Adds up the lanes of all ranks, in the lanes' order, into one."""
-        count, total, outer = self._zeros()
-        for lane in range(NUM_LANES):
-            mine = self._lanes.pop(lane, None) or self._zeros()
-            flat = group.sum_(torch.cat([part.flatten().cpu() for part in mine]))
-            for part, of_lane in zip(
-                (count, total, outer), torch.split(flat, [1, self._dim, self._dim**2]), strict=True
-            ):
-                part += of_lane.view(part.shape).to(part.device)
-        self._lanes = {0: (count, total, outer)}
+        lanes = sorted(self._lanes)
+        keys = [[(lane, rank) for lane in each] for rank, each in enumerate(group.of_all(lanes))]
+        rows = [self._lanes.pop(lane).cpu() for lane in lanes]
+        total = self._zeros().cpu()
+        if any(keys):
+            sum_in_parts(rows, keys, group.ranks.rank, _in_turn, total, group.transfer)
+        self._lanes = {0: total.to(self._device)}
 
     def statistics(self) -> Statistics:
         """Mean and covariance of everything taken in, after `sum_over`.
@@ -142,7 +142,8 @@ class Moments:
         """
         if self.count < 2:
             raise EvaluationError(f"a covariance needs at least 2 samples, and there are {self.count}. Give more")
-        ((_, total, outer),) = self._lanes.values()
+        (lane,) = self._lanes.values()
+        outer, total, _ = self._parts(lane)
         if wrong := int((~(total.isfinite() & outer.isfinite().all(0))).sum()):
             raise EvaluationError(
                 f"{wrong} of {len(total)} features are not finite when summed over {self.count} samples: the images or "
@@ -152,11 +153,22 @@ class Moments:
         covariance = (outer - torch.outer(total, mean)) / (self.count - 1)
         return Statistics(mean.cpu(), ((covariance + covariance.T) / 2).cpu(), self.count)
 
-    def _zeros(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Count (1,), sum (d,) and outer products (d, d) of nothing."""
-        shapes = ((1,), (self._dim,), (self._dim, self._dim))
-        count, total, outer = (torch.zeros(shape, dtype=torch.float64, device=self._device) for shape in shapes)
-        return count, total, outer
+    def _zeros(self) -> torch.Tensor:
+        """The sums of nothing."""
+        return torch.zeros(self._dim**2 + self._dim + 1, dtype=torch.float64, device=self._device)
+
+    def _parts(self, lane: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Views of the sum of outer products (d, d), the sum (d,), and the count (1,)."""
+        outer, total, count = torch.split(lane, [self._dim**2, self._dim, 1])
+        return outer.view(self._dim, self._dim), total, count
+
+
+def _in_turn(rows: dict[tuple[int, int], torch.Tensor]) -> torch.Tensor:
+    """The sum of lanes, one after the other."""
+    (_, first), *others = sorted(rows.items())
+    for _, row in others:
+        first += row
+    return first
 
 
 def require_features(real: torch.Tensor, generated: torch.Tensor, num_needed: int, metric: str) -> None:

@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from cifarscale.config.ranks import batch_size_per_rank
+from cifarscale.config.ranks import batch_size_per_rank, most_microbatches
 from cifarscale.config.recipe import Recipe, TrainingRecipe
 from cifarscale.errors import ClusterError, ConfigError
 from cifarscale.runs.run_folder import RunFolder
@@ -112,7 +112,7 @@ def make_plan(
     training, world_size = recipe.training, plan.world_size
     known: dict[str, Any] = {"batch_size_per_rank": batch_size_per_rank(recipe, world_size)}
     if training.microbatches:
-        known["microbatches_per_rank"] = training.microbatches // world_size
+        known["microbatches_per_rank"] = most_microbatches(recipe, world_size)
     if recipe.data.reader == "streaming" and num_shards:
         readers = world_size * max(1, num_workers)
         if readers > num_shards:

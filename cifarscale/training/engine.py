@@ -122,10 +122,10 @@ class Engine:
         self._statistics_of = -1
         self._scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "fp16")
         self._norms: dict[str, torch.Tensor] = {}
-        self._buffer = MetricsBuffer(group, self._microbatches.total)
+        self._buffer = MetricsBuffer(group, self._microbatches.total, self._microbatches.numbers)
         self._step = 0
         self._evaluated_at = 0
-        self.timing = Timing(group, device, training.global_batch_size)
+        self.timing = Timing(group, device, training.global_batch_size, self._batch_size * self._microbatches.local)
 
     @property
     def networks(self) -> dict[str, nn.Module]:

@@ -14,9 +14,12 @@ class MetricsBuffer:
     the same to the last bit for any number of them.
     """
 
-    def __init__(self, group: Group, num_microbatches: int) -> None:
-        self._group = group
-        self._num_microbatches = num_microbatches
+    def __init__(self, group: Group, num_microbatches: int, numbers: list[int]) -> None:
+        """
+        Args:
+            numbers: which of the microbatches are this rank's.
+        """
+        self._group, self._num_microbatches, self._numbers = group, num_microbatches, numbers
         self._pending: list[torch.Tensor] = []
         self._names: list[str] = []
         self.fetched: dict[str, list[float]] = {}
@@ -36,9 +39,8 @@ class MetricsBuffer:
         """
         if not self._pending:
             return None
-        ranks = self._group.ranks
         table = torch.zeros(len(self._pending), self._num_microbatches, len(self._names), dtype=torch.float64)
-        table[:, ranks.rank :: ranks.world_size] = torch.stack(self._pending).double().cpu()
+        table[:, self._numbers] = torch.stack(self._pending).double().cpu()
         self._pending = []
         steps = self._group.sum_(table).mean(1)
         for name, column in zip(self._names, steps.T.tolist(), strict=True):

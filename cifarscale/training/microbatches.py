@@ -3,8 +3,8 @@
 Floating-point sums depend on their order, and training amplifies the difference: one unit that falls on the other side
 of a ReLU can change the gradient by a percent. So that a run does not depend on the number of ranks, its batch is cut
 into a fixed number S of microbatches, microbatch s being the positions s, s + S, s + 2S, …; each is computed on one
-core (or one GPU), always in the same way; and what they give is summed along one binary tree, whose first levels lie
-within a rank.
+core (or one GPU), always in the same way; and what they give is summed along one binary tree (`distributed/tree`),
+whose first levels lie within a rank.
 """
 
 import copy
@@ -17,10 +17,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from cifarscale.distributed.all_reduce import Tensors, mean_over_ranks, tree_mean
+from cifarscale.distributed.all_reduce import AllReduce, Tensors, sums_of
 from cifarscale.distributed.cpu_pool import CpuPool
 from cifarscale.distributed.group import Group
 from cifarscale.distributed.randomness import seed_torch
+from cifarscale.distributed.tree import Tree
 from cifarscale.errors import ConfigError, first_line
 from cifarscale.training.learner import Outputs
 from cifarscale.training.norm_layers import with_statistics
@@ -37,6 +38,11 @@ Result = TypeVar("Result")
 
 class Microbatches:
     """A rank's microbatches: replicas of the networks to compute them with, and the way to the other ranks.
+
+    Attributes:
+        total: how many the global batch has.
+        numbers: which of them are this rank's, ascending.
+        local: how many these are.
 
     A replica shares the networks' parameters and owns its buffers, so that microbatches can run side by side, and batch
     normalisation sees one microbatch at a time.
@@ -58,9 +64,11 @@ class Microbatches:
         self._networks, self._group, self._pool, self._seed = networks, group, pool, seed
         self._draws: dict[str, bool] = {}
         """Whether the computation of an update draws, which its first time shows."""
-        self._in_order = num_microbatches > 0
-        self.total = num_microbatches or group.ranks.world_size
-        self.local = self.total // group.ranks.world_size
+        ranks = group.ranks
+        self._tree = Tree(num_microbatches, ranks.world_size) if num_microbatches else None
+        self.total = num_microbatches or ranks.world_size
+        self.numbers = self._tree.terms[ranks.rank] if self._tree else [ranks.rank]
+        self.local = len(self.numbers)
         self.replicas = [{name: _replica(network) for name, network in networks.items()} for _ in range(self.local)]
         self._parameters = {name: list(network.parameters()) for name, network in networks.items()}
         self._averaged = [_buffers(each, averaged=True) for each in (networks, *self.replicas)]
@@ -77,15 +85,18 @@ class Microbatches:
         statistics = {id(each) for layer in with_statistics(networks.values()) for each in layer.buffers()}
         self._perhaps_constant = [i for i, each in enumerate(self._averaged[0]) if id(each) not in statistics]
         """Which of the buffers to average a step may leave as they are: all but those of normalisation layers."""
+        self._all_reduces: dict[str, AllReduce] = {}
 
-    def gradients(self, name: str, loss: Loss, parts: Sequence[Any], step: int) -> tuple[Tensors, list[Outputs]]:
-        """The gradients of one network's loss, means over the local microbatches, and the outputs of each microbatch.
+    def gradients(
+        self, name: str, loss: Loss, parts: Sequence[Any], step: int
+    ) -> tuple[dict[int, Tensors], list[Outputs]]:
+        """Sums of the gradients of one network's loss over local microbatches, by nodes of the tree, and all outputs.
 
         Args:
             parts: the local microbatches of the batch.
         Raises: ConfigError if autograd refuses what the network does.
         """
-        parameters = [parameter for parameter in self._parameters[name] if parameter.requires_grad]
+        parameters = self._trained(name)
 
         def compute(i: int) -> tuple[Outputs, tuple[torch.Tensor, ...]]:
             value, outputs = loss(name, self.replicas[i], parts[i], step)
@@ -94,7 +105,7 @@ class Microbatches:
             return tuple(output.detach() for output in outputs), gradients
 
         results = self.compute(name, compute, step)
-        return tree_mean([gradients for _, gradients in results]), [outputs for outputs, _ in results]
+        return self._sums([gradients for _, gradients in results]), [outputs for outputs, _ in results]
 
     def compute(self, name: str, function: Callable[[int], Result], step: int) -> list[Result]:
         """The function's results for the local microbatches 0 … local - 1, each with draws of its own.
@@ -111,22 +122,20 @@ class Microbatches:
             # It begins to draw: what the threads have drawn is void, and nothing else has happened yet.
             for replica, buffers in zip(self._of_replicas, was, strict=True):
                 _copy(replica, buffers)
-        ranks, device = self._group.ranks, self._parameters[name][0].device
+        device = self._parameters[name][0].device
         results, draws = [], self._draws.get(name, False)
-        for i in range(self.local):
-            seed_torch(device, self._seed, name, step, ranks.rank + i * ranks.world_size)
+        for i, number in enumerate(self.numbers):
+            seed_torch(device, self._seed, name, step, number)
             before = torch.default_generator.get_state()
             results.append(function(i))
             draws = draws or _has_drawn_since(before)
         self._draws[name] = draws
         return results
 
-    def exchange(self, name: str, gradients: Tensors) -> None:
-        """Sets the gradients of a network's parameters to the means over all ranks."""
-        parameters = trained(self._networks[name])
-        for parameter, gradient in zip(
-            parameters, mean_over_ranks(gradients, self._group, self._in_order), strict=True
-        ):
+    def exchange(self, name: str, gradients: Mapping[int, Tensors]) -> None:
+        """Sets the gradients of a network's parameters to the means over all microbatches."""
+        parameters = self._trained(name)
+        for parameter, gradient in zip(parameters, self._mean(name, parameters, gradients), strict=True):
             same_layout = gradient.stride() == parameter.stride()
             parameter.grad = gradient if same_layout else torch.empty_like(parameter).copy_(gradient)
 
@@ -151,18 +160,31 @@ class Microbatches:
             for buffer in self._of_first:
                 dist.broadcast(buffer, src=0)
 
+    def _trained(self, name: str) -> list[nn.Parameter]:
+        return [parameter for parameter in self._parameters[name] if parameter.requires_grad]
+
     def _means(self, original: list[torch.Tensor], copies: list[list[torch.Tensor]]) -> Tensors:
         """Of buffers over all microbatches, or what they were where no microbatch has changed them."""
-        places, local = self._perhaps_constant, tree_mean(copies)
+        places = self._perhaps_constant
         if not places:
-            return mean_over_ranks(local, self._group, self._in_order)
+            return self._mean("", original, self._sums(copies))
         was, *now = (torch.cat([buffers[i].reshape(-1) for i in places]) for buffers in (original, *copies))
-        changed = (torch.stack(now) != was).any(0).to(was.dtype)
-        *means, changed = mean_over_ranks([*local, changed], self._group, self._in_order)
+        terms = [[*buffers, (each != was).to(was.dtype)] for buffers, each in zip(copies, now, strict=True)]
+        *means, changed = self._mean("", [*original, was], self._sums(terms))
         pieces = torch.split(changed > 0, [original[i].numel() for i in places])
         for i, piece in zip(places, pieces, strict=True):
             means[i] = torch.where(piece.view(original[i].shape), means[i], original[i])
         return means
+
+    def _sums(self, terms: Sequence[Tensors]) -> dict[int, Tensors]:
+        """Sums of the local microbatches' terms, by nodes of the tree."""
+        return self._tree.sums(self._group.ranks.rank, list(terms), sums_of) if self._tree else {0: terms[0]}
+
+    def _mean(self, name: str, like: Sequence[torch.Tensor], sums: Mapping[int, Tensors]) -> Tensors:
+        """The means over all microbatches of tensors of one purpose, always of the same shapes."""
+        if name not in self._all_reduces:
+            self._all_reduces[name] = AllReduce(like, self._group, self._tree)
+        return self._all_reduces[name].mean(sums)
 
 
 def trained(network: nn.Module) -> list[nn.Parameter]:

@@ -20,12 +20,14 @@ class Timing:
         data_seconds: those of them that rank 0 waited for its data.
     """
 
-    def __init__(self, group: Group, device: torch.device, batch_size: int) -> None:
+    def __init__(self, group: Group, device: torch.device, batch_size: int, own_batch_size: int) -> None:
         """
         Args:
             batch_size: of all ranks together.
+            own_batch_size: of this one.
         """
-        self._group, self._device, self._batch_size = group, device, batch_size
+        self._group, self._device = group, device
+        self._batch_size, self._own_batch_size = batch_size, own_batch_size
         self.seconds = self.data_seconds = 0.0
         self._steps = 0
         self._began = self._timed_seconds = self._own_seconds = 0.0
@@ -101,7 +103,7 @@ class Timing:
                 self._own_seconds += began.elapsed_time(ended) / 1000
             self._pending.clear()
             rates = torch.zeros(ranks.world_size, dtype=torch.float64)
-            rates[ranks.rank] = steps * self._batch_size / ranks.world_size / self._own_seconds
+            rates[ranks.rank] = steps * self._own_batch_size / self._own_seconds
             self._own_steps, self._own_seconds = self._steps + 1, 0.0
             for rank, rate in enumerate(self._group.sum_(rates).tolist()):
                 metrics[f"images_per_second_rank_{rank}"] = round(rate, 1)

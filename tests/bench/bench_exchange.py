@@ -1,7 +1,8 @@
-"""What the exchange of gradients costs between processes of this machine, over gloo: three ways, side by side.
+"""What the exchange of gradients costs between processes of this machine, over gloo: our ways and torch's, in turn.
 
 - gather: every rank receives all gradients and adds them up along the tree;
-- parts: ranks exchange parts, add these up along the tree, and hand the sums on (the same bits);
+- parts: ranks exchange parts, add these up along the tree, and hand the sums on: the way of any number of ranks;
+- halving: recursive halving and doubling in the tree's own order: the way of a power of two;
 - all-reduce: torch's own, in whatever order it takes.
 
     python tests/bench/bench_exchange.py [--rounds 5]
@@ -12,6 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -22,13 +24,18 @@ import torch.distributed as dist
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from processes import run_ranks
 
-from cifarscale.distributed.all_reduce import gathered_mean, scattered_mean
+from cifarscale.distributed.all_reduce import gather, halve, sum_in_parts
+from cifarscale.distributed.group import transfer
+from cifarscale.distributed.tree import Tree, folded
 
-MEGABYTES = (0.2, 4, 100)
-WAYS = {
-    "gather": gathered_mean,
-    "parts": scattered_mean,
-    "all-reduce": lambda flat, world_size: dist.all_reduce(flat.div_(world_size)),
+MEGABYTES = (0.01, 0.2, 4, 100)
+WAYS: dict[str, Callable[[Tree, torch.Tensor, int, torch.Tensor], object]] = {
+    "gather": lambda tree, rows, rank, scratch: gather(tree, rows),
+    "parts": lambda tree, rows, rank, scratch: sum_in_parts(
+        list(rows), tree.nodes, rank, lambda terms: folded(terms, torch.Tensor.add_)[1], rows[0], transfer, scratch
+    ),
+    "halving": lambda tree, rows, rank, scratch: halve(rows[0], rank, len(tree.nodes), scratch[: rows.numel() // 2]),
+    "all-reduce": lambda tree, rows, rank, scratch: dist.all_reduce(rows[0]),
 }
 
 
@@ -37,14 +44,16 @@ def measure(rank: int, world_size: int, megabytes: float, rounds: int, folder: s
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store-{world_size}-{megabytes}", world_size)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=300))
-    flat = torch.randn(int(megabytes * 1e6 / 4))
+    tree = Tree(world_size, world_size)
+    rows = torch.randn(1, int(megabytes * 1e6 / 4) // world_size * world_size)
+    scratch = torch.zeros(rows.numel() // world_size * (world_size - 1))  # kept, as in training
     lines = []
     for i in range(rounds + 1):
         for name, way in WAYS.items():
-            mine = flat.clone()
+            rows.normal_()
             dist.barrier()
             started = time.perf_counter()
-            way(mine, world_size)
+            way(tree, rows, rank, scratch)
             dist.barrier()
             if i:  # the first is for connections and pages of memory
                 lines.append(f"{name} {(time.perf_counter() - started) * 1000}")

@@ -63,13 +63,15 @@ def assert_same(one: Any, other: Any) -> None:
     assert list(one.samples()) == ["step-00000006.png", "step-00000012.png"]
 
 
-def test_every_bit_is_the_same_on_1_2_and_4_ranks(
-    cifarscale: Function, opened: Function, shards: Path, tmp_path: Path
+@pytest.mark.parametrize(("num_microbatches", "ranks"), [(4, (2, 4)), (16, (3, 6))])
+def test_every_bit_is_the_same_on_any_number_of_ranks(
+    num_microbatches: int, ranks: tuple[int, ...], cifarscale: Function, opened: Function, shards: Path, tmp_path: Path
 ) -> None:
-    for nproc in (1, 2, 4):
-        done = cifarscale(*arguments(shards, tmp_path / str(nproc), nproc))
+    batch = (f"training.microbatches={num_microbatches}", f"training.global_batch_size={max(16, 2 * num_microbatches)}")
+    for nproc in (1, *ranks):
+        done = cifarscale(*arguments(shards, tmp_path / str(nproc), nproc, (*SETTINGS, *batch)))
         assert done.returncode == 0, done.stderr
-    for nproc in (2, 4):
+    for nproc in ranks:
         assert_same(opened(tmp_path / "1"), opened(tmp_path / str(nproc)))
 
 

@@ -83,9 +83,19 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         "label_smoothing=0.1",
         "data.num_validation=107",
     ),
-    "sixteen microbatches": ("training.microbatches=16",),
     "streaming": ("data.reader=streaming", "data.canonical_partitions=8", "data.shuffle_buffer=32"),
 }
+SIXTEEN: dict[str, tuple[str, ...]] = {
+    "sixteen microbatches": ("training.microbatches=16",),
+    "sixteen of a residual network": (
+        "training.microbatches=16",
+        "training.global_batch_size=32",
+        "training.max_steps=5",
+        "model.name=resnet",
+        "model.width=4",
+    ),
+}
+VARIANTS |= SIXTEEN
 TO_ROUNDING: dict[str, tuple[str, ...]] = {
     "no microbatches": ("training.microbatches=0",),
     "batch normalisation over the ranks": (
@@ -101,10 +111,14 @@ ON_RANKS = [
     *(
         pytest.param(variant, ranks, marks=() if ranks == 2 or variant in MANY_RANKS else pytest.mark.thorough)
         for variant in VARIANTS | TO_ROUNDING
+        if variant not in SIXTEEN
         for ranks in (2, 4)
     ),
+    pytest.param("all at once", 3),
+    pytest.param("streaming", 3, marks=pytest.mark.thorough),
+    *(pytest.param(variant, 6) for variant in SIXTEEN),
     pytest.param("sixteen microbatches", 8),
-    pytest.param("sixteen microbatches", 16, marks=pytest.mark.thorough),
+    *(pytest.param(variant, ranks, marks=pytest.mark.thorough) for variant in SIXTEEN for ranks in (2, 3, 5, 16)),
 ]
 
 
@@ -177,8 +191,8 @@ def test_the_command_line_starts_as_many_ranks_and_workers_as_it_is_told(
 @pytest.mark.parametrize(
     ("overrides", "world_size", "valid"),
     [
-        ((), 3, "1, 2, 4"),
-        (("training.microbatches=2",), 4, "1, 2"),
+        ((), 5, "1 to 4"),
+        (("training.microbatches=2",), 4, "1 to 2"),
         (("training.microbatches=0",), 3, "1, 2, 4, 8, 16"),
         (("training.microbatches=0", "augmentation.mixup=1"), 16, "1, 2, 4, 8"),
     ],
@@ -189,7 +203,7 @@ def test_ranks_that_cannot_share_a_batch_are_refused_with_those_that_can(
     recipe = load_training_recipe(str(tiny), overrides)
     with pytest.raises(ConfigError, match=rf"{world_size}( ranks)?; valid numbers of ranks: {valid}(;|$)"):
         batch_size_per_rank(recipe, world_size)
-    for number in valid.split(", "):
+    for number in re.findall(r"\d+", valid):
         assert batch_size_per_rank(recipe, int(number)) * int(number) == 16
 
 
@@ -270,6 +284,18 @@ def test_a_run_goes_on_after_a_rank_was_killed_and_after_its_launcher_was(
     assert "resuming after step" in completes(start_long())  # on one rank, after two
     run.assert_same_as(uninterrupted)
     assert [line["step"] for line in run.metrics() if "loss" in line] == list(range(1, 161))
+
+
+def test_a_run_that_is_killed_on_six_ranks_goes_on_on_two(
+    start_long: Function, run: Any, train_here: Function, tmp_path: Path
+) -> None:
+    sixteen = ("training.microbatches=16", "training.max_steps=60")
+    overrides = [argument for override in sixteen for argument in ("--set", override)]
+    on_six = start_long("--nproc", 6, *overrides)
+    run.wait_for_step(*random_steps((12, 30)), on_six.end)
+    on_six.kill()
+    completes(start_long("--nproc", 2, *overrides))
+    run.assert_same_as(train_here(tmp_path / "uninterrupted", *LONG, *sixteen))
 
 
 def test_a_run_that_is_asked_to_stop_saves_that_step_and_goes_on_from_there(

@@ -93,7 +93,7 @@ def test_a_trial_whose_process_dies_each_time_is_marked_and_the_others_go_on(swe
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("workers_per_trial=3", "cannot be split evenly over 3 ranks; valid numbers of ranks: 1, 2, 4"),
+        ("workers_per_trial=5", "in 4 microbatches feed at most 4 ranks, and there would be 5"),
         ("space.training.microbatches={choice=[2,8]}", "in 2 microbatches feed at most 2 ranks, and there would be 4"),
         ("cpus_per_trial=3", "workers_per_trial = 4 of 3 cores each, and this machine has room for 2"),
         ("gpus_per_trial=1", "workers_per_trial = 4 of 1 cores and 1 GPUs each, and this machine has room for 2"),

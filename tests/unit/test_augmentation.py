@@ -12,7 +12,10 @@ from cifarscale.config.load import parse_recipe
 from cifarscale.config.registry import networks, register_augmentation, registering
 from cifarscale.data.batches import Batch
 from cifarscale.data.normalisation import Normalisation
+from cifarscale.data.order import rank_positions
 from cifarscale.distributed.randomness import Draws
+from cifarscale.distributed.ranks import Ranks
+from cifarscale.distributed.tree import shares
 from cifarscale.errors import ConfigError
 from cifarscale.tasks.classifier.augmentation import (
     Augmentation,
@@ -411,6 +414,17 @@ def test_ones_own_are_the_same_on_any_number_of_ranks(names: tuple[str, ...], wo
         for rank in range(world_size):
             assert same(augment(share(batch, rank, world_size), step), whole.part(rank, world_size))
     assert not torch.equal(augment(batch, 0).images, augment(batch, 1).images)
+
+
+def test_ones_own_are_the_same_in_uneven_shares() -> None:
+    augment, batch = own("of_the_batch", "torch_s_own_draws"), random_batch()
+    whole = augment(batch, 0)
+    for rank, numbers in enumerate(shares(8, 3)):
+        positions = list(rank_positions(48, 8, Ranks(rank, 3)))
+        mine = Batch(batch.images[positions], batch.labels[positions], batch.ids[positions], positions)
+        augmented = augment(mine, 0)
+        for i, number in enumerate(numbers):
+            assert same(augmented.part(i, len(numbers)), whole.part(number, 8))
 
 
 def test_ones_own_come_in_their_order_after_the_flip() -> None:

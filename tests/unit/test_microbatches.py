@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cifarscale.distributed.all_reduce import tree_mean
 from cifarscale.distributed.cpu_pool import CpuPool
 from cifarscale.distributed.group import Group
 from cifarscale.distributed.ranks import Ranks
@@ -67,35 +66,6 @@ def step(module: nn.Module, num_microbatches: int, num_cores: int = 1) -> list[O
     microbatches.exchange("net", gradients)
     microbatches.end_step()
     return outputs
-
-
-@pytest.mark.parametrize("count", [1, 2, 4, 8])
-def test_tree_mean_is_the_mean(count: int) -> None:
-    torch.manual_seed(0)
-    terms = [(torch.randn(3, 2), torch.randn(5)) for _ in range(count)]
-    means = tree_mean(terms)
-    for i, mean in enumerate(means):
-        torch.testing.assert_close(mean, torch.stack([term[i] for term in terms]).mean(0))
-
-
-def test_tree_mean_pairs_each_term_with_the_one_half_the_number_further_on() -> None:
-    terms = [[torch.tensor(value)] for value in (1e8, 1.0, -1e8, 3.0)]
-    (mean,) = tree_mean(terms)
-    assert mean == 1.0  # (1e8 - 1e8) + (1 + 3), which is exact; from left to right the 1 would be lost
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
-def test_tree_mean_over_ranks_of_means_within_them_is_the_same_to_the_last_bit(world_size: int) -> None:
-    torch.manual_seed(0)
-    terms = [[torch.randn(1000)] for _ in range(8)]
-    within = [tree_mean(terms[rank::world_size]) for rank in range(world_size)]
-    assert torch.equal(tree_mean(within)[0], tree_mean(terms)[0])
-
-
-def test_tree_mean_changes_none_of_its_terms() -> None:
-    terms = [[torch.ones(3)] for _ in range(4)]
-    tree_mean(terms)
-    assert all(torch.equal(term[0], torch.ones(3)) for term in terms)
 
 
 @pytest.mark.parametrize("num_microbatches", [1, 2, 4, 8])

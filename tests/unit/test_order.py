@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from cifarscale.data.order import EpochOrder, rank_positions, validation_ids
+from cifarscale.distributed.ranks import Ranks
+from cifarscale.distributed.tree import shares
 
 
 def sequence(num_samples: int, batch_size: int, num_batches: int, seed: int = 0) -> np.ndarray:
@@ -51,18 +53,28 @@ def test_the_order_is_the_same_in_all_versions() -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-@pytest.mark.parametrize("batch_size", [4, 12, 50])
-def test_the_positions_of_the_ranks_partition_the_batch(batch_size: int, world_size: int) -> None:
-    parts = [rank_positions(batch_size, rank, world_size) for rank in range(world_size)]
+@pytest.mark.parametrize(("batch_size", "num_microbatches"), [(4, 0), (12, 0), (50, 0), (8, 4), (24, 8)])
+def test_the_positions_of_the_ranks_partition_the_batch(
+    batch_size: int, num_microbatches: int, world_size: int
+) -> None:
+    parts = [rank_positions(batch_size, num_microbatches, Ranks(rank, world_size)) for rank in range(world_size)]
     assert sorted(position for part in parts for position in part) == list(range(batch_size))
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    assert all(list(part) == sorted(part) for part in parts)
+
+
+def test_every_nth_position_of_a_rank_is_one_of_its_n_microbatches() -> None:
+    for world_size in (1, 2, 3, 5):
+        for rank, numbers in enumerate(shares(8, world_size)):
+            positions = rank_positions(24, 8, Ranks(rank, world_size))
+            for i, number in enumerate(numbers):
+                assert positions[i :: len(numbers)] == [number, number + 8, number + 16]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_the_ranks_together_read_the_batch(world_size: int) -> None:
     whole = sequence(100, 60, 10).reshape(10, 60)
     for rank in range(world_size):
-        order, positions = EpochOrder(100, 0), rank_positions(60, rank, world_size)
+        order, positions = EpochOrder(100, 0), rank_positions(60, 0, Ranks(rank, world_size))
         for step, batch in enumerate(whole):
             places = range(step * 60 + rank, (step + 1) * 60, world_size)
             np.testing.assert_array_equal(order.at(places), batch[positions])

@@ -112,9 +112,17 @@ def test_more_than_the_partition_has_is_refused(changes: dict[str, Any], nodes: 
     assert all(word in str(caught.value) for word in words), caught.value
 
 
-def test_a_batch_that_does_not_divide_is_refused_with_the_numbers_of_ranks_that_do() -> None:
+def test_ranks_that_cannot_share_a_batch_are_refused_with_the_numbers_that_can() -> None:
+    one_a_node = CPU.model_copy(update={"tasks_per_node": 1})
+    with pytest.raises(ConfigError, match="5 ranks; valid numbers of ranks: 1 to 4"):
+        make_plan(job("cnn"), one_a_node, 5)
     with pytest.raises(ConfigError, match="3 ranks; valid numbers of ranks: 1, 2, 4"):
-        make_plan(job("cnn"), CPU.model_copy(update={"tasks_per_node": 1}), 3)
+        make_plan(job("cnn", "training.microbatches=0"), one_a_node, 3)
+
+
+def test_the_largest_share_is_planned_with() -> None:
+    plan = make_plan(job("cnn"), CPU.model_copy(update={"tasks_per_node": 1}), 3)
+    assert (plan.batch_size_per_rank, plan.microbatches_per_rank) == (32, 2)
 
 
 def test_more_readers_than_shards_are_refused() -> None:

@@ -52,12 +52,20 @@ def open_reader(shards: Path) -> Open:
     split = InMemorySplit(read_split(shards, manifest, "train"))
 
     def make(
-        kind: str, ranks: Ranks = Ranks(), num_workers: int = 0, *, seed: int = SEED, batch: int = BATCH
+        kind: str,
+        ranks: Ranks = Ranks(),
+        num_workers: int = 0,
+        *,
+        seed: int = SEED,
+        batch: int = BATCH,
+        num_microbatches: int = 0,
     ) -> Reader:
         if kind == "in_memory":
-            return InMemoryReader(split, seed, batch, ranks)
+            return InMemoryReader(split, seed, batch, ranks, num_microbatches)
         config = DataConfig(reader="streaming", canonical_partitions=8, shuffle_buffer=32)
-        return StreamingReader(shards, manifest.split("train"), seed, batch, config, ranks, num_workers)
+        return StreamingReader(
+            shards, manifest.split("train"), seed, batch, config, ranks, num_workers, num_microbatches
+        )
 
     return make
 
@@ -97,6 +105,14 @@ def test_all_ranks_and_workers_together_read_what_one_process_reads(
             np.testing.assert_array_equal(batch.ids, expected[step, batch.positions])
             np.testing.assert_array_equal(batch.labels, labels[batch.ids.numpy()])
             np.testing.assert_array_equal(batch.images.permute(0, 2, 3, 1), images[batch.ids.numpy()])
+
+
+@pytest.mark.parametrize(("kind", "num_workers"), [("in_memory", 0), ("streaming", 0), ("streaming", 2)])
+def test_ranks_with_uneven_shares_together_read_what_one_process_reads(
+    kind: str, num_workers: int, open_reader: Open, sequence: Callable[[str], Ids]
+) -> None:
+    ids = ids_of(lambda ranks: open_reader(kind, ranks, num_workers, num_microbatches=16), 5, 6)
+    np.testing.assert_array_equal(ids, sequence(kind)[:6])
 
 
 @pytest.mark.parametrize("kind", ["in_memory", "streaming"])

@@ -34,7 +34,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def test_throughput_leaves_out_the_first_steps_and_what_is_between_steps(clock: Clock) -> None:
-    timing = Timing(Group(Ranks()), CPU, batch_size=8)
+    timing = Timing(Group(Ranks()), CPU, batch_size=8, own_batch_size=8)
     for step in range(UNTIMED_STEPS + 4):
         with timing.step():
             with timing.own(), timing.waiting():
@@ -52,7 +52,7 @@ def test_throughput_leaves_out_the_first_steps_and_what_is_between_steps(clock: 
 
 
 def test_the_log_tells_of_the_steps_since_its_last_line(clock: Clock) -> None:
-    timing = Timing(Group(Ranks()), CPU, batch_size=8)
+    timing = Timing(Group(Ranks()), CPU, batch_size=8, own_batch_size=8)
     rates = []
     for step, seconds in enumerate([1] * (UNTIMED_STEPS + 4) + [4] * 4 + [2] * 4):
         with timing.step():
@@ -64,7 +64,7 @@ def test_the_log_tells_of_the_steps_since_its_last_line(clock: Clock) -> None:
 
 
 def test_before_there_is_a_timed_step_nothing_is_told(clock: Clock) -> None:
-    timing = Timing(Group(Ranks()), CPU, batch_size=8)
+    timing = Timing(Group(Ranks()), CPU, batch_size=8, own_batch_size=8)
     with timing.step():
         clock.now += 1
         assert timing.metrics()["images_per_second"] == 0
@@ -75,7 +75,7 @@ def test_the_slow_rank_is_seen(clock: Clock, over_ranks: Over) -> None:
 
     def rank(group: Any) -> dict[str, float]:
         own = (0.5, 2)[group.ranks.rank]
-        timing = Timing(group, CPU, batch_size=8)
+        timing = Timing(group, CPU, batch_size=8, own_batch_size=4)
         for _ in range(UNTIMED_STEPS + 3):
             with timing.step():
                 with timing.own():

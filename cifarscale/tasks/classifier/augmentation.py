@@ -4,6 +4,7 @@ What a sample gets is a function of (seed, step, position in the global batch), 
 of (seed, step). So it is the same for any number of ranks, on any device.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
@@ -50,7 +51,7 @@ class Epochs:
     num_ids: int
     global_batch_size: int
 
-    def of(self, step: int, positions: range) -> torch.Tensor:
+    def of(self, step: int, positions: Sequence[int]) -> torch.Tensor:
         """The epochs (b,) of samples by their positions in the batch of a step; 0 is the first."""
         return (step * self.global_batch_size + torch.tensor(positions)) // self.num_samples
 
@@ -72,7 +73,7 @@ class OwnAugmentations:
                 self._augmentations.append((registered, registered.build(config)))
 
     @torch.no_grad()
-    def __call__(self, images: torch.Tensor, positions: range, step: int) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, positions: Sequence[int], step: int) -> torch.Tensor:
         """Images (b, 3, H, W) uint8 augmented, as floats from 0 to 255.
 
         Args:
@@ -80,7 +81,7 @@ class OwnAugmentations:
         Raises: ConfigError for a function that fails, or returns something else than such images.
         """
         augmented = torch.empty_like(images, dtype=torch.float32)
-        num_parts = max(1, self._num_microbatches // positions.step)
+        num_parts = max(1, sum(position < self._num_microbatches for position in positions))
         for i in range(num_parts):
             part = images[i::num_parts].to(torch.float32, memory_format=torch.contiguous_format) / 255
             for registered, augment in self._augmentations:
