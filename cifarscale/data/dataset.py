@@ -33,7 +33,7 @@ class Dataset:
 
     def reader(self, recipe: TrainingRecipe, group: Group, num_workers: int = 0) -> Reader:
         """A reader of the training split for this rank. Raises: DataError if a shard is damaged."""
-        seed, batch_size = recipe.seed, recipe.training.global_batch_size
+        seed, batch_size = recipe.seed, recipe.samples_per_step
         if self._config.reader == "in_memory":
             split = self.split("train")
             assert isinstance(split, InMemorySplit)

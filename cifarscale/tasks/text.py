@@ -35,7 +35,9 @@ def rate(result: Mapping[str, Any]) -> str:
 
 def computed(result: Mapping[str, Any]) -> str:
     """What it took to train that, and what it takes to use it, as far as it is known."""
-    parts = [f"{result['images']:,} images seen" if "images" in result else ""]
+    more = result.get("discriminator_updates", 0)
+    parts = [f"{more:,} updates of the discriminator" if more > result.get("steps", more) else ""]
+    parts += [f"{result['images']:,} images seen" if "images" in result else ""]
     parts += [f"{result['training_flops']:.2g} FLOPs in training" if "training_flops" in result else ""]
     parts += [f"{result['macs'] / 1e6:.2f} M multiply-accumulates an image" if "macs" in result else ""]
     return ", ".join(part for part in parts if part)

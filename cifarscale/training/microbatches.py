@@ -78,11 +78,14 @@ class Microbatches:
         self._perhaps_constant = [i for i, each in enumerate(self._averaged[0]) if id(each) not in statistics]
         """Which of the buffers to average a step may leave as they are: all but those of normalisation layers."""
 
-    def gradients(self, name: str, loss: Loss, parts: Sequence[Any], step: int) -> tuple[Tensors, list[Outputs]]:
+    def gradients(
+        self, name: str, loss: Loss, parts: Sequence[Any], step: int, earlier: int = 0
+    ) -> tuple[Tensors, list[Outputs]]:
         """The gradients of one network's loss, means over the local microbatches, and the outputs of each microbatch.
 
         Args:
             parts: the local microbatches of the batch.
+            earlier: updates of the same network in this step before this one.
         Raises: ConfigError if autograd refuses what the network does.
         """
         parameters = [parameter for parameter in self._parameters[name] if parameter.requires_grad]
@@ -93,14 +96,15 @@ class Microbatches:
                 gradients = torch.autograd.grad(value, parameters, materialize_grads=True)
             return tuple(output.detach() for output in outputs), gradients
 
-        results = self.compute(name, compute, step)
+        results = self.compute(name, compute, step, earlier)
         return tree_mean([gradients for _, gradients in results]), [outputs for outputs, _ in results]
 
-    def compute(self, name: str, function: Callable[[int], Result], step: int) -> list[Result]:
+    def compute(self, name: str, function: Callable[[int], Result], step: int, earlier: int = 0) -> list[Result]:
         """The function's results for the local microbatches 0 … local - 1, each with draws of its own.
 
         Args:
             name: of the update that it computes.
+            earlier: see `gradients`.
         """
         if self._pool.is_parallel and self._draws.get(name) is False:
             before = torch.default_generator.get_state()
@@ -113,8 +117,9 @@ class Microbatches:
                 _copy(replica, buffers)
         ranks, device = self._group.ranks, self._parameters[name][0].device
         results, draws = [], self._draws.get(name, False)
+        purpose = f"{name} {earlier}" if earlier else name
         for i in range(self.local):
-            seed_torch(device, self._seed, name, step, ranks.rank + i * ranks.world_size)
+            seed_torch(device, self._seed, purpose, step, ranks.rank + i * ranks.world_size)
             before = torch.default_generator.get_state()
             results.append(function(i))
             draws = draws or _has_drawn_since(before)
