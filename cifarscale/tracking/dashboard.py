@@ -44,7 +44,6 @@ SECTIONS: dict[str, tuple[Panel, ...]] = {
         Panel("What the discriminator says", "curves", ("real_score", "fake_score")),
         Panel("Distance to real images", "curves", ("fid", "frechet_distance")),
         Panel("Gradient norms", "curves", ("discriminator_gradient_norm", "generator_gradient_norm")),
-        Panel("Learning rates", "curves", ("learning_rate", "discriminator_learning_rate", "generator_learning_rate")),
     ),
     "Sweeps": (
         Panel(
