@@ -359,7 +359,14 @@ def test_the_better_recipe_costs_no_more_than_the_seeds() -> None:
     assert (plus.max_steps, plus.global_batch_size) == (seed.max_steps, seed.global_batch_size) == (50_000, 64)
 
 
-@pytest.mark.parametrize("name", ["dcgan", "dcgan-plus"])
+def test_the_best_recipe_keeps_the_seeds_budget() -> None:
+    assert sum(parameters("gan-best")) == 536_199
+    recipe = load_training_recipe("gan-best")
+    assert (recipe.budget.max_parameters, recipe.budget.max_steps) == (sum(SEED_PARAMETERS), 50_000)
+    assert recipe.training.max_steps == 50_000
+
+
+@pytest.mark.parametrize("name", ["dcgan", "dcgan-plus", "gan-best"])
 def test_a_recipes_comments_have_its_numbers_of_parameters(name: str) -> None:
     text = find_recipe(name).read_text(encoding="utf-8")
     assert all(f"{number:,}" in text for number in parameters(name))

@@ -9,6 +9,8 @@ import pytest
 
 from cifarscale.config.load import load_recipe, load_training_recipe, recipe_toml, with_values
 from cifarscale.config.recipe import TrainingRecipe
+from cifarscale.config.registry import registered_task
+from cifarscale.data.manifest import published_manifest
 from cifarscale.errors import ConfigError
 from cifarscale.sweeps.recipe import Distribution, SweepRecipe
 from cifarscale.sweeps.space import (
@@ -22,7 +24,7 @@ from cifarscale.sweeps.space import (
     values_of,
 )
 
-SWEEPS = ("sweep-cnn", "sweep-dcgan", "sweep-flow")
+SWEEPS = ("sweep-cnn", "sweep-cnn-best", "sweep-dcgan", "sweep-flow", "sweep-gan-best")
 NUM_TRIALS = 64
 
 
@@ -49,6 +51,17 @@ def test_the_bundled_sweeps_are_whole_and_load_again_as_they_are(name: str, tmp_
     path = tmp_path / "again.toml"
     path.write_text(recipe_toml(sweep))
     assert load_recipe(str(path)) == sweep
+
+
+@pytest.mark.parametrize("name", ["sweep-cnn-best", "sweep-gan-best"])
+def test_sweeps_within_a_budget_stay_within_it(name: str) -> None:
+    sweep, manifest = load(name=name), published_manifest("cifar100")
+    base = base_of(sweep)
+    assert base.budget.max_parameters
+    assert manifest is not None
+    for trial in range(4):
+        recipe = trial_recipe(sweep, base, sample(sweep.space, sweep.seed, trial, base))
+        registered_task(recipe.task).check_cost(recipe, manifest)
 
 
 def test_the_cnn_is_swept_with_the_parameters_it_has() -> None:
