@@ -19,6 +19,7 @@ from cifarscale.sweeps.space import (
     check_sweep,
     grid,
     sample,
+    samples,
     sweep_hash,
     trial_recipe,
     values_of,
@@ -124,6 +125,20 @@ def test_what_is_wrong_is_said_in_one_line_before_anything_starts(override: str,
 def test_an_unmeasured_generator_cannot_be_selected() -> None:
     with pytest.raises(ConfigError, match=r"set distance\.features"):
         check_sweep(load("set.distance.features=none", "set.distance.every=0", name="sweep-dcgan"))
+
+
+def test_no_two_trials_are_the_same_and_a_small_space_ends(base: TrainingRecipe) -> None:
+    small = space(
+        seed={"choice": [1, 2, 3]},
+        optimizer__name={"choice": ["adamw", "sgd"]},
+        optimizer__momentum={"choice": [0.5, 0.9], "when": {"optimizer.name": "sgd"}},
+    )
+    found = list(samples(small, 0, base))
+    assert sorted(map(str, found)) == sorted(map(str, grid(small, base)))
+    assert len(found) == 9
+    large = load()
+    first = list(itertools.islice(samples(large.space, 0, base), NUM_TRIALS))
+    assert first == [sample(large.space, 0, draw, base) for draw in range(NUM_TRIALS)]
 
 
 def test_nested_and_dotted_keys_are_the_same() -> None:
