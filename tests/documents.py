@@ -180,7 +180,11 @@ def _shortened(job: dict[str, Any]) -> dict[str, Any]:
         return {**job, "distance": job["distance"] | {"num_samples": 200}}
     if job["task"] == "sweep":
         # The base, which is shortened too, trains the trials; what the sweep sets for them must not undo that.
-        kept = {key: value for key, value in job["set"].items() if not key.startswith(("training", "evaluation"))}
+        kept = {
+            key: value
+            for key, value in job["set"].items()
+            if not key.startswith(("training", "schedule", "evaluation"))
+        }
         validation = {"data.num_validation": 100} if "data.num_validation" in kept else {}
         distance = {f"distance.{key}": value for key, value in _DISTANCE.items() if "distance.every" in kept}
         space = dict(job["space"])

@@ -35,7 +35,7 @@ def shards() -> None:
 @click.option("--name", help="What the set is called from now on.  [default: DATA, or the name of DIR]")
 @click.option("--module", help="The .py file, or importable module, that registers a set of your own.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the shards.  [default: shards/NAME]")
-@click.option("--num-shards", type=int, help="Shards of the training split.  [default: 64, or one an image]")
+@click.option("--num-shards", type=int, help="Shards of the training split.  [default: 64; fewer for small sets]")
 @click.option("--force", is_flag=True, help="Replace what is in the folder.")
 def build(
     data: str, module: str | None, out: Path | None, num_shards: int | None, source: Path | None, **options: Any

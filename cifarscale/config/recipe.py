@@ -30,15 +30,20 @@ Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 MAY_CHANGE = (
     "training.learning_rate",
     "training.gradient_clip_norm",
+    "training.ema_decay",
+    "training.ema_statistics",
     "optimizer.weight_decay",
     "optimizer.momentum",
     "optimizer.betas",
+    "generator_optimizer.",
+    "discriminator_optimizer.",
     "augmentation.",
     "label_smoothing",
     "objective.r1",
     "objective.r2",
+    "objective.penalty_every",
 )
-"""Keys, and the beginnings of keys, that may change in the middle of a run: no state depends on them."""
+"""Keys, and the beginnings of keys, that may change in the middle of a run: what was trained before fits them all."""
 UNHASHED_VALUES: dict[str, Any] = {
     "later": [],
     "modules": [],
@@ -51,6 +56,10 @@ UNHASHED_VALUES: dict[str, Any] = {
     "augmentation.own": {},
     "evaluation.metrics": [],
     "distillation": {"teacher": "", "weights": "", "temperature": 4.0, "weight": 0.5},
+    "objective.penalty_every": 1,
+    "discriminator_updates": 1,
+    "generator_optimizer": {},
+    "discriminator_optimizer": {},
     "test_time_flip": False,
     "flip": False,
 }
@@ -171,7 +180,8 @@ class TrainingConfig(Section):
     gradient_clip_norm: NonNegativeFloat = 0.0
     """Largest Euclidean norm of a network's gradient; 0 is off."""
     ema_decay: Fraction = 0.0
-    """Decay a step of an exponential moving average of the weights, which is then what is evaluated; 0 is off."""
+    """Decay a step of an exponential moving average of the weights, which is then what is evaluated; 0 is off. Where it
+    changes in `later` the average goes on; where it was 0 before, the average begins as the weights are then."""
     ema_statistics: NonNegativeInt = 0
     """Batches, of the steps to come, on which batch normalisation's statistics are estimated for the averaged weights
     before these are evaluated or saved (Izmailov et al. 2018); 0 takes those of the weights that are trained."""
@@ -359,6 +369,15 @@ class TrainingRecipe(Recipe):
     def least_samples_of_microbatch(self) -> int:
         """Samples that a microbatch has at least where their number is left open."""
         return LEAST_NORMALISED_SAMPLES if self.takes_batch_statistics else LEAST_SAMPLES
+
+    @property
+    def samples_per_step(self) -> int:
+        """Training samples that a step reads."""
+        return self.training.global_batch_size
+
+    def optimizer_of(self, network: str) -> tuple[OptimizerConfig, float]:
+        """The optimizer of one of the networks that are trained together, and its peak learning rate."""
+        return self.optimizer, self.training.learning_rate
 
     @property
     def changes_input(self) -> bool:

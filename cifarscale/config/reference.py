@@ -53,7 +53,7 @@ def _listed(values: Iterable[object]) -> str:
 
 def _default(field: FieldInfo) -> str:
     default = field.get_default(call_default_factory=True)
-    if field.is_required() or default in ("", (), [], {}):
+    if field.is_required() or default in (None, "", (), [], {}):
         return ""
     if isinstance(default, bool):
         return f"`{str(default).lower()}`"

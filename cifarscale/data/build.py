@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DEFAULT_NUM_SHARDS = 64
+_SAMPLES_A_SHARD = 16
+"""At least so many, where nobody says how many shards there are to be."""
 """Of the training split; fewer where it has fewer samples."""
 SHARDS_ROOT = Path("shards")
 
@@ -99,7 +101,7 @@ def build_shards(
 
     Args:
         folder: None for `shards/NAME`.
-        num_shards: of the training split; None for 64, or one a sample where there are fewer.
+        num_shards: of the training split; None for 64, or fewer where these would hold less than 16 samples each.
         source, size, holdout: what the function of the set is given, if it takes them; see `register_dataset`.
         force: replace what is in `folder`.
         name: what the set is called from now on; empty for `dataset`, or for that of the folder that `source` is.
@@ -133,7 +135,11 @@ def build_shards(
             replaced.rename(folder)  # killed between two renames: the old set is what there is
         built = _read(known, name, options, folder.parent)
         total = sum(len(split.fine) for split in built.splits)
-        number = min(DEFAULT_NUM_SHARDS, len(built.splits[0].fine)) if num_shards is None else num_shards
+        number = num_shards
+        if number is None and existing is not None:
+            number = _num_training_shards(existing)
+        elif number is None:
+            number = min(DEFAULT_NUM_SHARDS, max(1, len(built.splits[0].fine) // _SAMPLES_A_SHARD))
         with writing_to(staging):
             shutil.rmtree(staging, ignore_errors=True)  # left by a build that was killed
             staging.mkdir()
@@ -195,16 +201,20 @@ def _existing(name: str, folder: Path, num_shards: int | None) -> Manifest:
             f"{folder} exists and is not a folder of shards; name another with --out, or replace it: --force"
         )
     manifest = Manifest.load(folder)
-    train = next(iter(manifest.splits.values()))
-    wanted = min(DEFAULT_NUM_SHARDS, train.num_samples) if num_shards is None else num_shards
-    if (manifest.dataset, len(train.shards)) != (name, wanted):
+    number = _num_training_shards(manifest)
+    wanted = number if num_shards is None else num_shards
+    if (manifest.dataset, number) != (name, wanted):
         raise DataError(
-            f"{folder} holds {manifest.dataset} in {len(train.shards)} training shards, not {name} in {wanted}; "
+            f"{folder} holds {manifest.dataset} in {number} training shards, not {name} in {wanted}; "
             "name another folder with --out, or replace it: --force"
         )
     if damage := find_damage(folder, manifest):
         raise DataError(f"{damage[0]}{f' ({len(damage) - 1} more)' if len(damage) > 1 else ''}")
     return manifest
+
+
+def _num_training_shards(manifest: Manifest) -> int:
+    return len(next(iter(manifest.splits.values())).shards)
 
 
 def _registered(dataset: str, code: str) -> RegisteredDataset:

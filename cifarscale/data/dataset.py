@@ -33,11 +33,7 @@ class Dataset:
 
     def reader(self, recipe: TrainingRecipe, group: Group, num_workers: int = 0) -> Reader:
         """A reader of the training split for this rank. Raises: DataError if a shard is damaged."""
-        seed, batch_size, num_microbatches = (
-            recipe.seed,
-            recipe.training.global_batch_size,
-            recipe.training.microbatches,
-        )
+        seed, batch_size, num_microbatches = recipe.seed, recipe.samples_per_step, recipe.training.microbatches
         if self._config.reader == "in_memory":
             split = self.split("train")
             assert isinstance(split, InMemorySplit)

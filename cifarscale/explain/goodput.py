@@ -271,7 +271,7 @@ def goodput_rows(run_dir: Path) -> list[tuple[str, str]]:
     complete = folder.result() is not None
     times = goodput(attempts, lines, time.time(), complete)
     rates = [line["images_per_second"] for line in lines if line.get("images_per_second")]
-    pace = median(rates[-20:]) / recipe.training.global_batch_size if rates else None
+    pace = median(rates[-20:]) / recipe.samples_per_step if rates else None
     step = max((line["step"] for line in lines), default=0)
     shown = rows(times) + slow_rank(lines)
     return shown + better_request(times, usage(attempts), step, recipe.training.max_steps, pace, complete)

@@ -13,11 +13,14 @@ from cifarscale.config.lookup import read_toml
 from cifarscale.config.recipe import Recipe, TrainingRecipe, resolved
 from cifarscale.errors import RunError, short_path
 from cifarscale.runs.run_folder import RunFolder
+from cifarscale.tasks.base import task_of
 from cifarscale.tracking.metrics import differs
 
 _SHOWN_OTHERWISE = ("name", "description", "code")
 """Keys of which the names of the runs, or the difference of their code, tell."""
 _OF_A_START = ("command", "started", "starts", "slurm_job_id")
+_BASE = "base."
+"""Stands before the keys of what a sweep varies."""
 _IN_ENVIRONMENT = ("name", "task", "device", "world_size")
 
 
@@ -67,7 +70,7 @@ class Difference:
     @property
     def is_of_what_is_computed(self) -> bool:
         """Whether these are two runs, rather than one that is told of in another way."""
-        return bool(self.code or computed({row.key.removeprefix("base."): row for row in self.keys}))
+        return bool(self.code or computed({row.key.removeprefix(_BASE): row for row in self.keys}))
 
 
 def difference(one: str, other: str) -> Difference:
@@ -94,14 +97,18 @@ def _side(name: str) -> Side:
 
 
 def _recipe(name: str, recipe: Recipe) -> Side:
-    code = code_files(recipe.code) if isinstance(recipe, TrainingRecipe) and recipe.code else {}
-    return Side(name, _values(recipe), {path: _text(content) for path, content in code.items()})
+    values, varied = _values(recipe), task_of(recipe).varied(recipe)
+    if varied:
+        values |= {f"{_BASE}{key}": value for key, value in _values(varied).items()}
+    trained = varied or recipe
+    code = code_files(trained.code) if isinstance(trained, TrainingRecipe) and trained.code else {}
+    return Side(name, values, {path: _text(content) for path, content in code.items()})
 
 
 def _run(folder: RunFolder) -> Side:
     values = _values(folder.load_recipe())
     if (base := folder.path / "base.toml").is_file():
-        values |= {f"base.{key}": value for key, value in dotted(read_toml(base)) if key not in _SHOWN_OTHERWISE}
+        values |= {f"{_BASE}{key}": value for key, value in dotted(read_toml(base)) if key not in _SHOWN_OTHERWISE}
     root = folder.path / FOLDER
     files = sorted(root.rglob("*.py")) if root.is_dir() else []
     code = {file.relative_to(root).as_posix(): _text(file.read_bytes()) for file in files}
@@ -125,7 +132,7 @@ def _rows(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[Row]:
 
 def _is_open(row: Row) -> bool:
     """Whether one side, a recipe that was never started, takes whatever data there is."""
-    return row.key == "data.fingerprint" and "" in (row.one, row.other)
+    return row.key.removeprefix(_BASE) == "data.fingerprint" and "" in (row.one, row.other)
 
 
 def _code_lines(one: Side, other: Side) -> list[str]:

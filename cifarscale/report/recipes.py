@@ -16,7 +16,7 @@ from cifarscale.tasks.base import task_of
 
 _OF_THE_RUN = ("name", "description", "data.fingerprint", "task")
 """Keys that are a run's own, and no choice."""
-_ABSENT = "not a key"
+_ABSENT = "not set"
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def _read(folder: RunFolder, recipe: Recipe, key: str, data: str | None) -> RunP
 
 _OF_A_RESULT: dict[str, Callable[[Any], tuple[str, str]]] = {
     "parameters": lambda value: ("parameters", f"{value:,}"),
-    "macs": lambda value: ("multiply-accumulates an image", f"{value:,}"),
+    "macs": lambda value: ("multiply-accumulates an image", f"{value / 1e6:,.2f} M"),
     "steps": lambda value: ("steps", f"{value:,}"),
     "images": lambda value: ("images seen", f"{value:,}"),
     "training_flops": lambda value: ("FLOPs in training", f"{value:.2e}"),

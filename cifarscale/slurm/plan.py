@@ -166,7 +166,7 @@ def _forecast(
 ) -> dict[str, Any]:
     """What a known pace says. Raises: ConfigError if the time limit is shorter than one checkpoint interval."""
     training = recipe.training
-    per_step = training.global_batch_size / images_per_second
+    per_step = recipe.samples_per_step / images_per_second
     usable = 60 * time_min - profile.warning_seconds
     interval = training.checkpoint_every * per_step
     rest = (training.max_steps - step) * per_step

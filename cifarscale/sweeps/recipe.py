@@ -80,7 +80,7 @@ class PbtConfig(Section):
 
 
 class RandomConfig(Section):
-    """Trial i is a function of the sweep's seed and i alone."""
+    """Trial i is a function of the sweep's recipe and i alone; no two are the same."""
 
     name: Literal["random"] = "random"
 
@@ -114,7 +114,7 @@ class SweepRecipe(Recipe):
     mode: Literal["max", "min"] = "max"
     """Whether more of it is better, or less."""
     num_trials: PositiveInt = 12
-    """Trials to start; a grid ends earlier if it is smaller."""
+    """Trials to start; fewer if the space has no more points."""
     max_concurrent: NonNegativeInt = 0
     """Trials side by side; 0 for as many as the CPUs and GPUs allow."""
     workers_per_trial: PositiveInt = 1

@@ -1,5 +1,6 @@
 """What each trial of a sweep tries: drawn, from a grid, or proposed by Optuna."""
 
+from itertools import islice
 from typing import Any, Protocol
 
 from cifarscale.config.recipe import TrainingRecipe
@@ -7,7 +8,7 @@ from cifarscale.data.manifest import Manifest
 from cifarscale.errors import ConfigError
 from cifarscale.sweeps.population import Population
 from cifarscale.sweeps.recipe import OptunaConfig, PbtConfig, SweepRecipe
-from cifarscale.sweeps.space import Overrides, assigned, grid, sample, values_of
+from cifarscale.sweeps.space import Overrides, assigned, grid, samples, values_of
 from cifarscale.sweeps.trials import SweepFolder, Trial, add_trial
 
 
@@ -33,10 +34,9 @@ class Planned:
     waits = False
 
     def __init__(self, sweep: SweepRecipe, base: TrainingRecipe, folder: SweepFolder, manifest: Manifest) -> None:
-        points = grid(sweep.space, base)[: sweep.num_trials] if sweep.searcher.name == "grid" else None
-        number = sweep.num_trials if points is None else len(points)
-        for i in range(len(folder.trials), number):
-            overrides = sample(sweep.space, sweep.seed, i, base) if points is None else points[i]
+        is_grid = sweep.searcher.name == "grid"
+        points = grid(sweep.space, base) if is_grid else samples(sweep.space, sweep.seed, base)
+        for overrides in islice(points, len(folder.trials), sweep.num_trials):
             add_trial(overrides, sweep, base, folder, manifest)
         self._pending = [trial for trial in folder.trials if not trial.is_done]
 

@@ -16,6 +16,8 @@ Overrides = dict[str, Any]
 """Values by the dotted keys of a recipe."""
 _CHECKED_CORNERS = 256
 """Most combinations of a space's ends that are tried before a sweep starts."""
+_DRAWS_OF_THE_SAME = 1000
+"""After so many draws in a row of what was drawn before, a space has nothing else."""
 _NOT_TRAINED_ON = ("data.fingerprint", "data.num_validation", "data.dataset", "evaluation.every", "task", "name")
 """Keys that trials must share to be compared."""
 
@@ -44,17 +46,31 @@ def values_of(distribution: Distribution) -> list[Any]:
     return [int(k * step) if whole else round(k * step, 12) for k in multiples]
 
 
-def sample(space: Mapping[str, Distribution], seed: int, trial: int, base: TrainingRecipe) -> Overrides:
-    """The values of a trial of random search: a function of the space, the seed and the trial's number alone.
+def sample(space: Mapping[str, Distribution], seed: int, draw: int, base: TrainingRecipe) -> Overrides:
+    """The values of a draw of random search: a function of the space, the seed and the draw's number alone.
 
     Each key has numbers of its own, so that one more key changes nothing for the others.
     """
     from cifarscale.distributed.randomness import batch_generator
 
     def drawn(key: str) -> float:
-        return float(batch_generator(seed, f"sweep {key}", trial).random())
+        return float(batch_generator(seed, f"sweep {key}", draw).random())
 
     return assigned(space, base, lambda key: value_at(space[key], drawn(key)))
+
+
+def samples(space: Mapping[str, Distribution], seed: int, base: TrainingRecipe) -> Iterator[Overrides]:
+    """The values of one trial of random search after the other, no two the same; ends when the space has no more."""
+    drawn: list[Overrides] = []
+    found = 0
+    for draw in itertools.count():
+        overrides = sample(space, seed, draw, base)
+        if overrides not in drawn:
+            drawn.append(overrides)
+            found = draw
+            yield overrides
+        elif draw - found == _DRAWS_OF_THE_SAME:
+            return
 
 
 def grid(space: Mapping[str, Distribution], base: TrainingRecipe) -> list[Overrides]:

@@ -5,11 +5,13 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cifarscale.config.recipe import TrainingRecipe
 from cifarscale.config.registry import register_task
 from cifarscale.runs.options import RunOptions
 from cifarscale.runs.run_folder import RunFolder
 from cifarscale.sweeps.prepared import PreparedSweep, prepare_sweep
 from cifarscale.sweeps.recipe import SweepRecipe
+from cifarscale.sweeps.space import base_of
 from cifarscale.sweeps.trials import SweepFolder, Trial, trial_line
 from cifarscale.sweeps.view import SweepView
 from cifarscale.tasks.base import Task
@@ -43,6 +45,9 @@ class SweepTask(Task):
         self, recipe: SweepRecipe, run_dir: Path | None, data: str | None, options: RunOptions
     ) -> PreparedSweep:
         return prepare_sweep(recipe, run_dir, data, options)
+
+    def varied(self, recipe: SweepRecipe) -> TrainingRecipe:
+        return base_of(recipe)
 
     def run(
         self,

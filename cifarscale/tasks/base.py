@@ -86,6 +86,13 @@ class Task(RegisteredTask, ABC):
         Returns: the result, the same on every rank.
         """
 
+    def varied(self, recipe: Any) -> TrainingRecipe | None:
+        """The recipe that one of this task varies; None where it varies none.
+
+        Raises: ConfigError if it cannot be read.
+        """
+        return None
+
     def models(self, code: str = "", recipe: Recipe | None = None) -> "Sequence[ModelSummary]":
         """Lines of the table of models.
 

@@ -23,14 +23,14 @@ class GeneratorView(View):
     def print_result(self, result: Mapping[str, Any], run_dir: Path, in_full: bool = False) -> None:
         import click
 
-        from cifarscale.tasks.text import computed, cost, rate
+        from cifarscale.tasks.text import computed, cost, place, rate
 
         click.echo(f"{cost(result)}, {rate(result)}")
         click.echo(f"cost    {computed(result)}")
         if "distance" in result:
             click.echo(self.outcome(result))
         click.echo(f"samples {run_dir / result['samples']}")
-        super().print_result(result, run_dir)
+        click.echo(place(run_dir))
         click.echo(f"next    cifarscale generate {typed(run_dir)} --out samples.png")
 
     def facts(

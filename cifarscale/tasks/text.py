@@ -1,6 +1,7 @@
 """Words that the results of several tasks share."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 OF_EVERY_EVALUATION = (
@@ -8,6 +9,11 @@ OF_EVERY_EVALUATION = (
     *("top1", "top5", "loss"),
 )
 """What the result of an evaluation has, beside metrics of the user's own."""
+OF_EVERY_TRAINING = (
+    *("name", "task", "parameters", "steps", "images", "macs", "training_flops"),
+    *("images_per_second", "seconds", "world_size", "device"),
+)
+"""What the result of a training has, beside what its task reports."""
 
 
 def cost(result: Mapping[str, Any]) -> str:
@@ -35,10 +41,17 @@ def rate(result: Mapping[str, Any]) -> str:
 
 def computed(result: Mapping[str, Any]) -> str:
     """What it took to train that, and what it takes to use it, as far as it is known."""
-    parts = [f"{result['images']:,} images seen" if "images" in result else ""]
+    more = result.get("discriminator_updates", 0)
+    parts = [f"{more:,} updates of the discriminator" if more > result.get("steps", more) else ""]
+    parts += [f"{result['images']:,} images seen" if "images" in result else ""]
     parts += [f"{result['training_flops']:.2g} FLOPs in training" if "training_flops" in result else ""]
     parts += [f"{result['macs'] / 1e6:.2f} M multiply-accumulates an image" if "macs" in result else ""]
     return ", ".join(part for part in parts if part)
+
+
+def place(run_dir: Path) -> str:
+    """Where a result is kept."""
+    return f"result  {run_dir / 'result.json'}"
 
 
 def number(value: float | None) -> str:

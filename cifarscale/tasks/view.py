@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from cifarscale.config.keys import dotted
 from cifarscale.config.recipe import Recipe, TrainingRecipe
+from cifarscale.errors import typed
 from cifarscale.runs.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -30,7 +32,18 @@ class View:
         """
         import click
 
-        click.echo(f"result  {run_dir / 'result.json'}")
+        from cifarscale.tasks.text import OF_EVERY_TRAINING, computed, cost, place, rate
+        from cifarscale.tracking.parts import shown
+
+        if "parameters" in result:
+            click.echo(f"{cost(result)}, {rate(result)}")
+            if text := computed(result):
+                click.echo(f"cost    {text}")
+        for key, value in dotted(result):
+            if key not in OF_EVERY_TRAINING:
+                click.echo(f"{key.replace('.', ' ').replace('_', ' ')}: {shown(value)}")
+        click.echo(place(run_dir))
+        click.echo(f"next    cifarscale report {typed(run_dir)}")
 
     def facts(
         self, folder: RunFolder, recipe: Recipe, result: Mapping[str, Any] | None, lines: "Sequence[Line]"

@@ -35,7 +35,7 @@ _RATE = "images_per_second"
 _RANKS = 8
 """Drawn at most; of more, the slowest and the fastest."""
 _CAPTIONS = {
-    "Throughput": "The mean since the process was started, of training steps alone.",
+    "Throughput": "Since the point before, in training steps alone.",
     "Throughput by rank": "A rank's images by the time of its own work, in which it waits for no other. All go at the "
     "pace of the slowest.",
 }
@@ -76,7 +76,7 @@ def run_drawings(
         drawn = [
             _curve(lines, key, label, starts)
             for key, label in chart.curves.items()
-            if any(key in line for line in lines)
+            if any(_has(line, key) for line in lines)
         ]
         if drawn:
             unit = f"{chart.unit}, {drawn[0].label}" if len(drawn) == 1 else chart.unit
@@ -93,7 +93,7 @@ def compared_drawings(runs: Mapping[str, Sequence[Line]], charts: Sequence[Chart
     for chart in (*charts, Chart("Throughput", {_RATE: ""}, "images a second")):
         drawn = []
         for number, (name, lines) in enumerate(runs.items()):
-            key = next((key for key in chart.curves if any(key in line for line in lines)), None)
+            key = next((key for key in chart.curves if any(_has(line, key) for line in lines)), None)
             if key is not None:
                 label = ", ".join(filter(None, (name, chart.curves[key])))
                 drawn.append(replace(_curve(lines, key, label), colour=number))
@@ -113,9 +113,14 @@ def _ranks(lines: Sequence[Line]) -> dict[str, str]:
     return {key: f"rank {key.removeprefix(RATE_OF_RANK)}" for key in keys}
 
 
+def _has(line: Line, key: str) -> bool:
+    """Whether a line of the log has a value; a throughput of 0 says that the first steps are not timed."""
+    return key in line and not (key == _RATE and line[key] == 0)
+
+
 def _curve(lines: Sequence[Line], key: str, label: str, starts: Sequence[int] = ()) -> Curve:
     """A metric over steps; of a long log means of as many lines each."""
-    points = [(line["step"], line[key]) for line in lines if key in line]
+    points = [(line["step"], line[key]) for line in lines if _has(line, key)]
     size = -(-len(points) // _POINTS)
     bounds = [*range(0, len(points), size), len(points)]
     parts = [points[start:end] for start, end in pairwise(bounds)]

@@ -37,7 +37,7 @@ class Cost:
     Attributes:
         parameters: of all networks that are trained.
         macs: multiply-accumulates of what is used in the end, for one sample; None if they are not known.
-        training_macs: those of an optimisation step for each sample of its batch; None if they are not known.
+        training_macs: those of an optimisation step, for each sample of the global batch; None if they are not known.
     """
 
     parameters: int
@@ -63,7 +63,7 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
 
 
-def count_macs(module: nn.Module, *input_shapes: tuple[int, ...]) -> int:
+def count_macs(module: nn.Module, *input_shapes: tuple[int, ...], with_labels: bool = False) -> int:
     """Multiply-accumulates of one forward pass on one sample, in convolutions, matrix products and attention.
 
     The module is left as it was, and so are torch's generators: a copy on the CPU runs in its place; one on the meta
@@ -72,11 +72,13 @@ def count_macs(module: nn.Module, *input_shapes: tuple[int, ...]) -> int:
     Args:
         module: takes float32 tensors (N, *input_shape).
         input_shapes: of a sample, without the batch.
+        with_labels: whether it takes labels (N,) int64 after those.
     """
     device = torch.device("meta" if any(each.is_meta for each in module.parameters()) else "cpu")
     mine = copy.deepcopy(module).to(device).eval()
+    labels = [torch.zeros(1, dtype=torch.int64, device=device)] if with_labels else []
     with torch.random.fork_rng(devices=[]), torch.no_grad(), _without_fast_path(), _FlopCounter() as counter:
-        mine(*(torch.zeros(1, *shape, device=device) for shape in input_shapes))
+        mine(*(torch.zeros(1, *shape, device=device) for shape in input_shapes), *labels)
     return int(counter.flops) // 2
 
 

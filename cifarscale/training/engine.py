@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, wait
 from functools import partial
@@ -101,7 +102,7 @@ class Engine:
         for pattern in unused_rates(optimized.values(), training.rates):
             raise ConfigError(f"training.rates: {pattern!r} is no parameter's first match; {_parameters_of(optimized)}")
         self._optimizers = {
-            name: build_optimizer(network, recipe.optimizer, training.learning_rate, training.rates)
+            name: build_optimizer(network, *recipe.optimizer_of(name), training.rates)
             for name, network in optimized.items()
         }
         self._averages = {
@@ -125,7 +126,8 @@ class Engine:
         self._buffer = MetricsBuffer(group, self._microbatches.total, self._microbatches.numbers)
         self._step = 0
         self._evaluated_at = 0
-        self.timing = Timing(group, device, training.global_batch_size, self._batch_size * self._microbatches.local)
+        of_rank = recipe.samples_per_step // self._microbatches.total * self._microbatches.local
+        self.timing = Timing(group, device, recipe.samples_per_step, of_rank)
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -184,30 +186,36 @@ class Engine:
                 )
 
     def _train_step(self, batches: Iterator[Batch]) -> None:
-        """One update of each network, on the batch of step `self._step`, which then counts as done."""
+        """The learner's updates, on the batch of step `self._step`, which then counts as done."""
         training = self._recipe.training
         factor = learning_rate_factor(self._recipe.schedule, self._step, training.max_steps)
         with self.timing.own():
-            prepared = self._next(batches)
-            parts = [prepared.part(i, self._microbatches.local) for i in range(self._microbatches.local)]
-        logged: list[dict[str, torch.Tensor]] = [{} for _ in range(self._microbatches.local)]
+            updates = self._learner.updates(self._next(batches))
+        local = self._microbatches.local
+        logged: list[dict[str, torch.Tensor]] = [{} for _ in range(local)]
+        done: Counter[str] = Counter()
         self._microbatches.begin_step()
-        for name in self._learner.optimized_networks:
+        for name, samples in updates:
             optimizer = self._optimizers[name]
+            if done[name]:
+                self._scaler.update()  # it takes one update of an optimizer at a time
             with self.timing.own():
-                gradients, outputs = self._microbatches.gradients(name, self._loss, parts, self._step)
-            if self._pool.is_parallel and name == self._learner.optimized_networks[-1]:
+                parts = [samples.part(i, local) for i in range(local)]
+                gradients, outputs = self._microbatches.gradients(name, self._loss, parts, self._step, done[name])
+            if self._pool.is_parallel and done.total() == len(updates) - 1:
                 # What is left of the step takes one core.
                 self._ahead = self._pool.ahead(partial(self._prepare, batches, self._step + 1))
             self._microbatches.exchange(name, gradients)
             for metrics, part, (loss, *others) in zip(logged, parts, outputs, strict=True):
                 metrics.update(self._learner.metrics(name, part, tuple(others)), loss=metrics.get("loss", 0) + loss)
+            rate = self._recipe.optimizer_of(name)[1] * factor
             for parameters in optimizer.param_groups:
-                parameters["lr"] = training.learning_rate * factor * parameters.get("rate", 1.0)
+                parameters["lr"] = rate * parameters.get("rate", 1.0)
             if training.gradient_clip_norm or (self._step + 1) % training.log_every == 0:
                 self._scaler.unscale_(optimizer)
                 self._norms[name] = clip_gradient(self._learner.networks[name], training.gradient_clip_norm)
             self._scaler.step(optimizer)
+            done[name] += 1
         self._scaler.update()
         self._microbatches.end_step()
         self._step += 1
@@ -246,18 +254,21 @@ class Engine:
         self._check_losses()
         values = self._buffer.means()
         self._buffer.clear()
-        training = self._recipe.training
-        factor = learning_rate_factor(self._recipe.schedule, self._step - 1, training.max_steps)
         timing = self.timing.metrics()
         if self._group.ranks.is_first:
-            progress = {
-                "images": self._step * training.global_batch_size,
-                "learning_rate": training.learning_rate * factor,
-                **timing,
-            }
+            progress = {"images": self._step * self._recipe.samples_per_step, **self._learning_rates(), **timing}
             if self._device.type == "cuda":
                 progress["gpu_memory_gb"] = round(torch.cuda.max_memory_allocated(self._device) / 1e9, 3)
             self._observer.trained(self._step, values | self._gradient_norms() | progress)
+
+    def _learning_rates(self) -> dict[str, float]:
+        """Of the last step: one for all networks where they have the same."""
+        training = self._recipe.training
+        factor = learning_rate_factor(self._recipe.schedule, self._step - 1, training.max_steps)
+        rates = {name: self._recipe.optimizer_of(name)[1] * factor for name in self._optimizers}
+        if len(set(rates.values())) == 1:
+            return {"learning_rate": next(iter(rates.values()))}
+        return {f"{name}_learning_rate": rate for name, rate in rates.items()}
 
     def _gradient_norms(self) -> dict[str, float]:
         """The norm of each network's gradient in the last step, before clipping; none that overflowed."""
@@ -324,15 +335,15 @@ class Engine:
         for step, batch in zip(steps, self._reader.batches(self._step), strict=False):
             prepared = learner.prepare(batch.to(self._device), step)
             estimated.begin_step()
-            for name in learner.optimized_networks:
-                estimated.compute(name, partial(self._forward, name, prepared, step), step)
+            for name, samples in learner.updates(prepared):
+                estimated.compute(name, partial(self._forward, name, samples, step), step)
             estimated.end_step()
         self._statistics_of = self._step
 
-    def _forward(self, name: str, prepared: Prepared, step: int, i: int) -> None:
+    def _forward(self, name: str, samples: Prepared, step: int, i: int) -> None:
         """What a loss makes of local microbatch i, by the averaged networks."""
         assert self._statistics is not None
-        part = prepared.part(i, self._statistics.local)
+        part = samples.part(i, self._statistics.local)
         with self._autocast():
             self._learner.loss(name, self._statistics.replicas[i], part, step)
 
@@ -366,7 +377,8 @@ class Engine:
         for name, network in self._learner.networks.items():
             network.load_state_dict(state["networks"][name])
         for name, average in self._averages.items():
-            average.network.load_state_dict(state["averages"][name])
+            # An average that this stage is the first to keep begins as the weights are.
+            average.network.load_state_dict(state["averages"].get(name) or state["networks"][name])
         for name, optimizer in self._optimizers.items():
             options = [{**group, "params": None} for group in optimizer.param_groups]
             optimizer.load_state_dict(state["optimizers"][name])

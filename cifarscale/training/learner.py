@@ -1,7 +1,7 @@
 """What the engine trains: networks, how each is updated, and how the result is evaluated."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self
 
@@ -43,7 +43,7 @@ class LearnerContext:
 
 
 class Learner(ABC):
-    """Learns by optimisation steps, each of which updates each of `optimized_networks` once, in that order."""
+    """Learns by optimisation steps, each of which updates `optimized_networks`."""
 
     networks: dict[str, nn.Module]
     optimized_networks: ClassVar[tuple[str, ...]]
@@ -54,6 +54,13 @@ class Learner(ABC):
         its microbatch, so that it does not depend on what else the rank has. Maybe in a thread of its own, while the
         step before ends.
         """
+
+    def updates(self, prepared: Any) -> Sequence[tuple[str, Prepared]]:
+        """What a step does, in order: which network is updated, and on which samples of what `prepare` has made.
+
+        Each of `optimized_networks` once, on all of them, where a learner does not say otherwise.
+        """
+        return [(name, prepared) for name in self.optimized_networks]
 
     @abstractmethod
     def loss(
@@ -67,7 +74,10 @@ class Learner(ABC):
 
     @abstractmethod
     def metrics(self, update: str, part: Any, outputs: Outputs) -> dict[str, torch.Tensor]:
-        """Scalars to log of one microbatch, means over its samples. The engine adds `loss`, the sum of all updates'."""
+        """Scalars to log of one microbatch, means over its samples; NaN for one that this step has none of.
+
+        The engine adds `loss`, the sum of all updates'. Of several updates of a network the last one's are logged.
+        """
 
     @abstractmethod
     def example_inputs(self, batch_size: int) -> dict[str, tuple[torch.Tensor, ...]]:

@@ -50,8 +50,9 @@ class MetricsBuffer:
         return None if bad is None else len(losses) - 1 - bad
 
     def means(self) -> dict[str, float]:
-        """Means over the fetched steps."""
-        return {name: math.fsum(values) / len(values) for name, values in self.fetched.items()}
+        """Means over the fetched steps, of each value over those that have it; none of what no step has."""
+        given = {name: [value for value in values if not math.isnan(value)] for name, values in self.fetched.items()}
+        return {name: math.fsum(values) / len(values) for name, values in given.items() if values}
 
     def clear(self) -> None:
         self.fetched = {}

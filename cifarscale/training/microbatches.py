@@ -88,12 +88,13 @@ class Microbatches:
         self._all_reduces: dict[str, AllReduce] = {}
 
     def gradients(
-        self, name: str, loss: Loss, parts: Sequence[Any], step: int
+        self, name: str, loss: Loss, parts: Sequence[Any], step: int, earlier: int = 0
     ) -> tuple[dict[int, Tensors], list[Outputs]]:
         """Sums of the gradients of one network's loss over local microbatches, by nodes of the tree, and all outputs.
 
         Args:
             parts: the local microbatches of the batch.
+            earlier: updates of the same network in this step before this one.
         Raises: ConfigError if autograd refuses what the network does.
         """
         parameters = self._trained(name)
@@ -104,14 +105,15 @@ class Microbatches:
                 gradients = torch.autograd.grad(value, parameters, materialize_grads=True)
             return tuple(output.detach() for output in outputs), gradients
 
-        results = self.compute(name, compute, step)
+        results = self.compute(name, compute, step, earlier)
         return self._sums([gradients for _, gradients in results]), [outputs for outputs, _ in results]
 
-    def compute(self, name: str, function: Callable[[int], Result], step: int) -> list[Result]:
+    def compute(self, name: str, function: Callable[[int], Result], step: int, earlier: int = 0) -> list[Result]:
         """The function's results for the local microbatches 0 … local - 1, each with draws of its own.
 
         Args:
             name: of the update that it computes.
+            earlier: see `gradients`.
         """
         if self._pool.is_parallel and self._draws.get(name) is False:
             before = torch.default_generator.get_state()
@@ -124,8 +126,9 @@ class Microbatches:
                 _copy(replica, buffers)
         device = self._parameters[name][0].device
         results, draws = [], self._draws.get(name, False)
+        purpose = f"{name} {earlier}" if earlier else name
         for i, number in enumerate(self.numbers):
-            seed_torch(device, self._seed, name, step, number)
+            seed_torch(device, self._seed, purpose, step, number)
             before = torch.default_generator.get_state()
             results.append(function(i))
             draws = draws or _has_drawn_since(before)

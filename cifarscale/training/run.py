@@ -195,7 +195,7 @@ def _train(
         "task": recipe.task,
         "parameters": parameters,
         "steps": max_steps,
-        "images": max_steps * recipe.training.global_batch_size,
+        "images": max_steps * recipe.samples_per_step,
         **_macs(trainee, recipe, data.manifest),
         "images_per_second": round(engine.timing.images_per_second or _last_rate(folder), 1),
         "seconds": round(engine.timing.seconds, 1),

@@ -1,10 +1,12 @@
 """Runs whose keys change on the way: what changes when, and that such a run is a function of its recipe, too."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from runs import Run, run_recipe
 
 from cifarscale.config.load import load_training_recipe, parse_recipe, recipe_hash, recipe_toml, resolved
@@ -13,6 +15,7 @@ from cifarscale.errors import ConfigError, Interrupted
 from cifarscale.runs.options import RunOptions
 from cifarscale.runs.run_folder import RunFolder
 from cifarscale.sweeps.population import continue_from
+from cifarscale.tasks.training import resolve
 from cifarscale.training.signals import StopRequest
 
 pytestmark = pytest.mark.distributed
@@ -99,6 +102,29 @@ def test_interrupted_anywhere_it_ends_the_same(
     assert Run(tmp_path / "run").state()["step"] == step
     run_recipe(recipe, tmp_path / "run", RunOptions(shards, "cpu"))
     Run(tmp_path / "run").assert_same_as(changed)
+
+
+def test_an_average_begins_as_the_weights_are_goes_on_and_ends(plain: Run, shards: Path, tmp_path: Path) -> None:
+    later = changing(
+        (AT, {"training.ema_decay": 0.2}), (12, {"training.ema_decay": 0.9}), (16, {"training.ema_decay": 0})
+    )
+    recipe = resolve(load_training_recipe(str(plain.path / "recipe.toml"), (later,)), shards)
+    states = {}
+    for step in (AT, AT + 1, 12, 13, 20):
+        stop = StopRequest()
+        stop.after_step = step
+        with contextlib.suppress(Interrupted):
+            run_recipe(recipe, tmp_path / "run", RunOptions(shards, "cpu"), None, stop)
+        states[step] = Run(tmp_path / "run").state()
+    assert states[AT]["averages"] == states[20]["averages"] == {}
+    for before, decay in ((AT, 0.2), (12, 14 / 23)):  # the second is what 0.9 has grown to at step 13
+        was = states[before]["averages"] or states[before]["networks"]
+        now, weights = (states[before + 1][part]["classifier"] for part in ("averages", "networks"))
+        for name in now:
+            expected = torch.lerp(was["classifier"][name].double(), weights[name].double(), 1 - decay)
+            torch.testing.assert_close(now[name].double(), expected, rtol=1e-5, atol=1e-7)
+    assert Run(tmp_path / "run").state()["step"] == 20
+    assert Run(tmp_path / "run").result()["test"] == plain.result()["test"]  # of the weights themselves
 
 
 def test_two_ranks_do_the_same(changed: Run, cifarscale: Callable[..., Any], shards: Path, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """The DCGAN with its options on: what reaches the discriminator, and the same promises for whole jobs."""
 
+import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from itertools import combinations
 from pathlib import Path
@@ -18,13 +20,19 @@ from torch.nn import functional as F
 from cifarscale.cli.main import main
 from cifarscale.config.load import load_training_recipe
 from cifarscale.data.batches import Batch
+from cifarscale.data.dataset import Dataset
 from cifarscale.data.manifest import Manifest, published_manifest
 from cifarscale.data.source import Source
+from cifarscale.distributed.group import Group
+from cifarscale.distributed.randomness import normals
+from cifarscale.distributed.ranks import Ranks
 from cifarscale.runs.options import RunOptions
+from cifarscale.runs.run_folder import RunFolder
 from cifarscale.tasks.gan.differentiable_augmentation import NUM_DRAWS, augment
 from cifarscale.tasks.gan.learner import GanBatch, GanLearner, build_networks
 from cifarscale.tasks.gan.objectives import gradient_penalty
 from cifarscale.tasks.gan.recipe import GanRecipe
+from cifarscale.tasks.load import load_generator
 from cifarscale.tasks.training import resolve
 
 pytestmark = pytest.mark.distributed
@@ -40,6 +48,7 @@ SMALL = (
 AUGMENTED = ("augmentation.colour=true", "augmentation.translation=0.125", "augmentation.cutout=0.5")
 PENALISED = ("objective.r1=0.5", "objective.r2=0.25", "model.discriminator_normalisation=none")
 CONDITIONAL = ("model.conditional=true", "model.class_embedding=8")
+SEVERAL = ("discriminator_updates=2", "discriminator_optimizer.learning_rate=1e-3", "optimizer.betas=[0.0, 0.9]")
 
 
 # In the task
@@ -298,6 +307,17 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         "training.precision=bf16",
         "training.ema_decay=0.9",
     ),
+    "in several updates": (
+        *JOB,
+        *SEVERAL,
+        "objective.name=hinge",
+        "objective.r1=0.5",
+        "objective.penalty_every=3",
+        "model.discriminator_normalisation=none",
+        "model.spectral=true",
+        "later=[{step=5, set={training.ema_decay=0.9, training.ema_statistics=2, "
+        "discriminator_optimizer.weight_decay=0.1}}]",
+    ),
 }
 
 
@@ -344,10 +364,16 @@ def test_killed_and_resumed_ends_as_if_it_had_not_been(
 
 
 def test_the_log_has_the_penalties_and_the_samples_are_saved(trained: dict[str, Any]) -> None:
-    for variant, penalties in (("by class", {"r1", "r2"}), ("in half precision", set())):
+    for variant, penalties in (
+        ("by class", {"r1", "r2"}),
+        ("in half precision", set()),
+        ("in several updates", {"r1"}),
+    ):
         lines = [line for line in trained[variant].metrics() if "loss" in line]
         assert [line["step"] for line in lines] == list(range(1, 13))
-        assert all(line.keys() & {"r1", "r2"} == penalties for line in lines)
+        every = 3 if variant == "in several updates" else 1
+        for line in lines:
+            assert line.keys() & {"r1", "r2"} == (penalties if (line["step"] - 1) % every == 0 else set())
         assert list(trained[variant].samples()) == ["step-00000006.png", "step-00000012.png"]
 
 
@@ -360,6 +386,112 @@ def test_variants_do_train(trained: dict[str, Any], shards: Path) -> None:
         for network, name in zip(initial, ("generator", "discriminator"), strict=True):
             after = run.state()["networks"][name]
             assert not any(torch.equal(after[key], parameter) for key, parameter in network.named_parameters())
+
+
+# Several updates, each with an optimizer of its own
+
+
+def test_each_update_of_the_discriminator_has_samples_of_its_own_whichever_ranks_share_the_batch() -> None:
+    task = build_task(*AUGMENTED, "training.global_batch_size=8", "discriminator_updates=2")
+    updates = task.updates(prepared(task))
+    assert [name for name, _ in updates] == ["discriminator", "discriminator", "generator"]
+    (_, first), (_, second), (_, last) = updates
+    assert len(first.images) == len(second.images) == 8
+    assert torch.equal(torch.cat([first.images, second.images]), prepared(task).images)
+    assert len({tuple(row.tolist()) for row in torch.cat([first.latents, second.latents])}) == 16
+    assert torch.equal(last.latents, second.latents)
+    for world_size in (2, 4):
+        for rank in range(world_size):
+            share = task.updates(task.prepare(batch(range(rank, 16, world_size)), 3))
+            for (_, mine), (_, whole) in zip(share, updates, strict=True):
+                for field in ("images", "latents", "labels", "draws"):
+                    assert torch.equal(getattr(mine, field), getattr(whole.part(rank, world_size), field)), field
+
+
+def test_a_rare_penalty_weighs_as_much_more_and_is_logged_only_where_it_is_taken() -> None:
+    every = steep(*PENALISED)
+    rare = steep(*PENALISED, "objective.penalty_every=3")
+    part = prepared(every)
+    for step in (3, 4, 5, 6):
+        plain, outputs = every.loss("discriminator", every.networks, part, step)
+        loss, others = rare.loss("discriminator", rare.networks, part, step)
+        penalties = plain - outputs[0]
+        assert penalties > 0.01
+        expected = outputs[0] + (3 * penalties if step % 3 == 0 else 0)
+        torch.testing.assert_close(loss, expected)
+        logged = values(rare.metrics("discriminator", part, others))
+        assert {math.isnan(logged[name]) for name in ("r1", "r2")} == {step % 3 != 0}
+
+
+def test_a_step_is_that_of_a_plain_loop(shards: Path, opened: Function, tmp_path: Path) -> None:
+    """Two updates of the discriminator, then the generator's, by two optimizers of torch's."""
+    settings = (*SMALL, *SEVERAL, "training.microbatches=1", "training.max_steps=3", "evaluation.every=0")
+    recipe = resolve(load_training_recipe("dcgan", settings), shards)
+    assert isinstance(recipe, GanRecipe)
+    run_recipe(recipe, tmp_path / "run", RunOptions(shards, "cpu"))
+    data = Dataset(shards, recipe.data, CPU)
+    context = dataclasses.replace(learner_context(data.manifest, tmp_path), data=data)
+    learner = GanLearner(recipe, context)
+    generator, discriminator = (learner.networks[name] for name in ("generator", "discriminator"))
+    optimizers = {
+        "discriminator": torch.optim.AdamW(discriminator.parameters(), 1e-3, (0.0, 0.9), weight_decay=0.0),
+        "generator": torch.optim.AdamW(generator.parameters(), 2e-4, (0.0, 0.9), weight_decay=0.0),
+    }
+    for step, read in zip(range(3), data.reader(recipe, context.group).batches(0), strict=False):
+        real = (read.images.float() - 127.5) / 127.5
+        assert len(real) == 32
+        latents = normals(recipe.seed, "latent", step, range(32), 100)
+        for rows in (slice(0, 16), slice(16, 32)):
+            with torch.no_grad():
+                fake = generator(latents[rows])
+            loss = F.softplus(-discriminator(real[rows])).mean() + F.softplus(discriminator(fake)).mean()
+            descend(optimizers["discriminator"], loss)
+        descend(optimizers["generator"], F.softplus(-discriminator(generator(latents[16:]))).mean())
+    state = opened(tmp_path / "run").state()["networks"]
+    for name, network in (("generator", generator), ("discriminator", discriminator)):
+        for key, parameter in network.named_parameters():
+            torch.testing.assert_close(state[name][key], parameter.detach(), rtol=1e-3, atol=1e-5)
+    result = opened(tmp_path / "run").result()
+    assert (result["steps"], result["images"], result["discriminator_updates"]) == (3, 96, 6)
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+def test_learning_rates_are_logged_and_moments_kept_of_each_network(trained: dict[str, Any]) -> None:
+    run = trained["in several updates"]
+    line = next(line for line in run.metrics() if "loss" in line)
+    assert (line["discriminator_learning_rate"], line["generator_learning_rate"]) == (1e-3, 2e-4)
+    assert "learning_rate" not in line
+    assert line["images"] == 32
+    assert "learning_rate" in next(line for line in trained["by class"].metrics() if "loss" in line)
+    groups = {name: state["param_groups"] for name, state in run.state()["optimizers"].items()}
+    assert {name: each[0]["weight_decay"] for name, each in groups.items()} == {"discriminator": 0.1, "generator": 0}
+
+
+def test_the_averaged_generator_has_the_statistics_of_the_next_batches(
+    trained: dict[str, Any], shards: Path, tmp_path: Path
+) -> None:
+    """Means over what the updates of two steps beyond the last one make of it, each in four microbatches."""
+    run = trained["in several updates"]
+    recipe = RunFolder(run.path).load_recipe()
+    assert isinstance(recipe, GanRecipe)
+    average, weights = run.state()["averages"]["generator"], run.state()["networks"]["generator"]
+    data = Dataset(shards, recipe.data, CPU)
+    learner = GanLearner(recipe, dataclasses.replace(learner_context(data.manifest, tmp_path), data=data))
+    means = []
+    for step, read in zip(range(12, 14), data.reader(recipe, Group(Ranks())).batches(12), strict=False):
+        for _, samples in learner.updates(learner.prepare(read, step)):
+            for i in range(4):
+                latents = samples.part(i, 4).latents[:, :, None, None]
+                means.append(F.conv_transpose2d(latents, average["layers.0.weight"]).mean((0, 2, 3)))
+    torch.testing.assert_close(average["layers.1.running_mean"], torch.stack(means).mean(0), rtol=1e-4, atol=1e-5)
+    assert not torch.equal(average["layers.1.running_mean"], weights["layers.1.running_mean"])
+    loaded = load_generator(run.path, CPU).network.state_dict()
+    assert all(torch.equal(value, average[key]) for key, value in loaded.items())
 
 
 # Images by class

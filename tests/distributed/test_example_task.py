@@ -71,6 +71,13 @@ def test_it_trains_to_the_same_bits_on_two_ranks_and_is_shown(
     mine = recipe(20)
     done = call("train", mine, "--data", shards, "--run-dir", "runs/one")
     assert "brightness" in done.stderr
+    summary, cost, error, *last = done.stdout.splitlines()
+    assert "parameters, 20 steps" in summary
+    assert "images seen" in cost
+    assert float(error.removeprefix("validation error: ")) == pytest.approx(
+        Run(tmp_path / "runs/one").result()["validation"]["error"], rel=1e-3
+    )
+    assert last == ["result  runs/one/result.json", "next    cifarscale report runs/one"]
     call("train", mine, "--data", shards, "--run-dir", "runs/two", "--nproc", 2)
     Run(tmp_path / "runs/one").assert_same_as(Run(tmp_path / "runs/two"))
     assert "error" in call("runs").stdout

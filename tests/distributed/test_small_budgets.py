@@ -11,8 +11,8 @@ import torch
 from runs import Run, run_recipe
 from torch.nn import functional
 
-from cifarscale.config.load import load_training_recipe, recipe_hash
-from cifarscale.config.recipe import TrainingRecipe, stages_of
+from cifarscale.config.load import computed, load_training_recipe, recipe_hash
+from cifarscale.config.recipe import TrainingRecipe, resolved, stages_of
 from cifarscale.data.dataset import Dataset
 from cifarscale.distributed.cpu_pool import CpuPool
 from cifarscale.distributed.group import Group
@@ -201,6 +201,17 @@ def test_what_does_not_fit_is_refused_before_it_begins(
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_distilled_recipe_is_the_best_one_and_a_teacher_that_it_says_how_to_train(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distilled, best = (resolved(load_training_recipe(name)) for name in ("cnn-distilled", "cnn-best"))
+    assert computed(distilled | {"distillation": best["distillation"]}) == computed(best)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        prepare(load_training_recipe("cnn-distilled"), None, str(shards))
+    assert "Run: cifarscale train resnet --run-dir runs/resnet; or name another run" in str(caught.value)
 
 
 def test_steps_beyond_the_budget_are_refused(tiny: Path) -> None:

@@ -83,6 +83,13 @@ def test_throughput_is_drawn_by_rank_where_that_was_logged() -> None:
     assert all(label in by_rank.svg for label in ("rank 0", "rank 1"))
 
 
+def test_steps_that_are_not_timed_are_no_points_of_the_throughput() -> None:
+    lines = [{"step": step, "images_per_second": rate} for step, rate in ((5, 0.0), (15, 80.0), (20, 90.0))]
+    (drawing,) = run_drawings("run", [], lines, {})
+    assert "80 at step 15, 90 at step 20" in drawing.spoken
+    assert run_drawings("run", [], lines[:1], {}) == []
+
+
 def test_of_many_ranks_the_slowest_and_the_fastest_are_drawn() -> None:
     line = {f"images_per_second_rank_{rank}": 100.0 - rank for rank in range(16)}
     (by_rank,) = run_drawings("run", [], [{"step": 50, **line}], {})
@@ -154,7 +161,7 @@ def test_the_page_shows_what_differs_from_the_defaults() -> None:
     keys = {each.key: (each.value, each.named, each.default) for each in found}
     assert name == "demo"
     assert keys["optimizer.name"] == ("sgd", "adamw", "adamw")
-    assert keys["optimizer.momentum"] == (0.5, "not a key", 0.9)
+    assert keys["optimizer.momentum"] == (0.5, "not set", 0.9)
     assert keys["seed"] == (3, 0, 0)
     assert "training.learning_rate" not in keys
 

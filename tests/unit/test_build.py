@@ -176,6 +176,11 @@ def test_a_link_stays_and_what_it_points_to_is_built_and_replaced(folder: Path, 
         assert stands_alone(folder.resolve())
 
 
+def test_shards_of_a_small_set_are_few_enough_to_hold_more_than_an_image(folder: Path, built: Path) -> None:
+    assert len(build_shards("synthetic", folder.with_name("default")).split("train").shards) == 200 // 16
+    assert len(build_shards("synthetic", built).split("train").shards) == 4  # what is there is taken as it is
+
+
 @pytest.mark.parametrize("num_shards", [-1, 0, 201])
 def test_a_number_of_shards_out_of_range_is_refused(folder: Path, num_shards: int) -> None:
     with pytest.raises(DataError, match=f"^--num-shards {num_shards} is not between 1 and 200, the number of"):

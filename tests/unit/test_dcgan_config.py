@@ -6,14 +6,26 @@ from typing import Any
 import pytest
 import torch
 from pydantic import BaseModel
+from runs import learner_context
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
-from cifarscale.config.load import find_recipe, load_training_recipe, recipe_hash, recipe_toml
-from cifarscale.config.recipe import TrainingRecipe
+from cifarscale.config.load import (
+    find_recipe,
+    load_training_recipe,
+    parse_recipe,
+    recipe_hash,
+    recipe_toml,
+    with_values,
+)
+from cifarscale.config.recipe import AdamWConfig, TrainingRecipe, resolved
+from cifarscale.data.batches import Batch
 from cifarscale.data.manifest import published_manifest
 from cifarscale.errors import ConfigError
-from cifarscale.tasks.gan.learner import build_networks
+from cifarscale.tasks.gan.learner import GanLearner, build_networks, cost_of
+from cifarscale.tasks.gan.networks.dcgan import Generator
 from cifarscale.tasks.gan.recipe import GanRecipe
-from cifarscale.training.cost import count_parameters
+from cifarscale.training.cost import count_macs, count_parameters
 
 SEED_PARAMETERS = (370_624, 167_808)
 
@@ -22,6 +34,8 @@ WIDTH = (["2", "64"], ["0", "-1", "2.5", "wide", "true"])
 SWITCH = (["true", "false"], ["1", "yes", '"true"'])
 FRACTION = (["0", "0.125", "1", "1.0"], ["-0.1", "1.1", "nan", '"0.5"', "true"])
 WEIGHT = (["0", "0.5", "1e3"], ["-1", "inf", "nan", '"1"', "true"])
+RATE = (["2e-4", "1"], ["0", "-1", "nan", '"1"', "true"])
+NETWORKS = ("generator", "discriminator")
 NORMALISATION = (["none", "batch", "group"], ["layer", "", "1"])
 
 VALUES: dict[str, tuple[list[str], list[str]]] = {
@@ -44,6 +58,10 @@ VALUES: dict[str, tuple[list[str], list[str]]] = {
     "objective.name": (["bce", "hinge", "relativistic"], ["wgan", "1"]),
     "objective.r1": WEIGHT,
     "objective.r2": WEIGHT,
+    "objective.penalty_every": COUNT,
+    "discriminator_updates": COUNT,
+    **{f"{network}_optimizer.learning_rate": RATE for network in NETWORKS},
+    **{f"{network}_optimizer.weight_decay": WEIGHT for network in NETWORKS},
     "distance.features": (["none", "cnn:runs/a", "inception"], ["resnet", "cnn:", '""']),
     "distance.weights": (["", "file.pth"], ["1"]),
     "distance.against": (["train", "statistics.npz"], ["1"]),
@@ -61,6 +79,7 @@ VALUES: dict[str, tuple[list[str], list[str]]] = {
 
 NEEDED = {
     "objective.r1": ("model.discriminator_normalisation=none",),
+    "objective.penalty_every": ("objective.r1=1", "model.discriminator_normalisation=none"),
     "model.class_embedding": ("model.conditional=true",),
     "distance.every": ("distance.features=inception",),
 }
@@ -101,8 +120,10 @@ def test_the_table_has_every_key_that_only_a_dcgan_has() -> None:
     recipe = load()
     fields = {name: value_at(recipe, name) for name in GanRecipe.model_fields}
     own = {key: value for key, value in fields.items() if key not in TrainingRecipe.model_fields}
-    keys = {f"{section}.{key}" for section, values in own.items() for key in type(values).model_fields}
-    assert set(VALUES) == keys | {"task"}
+    sections = {key: type(value).model_fields for key, value in own.items() if isinstance(value, BaseModel)}
+    keys = {f"{section}.{key}" for section, names in sections.items() for key in names} | own.keys() - sections.keys()
+    of_optimizers = {f"{network}_optimizer.{key}" for network in NETWORKS for key in ("betas", "momentum")}
+    assert set(VALUES) == (keys - of_optimizers) | {"task"}
 
 
 @pytest.mark.parametrize(("key", "value"), settings(0))
@@ -133,6 +154,8 @@ def test_the_hash_and_the_resolved_file_change_with_every_key(tmp_path: Path) ->
         "model.downsampling": "residual",
         "model.minibatch": "stddev",
         "objective.name": "hinge",
+        "objective.penalty_every": "50",
+        "discriminator_updates": "50",
         "distance.kernel": "false",
         "distance.classes": "false",
     }
@@ -153,7 +176,7 @@ def test_the_hash_and_the_resolved_file_change_with_every_key(tmp_path: Path) ->
     [
         ("model.spectrale=true", "did you mean 'model.spectral'"),
         ("augmentation.cutouts=0.5", "did you mean 'augmentation.cutout'"),
-        ("objective.r3=1", "valid here: name, r1, r2"),
+        ("objective.r3=1", "valid here: name, penalty_every, r1, r2"),
         ("objectives.r1=1", "did you mean 'objective'"),
         ("model.width=4", "generator_width"),
         ("label_smoothing=0.1", "unknown key 'label_smoothing'"),
@@ -226,6 +249,95 @@ def test_a_penalty_refuses_a_discriminator_that_mixes_its_samples(penalty: str, 
         load(overrides[0], f"model.discriminator_normalisation={fine}", "model.generator_normalisation=batch")
 
 
+# Optimizers of their own
+
+
+def test_a_network_has_what_is_set_for_it_and_the_rest_as_both_have_it() -> None:
+    recipe = load("discriminator_optimizer.learning_rate=4e-4", "discriminator_optimizer.betas=[0.0, 0.9]")
+    recipe = with_values(recipe, generator_optimizer__weight_decay=0.1, optimizer__epsilon=1e-6)
+    (generator, slow), (discriminator, fast) = map(recipe.optimizer_of, NETWORKS)
+    assert isinstance(generator, AdamWConfig)
+    assert isinstance(discriminator, AdamWConfig)
+    assert (slow, fast) == (recipe.training.learning_rate, 4e-4)
+    assert (generator.betas, discriminator.betas) == ((0.5, 0.999), (0.0, 0.9))
+    assert (generator.weight_decay, discriminator.weight_decay) == (0.1, 0)
+    assert generator.epsilon == discriminator.epsilon == 1e-6
+
+
+def test_optimizers_that_do_nothing_otherwise_are_those_of_before() -> None:
+    """Recipes that were written before there were such tables are the same runs."""
+    assert resolved(load())["generator_optimizer"] == {}
+    plain = {key: value for key, value in resolved(load()).items() if not key.endswith("_optimizer")}
+    assert recipe_hash(parse_recipe(plain, "plain")) == recipe_hash(load())
+
+
+def test_a_network_takes_no_key_that_its_optimizer_has_not() -> None:
+    message = refusal("discriminator_optimizer.momentum=0.5")
+    assert "discriminator_optimizer.momentum has no effect with optimizer.name = 'adamw'" in message
+    assert "valid are learning_rate, weight_decay, betas" in message
+    assert "did you mean 'generator_optimizer.betas'" in refusal("generator_optimizer.beta=[0.0, 0.9]")
+    for betas in ("[0.0]", "[0.0, 1.0]", "0.9"):
+        assert "generator_optimizer.betas" in refusal(f"generator_optimizer.betas={betas}")
+
+
+def test_a_rare_penalty_needs_one() -> None:
+    assert "objective.penalty_every = 16 has no effect" in refusal("objective.penalty_every=16")
+
+
+# What a training costs
+
+
+class MacsCounter(TorchDispatchMode):
+    """Counts as torch's FlopCounterMode, whose hooks on modules no gradient of a gradient passes."""
+
+    macs = 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func.overloadpacket in flop_registry:
+            self.macs += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=output) / 2
+        return output
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        ("objective.name=relativistic", "model.conditional=true"),
+        ("objective.r1=1", "model.discriminator_normalisation=none", "discriminator_updates=3"),
+        ("objective.r1=1", "objective.r2=1", "objective.penalty_every=4", "model.discriminator_normalisation=none"),
+    ],
+)
+def test_the_cost_is_that_of_the_losses_and_gradients_but_for_edges(settings: tuple[str, ...], tmp_path: Path) -> None:
+    """Counted by torch in a step with penalties and one without, on a batch of 4 images; the gradients of images and of
+    noise, which nothing needs, are what it has less."""
+    recipe, manifest = (
+        load(*settings, "model.generator_width=8", "model.discriminator_width=8"),
+        published_manifest("cifar100"),
+    )
+    assert manifest is not None
+    learner = GanLearner(recipe, learner_context(manifest, tmp_path))
+    count = 4 * recipe.discriminator_updates
+    images, rows = torch.zeros(count, 3, 32, 32, dtype=torch.uint8), torch.arange(count)
+    prepared = learner.prepare(Batch(images, rows, rows, range(count)), 0)
+    macs = []
+    for step in (0, 1):
+        with MacsCounter() as counter:
+            for name, samples in learner.updates(prepared):
+                loss, _ = learner.loss(name, learner.networks, samples, step)
+                torch.autograd.grad(loss, list(learner.networks[name].parameters()))
+        macs.append(counter.macs / 4)
+    every = recipe.objective.penalty_every
+    mean = macs[0] / every + macs[1] * (1 - 1 / every)
+    cost = cost_of(recipe, manifest)
+    assert cost.macs == count_macs(
+        Generator(100, 8, num_classes=100 if recipe.model.conditional else 0),
+        (100,),
+        with_labels=recipe.model.conditional,
+    )
+    assert cost.training_macs == pytest.approx(mean, rel=0.1)
+
+
 # The bundled recipes
 
 
@@ -247,7 +359,14 @@ def test_the_better_recipe_costs_no_more_than_the_seeds() -> None:
     assert (plus.max_steps, plus.global_batch_size) == (seed.max_steps, seed.global_batch_size) == (50_000, 64)
 
 
-@pytest.mark.parametrize("name", ["dcgan", "dcgan-plus"])
+def test_the_best_recipe_keeps_the_seeds_budget() -> None:
+    assert sum(parameters("gan-best")) == 536_199
+    recipe = load_training_recipe("gan-best")
+    assert (recipe.budget.max_parameters, recipe.budget.max_steps) == (sum(SEED_PARAMETERS), 50_000)
+    assert recipe.training.max_steps == 50_000
+
+
+@pytest.mark.parametrize("name", ["dcgan", "dcgan-plus", "gan-best"])
 def test_a_recipes_comments_have_its_numbers_of_parameters(name: str) -> None:
     text = find_recipe(name).read_text(encoding="utf-8")
     assert all(f"{number:,}" in text for number in parameters(name))

@@ -7,7 +7,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cifarscale.cli.main import main
+from cifarscale.config.load import load_recipe
 from cifarscale.errors import TRUST_VARIABLE
+from cifarscale.launch.run import prepare
 from cifarscale.runs.files import write_json_atomically
 
 NETWORK = """import sizes
@@ -29,6 +31,13 @@ modules = ["own.py"]
 model = { name = "plain" }
 training = { max_steps = 1, global_batch_size = 16 }
 evaluation = { every = 0 }
+"""
+SWEEP = """
+task = "sweep"
+base = "own.toml"
+metric = "validation.top1"
+set = { "data.num_validation" = 60, "data.dataset" = "synthetic" }
+space = { "training.learning_rate" = { choice = [1e-3, 1e-2] } }
 """
 
 
@@ -93,6 +102,22 @@ def test_sweeps_differ_in_their_bases_too(invoke: Callable[..., Result], tmp_pat
             'task = "sweep"\nbase = "cnn"\n[space]\n"seed" = { choice = [1] }\n'
         )
     assert "base.model.width" in invoke("runs", "diff", "one", "two").stdout
+
+
+def test_a_sweeps_recipe_stands_for_it_with_the_base_that_it_names(
+    invoke: Callable[..., Result], shards: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "swept.toml").write_text(SWEEP, encoding="utf-8")
+    prepared = prepare(load_recipe("swept.toml"), tmp_path / "swept", str(shards))
+    prepared.make_folder()
+    shown = invoke("runs", "diff", "swept", "swept.toml").stdout
+    assert shown.splitlines() == ["A  swept", "B  swept.toml", "both compute the same"]
+    (tmp_path / "own.toml").write_text(RECIPE.replace("= 16", "= 32"), encoding="utf-8")
+    (tmp_path / "sizes.py").write_text("INPUTS = 3 * 32 * 32\n", encoding="utf-8")
+    shown = invoke("runs", "diff", "swept", "swept.toml").stdout
+    assert ["base.training.global_batch_size", "16", "32"] in [line.split() for line in shown.splitlines()]
+    assert "-INPUTS = 3072\n+INPUTS = 3 * 32 * 32\n" in shown
+    assert shown.count("base.") == 1
 
 
 def test_runs_are_listed_as_before_and_a_folder_is_no_command(invoke: Callable[..., Result], tmp_path: Path) -> None:

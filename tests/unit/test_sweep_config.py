@@ -9,6 +9,8 @@ import pytest
 
 from cifarscale.config.load import load_recipe, load_training_recipe, recipe_toml, with_values
 from cifarscale.config.recipe import TrainingRecipe
+from cifarscale.config.registry import registered_task
+from cifarscale.data.manifest import published_manifest
 from cifarscale.errors import ConfigError
 from cifarscale.sweeps.recipe import Distribution, SweepRecipe
 from cifarscale.sweeps.space import (
@@ -17,12 +19,13 @@ from cifarscale.sweeps.space import (
     check_sweep,
     grid,
     sample,
+    samples,
     sweep_hash,
     trial_recipe,
     values_of,
 )
 
-SWEEPS = ("sweep-cnn", "sweep-dcgan", "sweep-flow")
+SWEEPS = ("sweep-cnn", "sweep-cnn-best", "sweep-dcgan", "sweep-flow", "sweep-gan-best")
 NUM_TRIALS = 64
 
 
@@ -49,6 +52,17 @@ def test_the_bundled_sweeps_are_whole_and_load_again_as_they_are(name: str, tmp_
     path = tmp_path / "again.toml"
     path.write_text(recipe_toml(sweep))
     assert load_recipe(str(path)) == sweep
+
+
+@pytest.mark.parametrize("name", ["sweep-cnn-best", "sweep-gan-best"])
+def test_sweeps_within_a_budget_stay_within_it(name: str) -> None:
+    sweep, manifest = load(name=name), published_manifest("cifar100")
+    base = base_of(sweep)
+    assert base.budget.max_parameters
+    assert manifest is not None
+    for trial in range(4):
+        recipe = trial_recipe(sweep, base, sample(sweep.space, sweep.seed, trial, base))
+        registered_task(recipe.task).check_cost(recipe, manifest)
 
 
 def test_the_cnn_is_swept_with_the_parameters_it_has() -> None:
@@ -111,6 +125,20 @@ def test_what_is_wrong_is_said_in_one_line_before_anything_starts(override: str,
 def test_an_unmeasured_generator_cannot_be_selected() -> None:
     with pytest.raises(ConfigError, match=r"set distance\.features"):
         check_sweep(load("set.distance.features=none", "set.distance.every=0", name="sweep-dcgan"))
+
+
+def test_no_two_trials_are_the_same_and_a_small_space_ends(base: TrainingRecipe) -> None:
+    small = space(
+        seed={"choice": [1, 2, 3]},
+        optimizer__name={"choice": ["adamw", "sgd"]},
+        optimizer__momentum={"choice": [0.5, 0.9], "when": {"optimizer.name": "sgd"}},
+    )
+    found = list(samples(small, 0, base))
+    assert sorted(map(str, found)) == sorted(map(str, grid(small, base)))
+    assert len(found) == 9
+    large = load()
+    first = list(itertools.islice(samples(large.space, 0, base), NUM_TRIALS))
+    assert first == [sample(large.space, 0, draw, base) for draw in range(NUM_TRIALS)]
 
 
 def test_nested_and_dotted_keys_are_the_same() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from cifarscale.errors import ConfigError
+from cifarscale.errors import ConfigError, typed
 from cifarscale.runs.run_folder import RunFolder
 from cifarscale.tasks.classifier.recipe import ClassifierRecipe
 from cifarscale.tasks.load import load_classifier
@@ -24,8 +24,8 @@ def find_teacher(recipe: ClassifierRecipe) -> tuple[Path, str]:
     folder = RunFolder(Path(config.teacher).absolute())
     if not folder.recipe.is_file() or folder.result() is None:
         raise ConfigError(
-            f"distillation.teacher = {config.teacher!r}: there is no complete run. Run: cifarscale train resnet, then "
-            "set distillation.teacher to its folder"
+            f"distillation.teacher = {config.teacher!r}: there is no complete run. Run: cifarscale train resnet "
+            f"--run-dir {typed(config.teacher)}; or name another run with --set distillation.teacher=RUN"
         )
     trained = load_classifier(folder.path, _CPU)
     theirs = trained.recipe.data

@@ -25,7 +25,7 @@ class ClassifierView(View):
         from rich.console import Console
         from rich.table import Table
 
-        from cifarscale.tasks.text import computed, cost, rate
+        from cifarscale.tasks.text import computed, cost, place, rate
 
         table = Table()
         top5 = ("top5",) if "top5" in result["test"] else ()
@@ -42,7 +42,7 @@ class ClassifierView(View):
         click.echo(f"speed   {rate(result)}")
         if text := computed(result):
             click.echo(f"cost    {text}")
-        super().print_result(result, run_dir)
+        click.echo(place(run_dir))
         click.echo(f"next    cifarscale evaluate {typed(run_dir)}")
 
     def facts(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from cifarscale.config.distance import DistanceConfig
 from cifarscale.data.manifest import Manifest
-from cifarscale.errors import ConfigError
+from cifarscale.errors import ConfigError, typed
 from cifarscale.runs.run_folder import RunFolder
 from cifarscale.tasks.base import task_of
 from cifarscale.tasks.training import TrainingTask
@@ -31,8 +31,8 @@ def check_features(config: DistanceConfig, of_sweep: bool = False) -> None:
     elif kind == "cnn" and (folder.result() is None if of_sweep else folder.saved_step() is None):
         raise ConfigError(
             f"distance.features = 'cnn:{run}': there is no {'complete' if of_sweep else 'trained'} run in {run}. "
-            "Run: cifarscale train resnet, then add --set distance.features=cnn:RUN, in a sweep --set "
-            "set.distance.features=cnn:RUN"
+            f"Run: cifarscale train resnet --run-dir {typed(run)}; or name another with --set "
+            f"{'set.' if of_sweep else ''}distance.features=cnn:RUN"
         )
     require_features(config)
 

@@ -1,8 +1,8 @@
-"""How a GAN is trained: in a step the discriminator is updated, then the generator (Goodfellow et al. 2014)."""
+"""How a GAN is trained: a step updates the discriminator, once or more, then the generator (Goodfellow et al. 2014)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ from cifarscale.tasks.gan.objectives import discriminator_loss, generator_loss, 
 from cifarscale.tasks.gan.recipe import GanRecipe
 from cifarscale.tasks.generated import generated_images
 from cifarscale.tasks.generator_learner import Comparison, GeneratorLearner, real_images
-from cifarscale.training.cost import Cost, count_parameters
+from cifarscale.training.cost import BACKWARD, Cost, count_macs, count_parameters
 from cifarscale.training.learner import LearnerContext, Outputs
 
 
@@ -52,8 +52,22 @@ def build_networks(recipe: GanRecipe, manifest: Manifest, device: torch.device) 
 
 
 def cost_of(recipe: GanRecipe, manifest: Manifest) -> Cost:
-    """What a stage costs: the parameters of both networks."""
-    return Cost(sum(count_parameters(network) for network in build_networks(recipe, manifest, torch.device("cpu"))))
+    """What a stage costs: both networks in training, the generator alone in the end."""
+    generator, discriminator = build_networks(recipe, manifest, torch.device("cpu"))
+    conditional, objective = recipe.model.conditional, recipe.objective
+    generated = count_macs(generator, (recipe.model.latent_size,), with_labels=conditional)
+    judged = count_macs(discriminator, manifest.spec.image_shape, with_labels=conditional)
+    trained = 1 + BACKWARD
+    # A penalty goes back to the image, and from there through all of that once more.
+    penalties = ((objective.r1 > 0) + (objective.r2 > 0)) * trained * judged / objective.penalty_every
+    of_discriminator = generated + 2 * trained * judged + penalties
+    # The discriminator is not trained by the generator's update: it only takes the gradient to the image.
+    of_generator = trained * generated + 2 * judged + needs_real_images(objective) * judged
+    return Cost(
+        count_parameters(generator) + count_parameters(discriminator),
+        generated,
+        round(recipe.discriminator_updates * of_discriminator + of_generator),
+    )
 
 
 @dataclass(frozen=True)
@@ -74,8 +88,15 @@ class GanBatch:
 
     def part(self, i: int, parts: int) -> Self:
         """Every `parts`-th sample from number i on."""
-        take = slice(i, None, parts)
-        return type(self)(self.images[take], self.latents[take], self.labels[take], self.draws[take])
+        return self._taken(slice(i, None, parts))
+
+    def share(self, i: int, shares: int) -> Self:
+        """The samples of update i of `shares`: those at its positions, one after the other, in the step's batch."""
+        size = len(self.images) // shares
+        return self._taken(slice(i * size, (i + 1) * size))
+
+    def _taken(self, rows: slice) -> Self:
+        return type(self)(self.images[rows], self.latents[rows], self.labels[rows], self.draws[rows])
 
 
 class GanLearner(GeneratorLearner):
@@ -104,24 +125,36 @@ class GanLearner(GeneratorLearner):
             draws = torch.from_numpy(drawn).to(device, non_blocking=True).view(-1, 4, NUM_DRAWS)
         return GanBatch(images, latents.to(device, non_blocking=True), batch.labels, draws)
 
+    def updates(self, prepared: GanBatch) -> Sequence[tuple[str, GanBatch]]:
+        """Those of the discriminator, each on a global batch of its own, as in algorithm 1 of Goodfellow et al. 2014
+        (arXiv 1406.2661), then the generator's on the last of these."""
+        number = self._recipe.discriminator_updates
+        shares = [prepared.share(i, number) for i in range(number)]
+        return [*(("discriminator", share) for share in shares), ("generator", shares[-1])]
+
     def loss(
         self, update: str, networks: Mapping[str, nn.Module], part: GanBatch, step: int
     ) -> tuple[torch.Tensor, Outputs]:
-        """The objective of each network; the discriminator's with its gradient penalties."""
+        """The objective of each network; the discriminator's with its gradient penalties where the step has them."""
         return (
-            self._discriminator_loss(networks, part)
+            self._discriminator_loss(networks, part, step % self._recipe.objective.penalty_every == 0)
             if update == "discriminator"
             else self._generator_loss(networks, part)
         )
 
-    def _discriminator_loss(self, networks: Mapping[str, nn.Module], part: GanBatch) -> tuple[torch.Tensor, Outputs]:
+    def _discriminator_loss(
+        self, networks: Mapping[str, nn.Module], part: GanBatch, penalised: bool
+    ) -> tuple[torch.Tensor, Outputs]:
         objective = self._recipe.objective
         with torch.no_grad():
             images = networks["generator"](part.latents, self._labels(part))
-        real, r1 = self._judged(networks, part, part.images, 0, objective.r1 > 0)
-        fake, r2 = self._judged(networks, part, images, 1, objective.r2 > 0)
+        real, r1 = self._judged(networks, part, part.images, 0, penalised and objective.r1 > 0)
+        fake, r2 = self._judged(networks, part, images, 1, penalised and objective.r2 > 0)
         loss = discriminator_loss(objective.name, real, fake)
-        return loss + objective.r1 * r1 + objective.r2 * r2, (loss, real, fake, r1, r2)
+        if not penalised:
+            return loss, (loss, real, fake, torch.full_like(r1, torch.nan), torch.full_like(r2, torch.nan))
+        seldom = objective.penalty_every
+        return loss + seldom * objective.r1 * r1 + seldom * objective.r2 * r2, (loss, real, fake, r1, r2)
 
     def _generator_loss(self, networks: Mapping[str, nn.Module], part: GanBatch) -> tuple[torch.Tensor, Outputs]:
         objective = self._recipe.objective
@@ -172,6 +205,10 @@ class GanLearner(GeneratorLearner):
         labels = torch.zeros(batch_size, dtype=torch.int64, device=self._device)
         classes = (labels,) if self._recipe.model.conditional else ()
         return {"discriminator": (images, *classes), "generator": (latents, *classes)}
+
+    def result(self, networks: Mapping[str, nn.Module]) -> dict[str, Any]:
+        updates = self._recipe.discriminator_updates * self._recipe.training.max_steps
+        return {"discriminator_updates": updates, **super().result(networks)}
 
     def images(self, networks: Mapping[str, nn.Module], count: int) -> ImageSet:
         generator = networks["generator"]

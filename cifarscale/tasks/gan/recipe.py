@@ -1,11 +1,18 @@
 """The recipe of a DCGAN's training."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from cifarscale.config.generator import GeneratorRecipe
-from cifarscale.config.recipe import AdamWConfig, NormalisationKind, OptimizerConfig, Section, check_sync_batch
+from cifarscale.config.recipe import AdamWConfig, Beta, NormalisationKind, OptimizerConfig, Section, check_sync_batch
 from cifarscale.config.registry import DataSpec
 from cifarscale.errors import ConfigError
 
@@ -72,16 +79,65 @@ class ObjectiveConfig(Section):
     """Weight gamma of half the squared gradient of the logits at real images (Mescheder et al. 2018); 0 is off."""
     r2: NonNegativeFloat = 0.0
     """The same at generated images; 0 is off."""
+    penalty_every: PositiveInt = 1
+    """Takes r1 and r2 in one of so many steps, with so many times their weights: lazy regularization (Karras et al.
+    2020)."""
+
+
+class NetworkOptimizerConfig(Section):
+    """What one network's optimizer does otherwise; what is left out is as `optimizer` and `training` have it."""
+
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Peak learning rate, in place of `training.learning_rate`."""
+    weight_decay: NonNegativeFloat | None = None
+    """In place of `optimizer.weight_decay`."""
+    betas: Annotated[tuple[Beta, Beta], Field(strict=False)] | None = None
+    """In place of `optimizer.betas`."""
+    momentum: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """In place of `optimizer.momentum`."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_left_out(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in handler(self).items() if value is not None}
+
+    def given(self) -> dict[str, Any]:
+        """The values that are not left out."""
+        return {key: value for key, value in self if value is not None}
 
 
 class GanRecipe(GeneratorRecipe):
-    """Trains a generator against a discriminator. A step updates each of them once, the discriminator first."""
+    """Trains a generator against a discriminator. A step updates the discriminator, then the generator."""
 
     task: Literal["gan"] = "gan"
     model: DcganModelConfig = DcganModelConfig()
     augmentation: GanAugmentationConfig = GanAugmentationConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
+    discriminator_updates: PositiveInt = 1
+    """Updates of the discriminator a step, each on real images and noise of its own: a step reads so many global
+    batches. The generator is then updated once, on the noise of the last."""
     optimizer: OptimizerConfig = AdamWConfig(betas=(0.5, 0.999))
+    generator_optimizer: NetworkOptimizerConfig = NetworkOptimizerConfig()
+    discriminator_optimizer: NetworkOptimizerConfig = NetworkOptimizerConfig()
+
+    @property
+    def samples_per_step(self) -> int:
+        return self.discriminator_updates * self.training.global_batch_size
+
+    def optimizer_of(self, network: str) -> tuple[OptimizerConfig, float]:
+        own = getattr(self, f"{network}_optimizer").given()
+        learning_rate = own.pop("learning_rate", self.training.learning_rate)
+        return self.optimizer.model_copy(update=own), learning_rate
+
+    @model_validator(mode="after")
+    def _optimizers_have_what_is_set(self) -> Self:
+        valid = ["learning_rate", *(key for key in NetworkOptimizerConfig.model_fields if hasattr(self.optimizer, key))]
+        for table in ("generator_optimizer", "discriminator_optimizer"):
+            if unknown := [key for key in getattr(self, table).given() if key not in valid]:
+                raise ValueError(
+                    f"{table}.{unknown[0]} has no effect with optimizer.name = {self.optimizer.name!r}; "
+                    f"valid are {', '.join(valid)}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _normalisations_suit_the_rest(self) -> Self:
@@ -119,6 +175,15 @@ class GanRecipe(GeneratorRecipe):
             raise ValueError(
                 "objective.r1 and r2 are gradients of each sample's own logit, which "
                 f"model.discriminator_normalisation = {kind!r} mixes with the others'; use 'none' or 'group'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _penalties_that_are_seldom_exist(self) -> Self:
+        objective = self.objective
+        if objective.penalty_every > 1 and not objective.r1 and not objective.r2:
+            raise ValueError(
+                f"objective.penalty_every = {objective.penalty_every} has no effect with objective.r1 and r2 = 0"
             )
         return self
 
