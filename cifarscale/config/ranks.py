@@ -27,14 +27,12 @@ def batch_size_per_rank(recipe: TrainingRecipe, world_size: int) -> int:
     shown = f"1 to {microbatches}" if microbatches > 1 else listed
     if world_size > valid[-1]:
         raise TooManyRanksError(f"{most_fed(recipe)}, and there would be {world_size}; valid numbers of ranks: {shown}")
-    if microbatches:
-        return batch // microbatches * most_microbatches(recipe, world_size)
     if world_size not in valid:
         raise ConfigError(
-            f"training.global_batch_size = {batch} cannot be split evenly over {world_size} ranks; valid numbers of "
-            f"ranks: {shown}"
+            f"training.global_batch_size = {batch} cannot be split{'' if microbatches else ' evenly'} over "
+            f"{world_size} ranks; valid numbers of ranks: {shown}"
         )
-    return batch // world_size
+    return batch // microbatches * most_microbatches(recipe, world_size) if microbatches else batch // world_size
 
 
 def most_microbatches(recipe: TrainingRecipe, world_size: int) -> int:
