@@ -29,8 +29,8 @@ def batch_size_per_rank(recipe: TrainingRecipe, world_size: int) -> int:
         raise TooManyRanksError(f"{most_fed(recipe)}, and there would be {world_size}; valid numbers of ranks: {shown}")
     if world_size not in valid:
         raise ConfigError(
-            f"training.global_batch_size = {batch} cannot be split{'' if microbatches else ' evenly'} over "
-            f"{world_size} ranks; valid numbers of ranks: {shown}"
+            f"training.global_batch_size = {batch} cannot be split evenly over {world_size} ranks; valid numbers of "
+            f"ranks: {shown}"
         )
     return batch // microbatches * most_microbatches(recipe, world_size) if microbatches else batch // world_size
 

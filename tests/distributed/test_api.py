@@ -210,7 +210,7 @@ def test_a_plan_is_made_and_run_without_a_cluster(
         (lambda: cs.train("cnn", set={"seed": 1, "seed.x": 2}), "--set 'seed.x=2': 'seed' is a value, not a section"),
         (lambda: cs.train("cnn", set={"model.width": object()}), "is no value of a recipe; valid are those of TOML"),
         (lambda: cs.train("cnn", data="synthetic", device="gpu"), "device = 'gpu' is not valid; valid are auto, cpu"),
-        (lambda: cs.train("cnn", nproc=0), "cannot be split over 0 ranks"),
+        (lambda: cs.train("cnn", nproc=0), "cannot be split evenly over 0 ranks"),
         (lambda: cs.train("fid"), "fid is a recipe of task 'distance', which trains nothing"),
         (lambda: cs.evaluate("nowhere"), "nowhere is not a run folder"),
         (lambda: cs.sweep("fid"), "fid is a recipe of task 'distance', and this needs task = 'sweep'"),
