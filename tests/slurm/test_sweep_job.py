@@ -152,4 +152,5 @@ def test_no_finished_trial_runs_again(
     interrupted.assert_same_as(alone)
     shown = command("sweep-status", job.id).stdout
     assert "best    " in shown
-    assert "is complete" in command("submit", tmp_path / "small-sweep.toml", "--data", data, "--run-dir", folder).stdout
+    same = ("submit", tmp_path / "small-sweep.toml", *FOUR_RANKS, "--data", data, "--run-dir", folder)
+    assert "is complete" in command(*same).stdout
