@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DEFAULT_NUM_SHARDS = 64
+"""Of the training split; fewer where it has fewer samples."""
 _SAMPLES_A_SHARD = 16
 """At least so many, where nobody says how many shards there are to be."""
-"""Of the training split; fewer where it has fewer samples."""
 SHARDS_ROOT = Path("shards")
 
 

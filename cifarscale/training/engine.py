@@ -406,7 +406,9 @@ class Engine:
                 compiled = torch.compile(self._microbatches.replicas[0][name])
                 with self._autocast():
                     output = compiled(*self._learner.example_inputs(self._batch_size)[name])
-                torch.autograd.grad(output.float().sum(), trained(self._learner.networks[name]), materialize_grads=True)
+                torch.autograd.grad(
+                    output.float().sum(), trained(self._learner.networks[name].parameters()), materialize_grads=True
+                )
         except Exception as error:
             failure = first_line(error) or type(error).__name__
             log.warning("torch.compile failed, going on without it: %s", failure)

@@ -9,7 +9,7 @@ whose first levels lie within a rank.
 
 import copy
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -61,7 +61,7 @@ class Microbatches:
             num_microbatches: of the global batch; 0 for one a rank, summed by all-reduce in whatever order that takes.
             seed: of what networks draw.
         """
-        self._networks, self._group, self._pool, self._seed = networks, group, pool, seed
+        self._group, self._pool, self._seed = group, pool, seed
         self._draws: dict[str, bool] = {}
         """Whether the computation of an update draws, which its first time shows."""
         ranks = group.ranks
@@ -97,7 +97,7 @@ class Microbatches:
             earlier: updates of the same network in this step before this one.
         Raises: ConfigError if autograd refuses what the network does.
         """
-        parameters = self._trained(name)
+        parameters = trained(self._parameters[name])
 
         def compute(i: int) -> tuple[Outputs, tuple[torch.Tensor, ...]]:
             value, outputs = loss(name, self.replicas[i], parts[i], step)
@@ -137,7 +137,7 @@ class Microbatches:
 
     def exchange(self, name: str, gradients: Mapping[int, Tensors]) -> None:
         """Sets the gradients of a network's parameters to the means over all microbatches."""
-        parameters = self._trained(name)
+        parameters = trained(self._parameters[name])
         for parameter, gradient in zip(parameters, self._mean(name, parameters, gradients), strict=True):
             same_layout = gradient.stride() == parameter.stride()
             parameter.grad = gradient if same_layout else torch.empty_like(parameter).copy_(gradient)
@@ -163,9 +163,6 @@ class Microbatches:
             for buffer in self._of_first:
                 dist.broadcast(buffer, src=0)
 
-    def _trained(self, name: str) -> list[nn.Parameter]:
-        return [parameter for parameter in self._parameters[name] if parameter.requires_grad]
-
     def _means(self, original: list[torch.Tensor], copies: list[list[torch.Tensor]]) -> Tensors:
         """Of buffers over all microbatches, or what they were where no microbatch has changed them."""
         places = self._perhaps_constant
@@ -190,9 +187,9 @@ class Microbatches:
         return self._all_reduces[name].mean(sums)
 
 
-def trained(network: nn.Module) -> list[nn.Parameter]:
-    """The parameters that are not frozen."""
-    return [parameter for parameter in network.parameters() if parameter.requires_grad]
+def trained(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    """Those that are not frozen."""
+    return [parameter for parameter in parameters if parameter.requires_grad]
 
 
 @contextmanager

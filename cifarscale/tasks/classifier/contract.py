@@ -113,7 +113,7 @@ class _Trial:
 
     def _check_parameters(self) -> None:
         network = self._network
-        if not trained(network):
+        if not trained(network.parameters()):
             frozen = " but frozen ones" if any(True for _ in network.parameters()) else ""
             raise self._refused(f"has no parameters{frozen}: there is nothing to train")
         for name, parameter in network.named_parameters():
@@ -187,7 +187,7 @@ class _Trial:
         return _Step(network, [logits.detach(), *used.values()], unused)
 
     def _gradients(self, loss: Tensor, network: nn.Module) -> tuple[Tensor | None, ...]:
-        parameters = trained(network)
+        parameters = trained(network.parameters())
         try:
             gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
             if any(gradient is None for gradient in gradients):
