@@ -143,7 +143,7 @@ def run_commands(commands: list[str], folder: Path, preloaded: Callable[[], str]
         preloaded: the fixture, for a `cifarscale` that begins by a fork.
     """
     programs = folder / ".programs"
-    programs.mkdir()
+    programs.mkdir(exist_ok=True)
     if preloaded:
         write_client(programs / "cifarscale", preloaded())
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("CIFARSCALE_", "WANDB_"))}

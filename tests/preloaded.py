@@ -2,8 +2,8 @@
 
 A server (`python tests/preloaded.py SOCKET`) has one thread, imports what the command line needs, and forks at each
 request. `Popen` is subprocess's, but that a command of ours begins by such a fork; from there on all is as in a process
-of its own: arguments, environment, folder, pipes, signals, exit code, children. What a fork cannot stand for is started
-as users start it: another Python, a variable that Python reads at its start, a terminal.
+of its own: arguments, environment, folder, pipes, signals, exit code, children, PYTHONPATH. What a fork cannot stand
+for is started as users start it: another Python, another variable that Python reads at its start, a terminal.
 """
 
 import atexit
@@ -99,8 +99,18 @@ def _request(args: Any, cwd: Any, env: Any, pass_fds: Any, new_session: bool) ->
 
 
 def _for_python(environment: Mapping[str, str]) -> dict[str, str]:
-    """What Python, or a library of it, reads when it starts."""
-    return {name: value for name, value in environment.items() if name.startswith(("PYTHON", "LC_", "LANG"))}
+    """What Python, or a library of it, reads when it starts. A fork can follow a PYTHONPATH that starts no program."""
+    followed = not any(Path(folder, "sitecustomize.py").exists() for folder in _python_path(environment))
+    return {
+        name: value
+        for name, value in environment.items()
+        if name.startswith(("PYTHON", "LC_", "LANG")) and not (followed and name == "PYTHONPATH")
+    }
+
+
+def _python_path(environment: Mapping[str, str]) -> list[str]:
+    """The folders that PYTHONPATH names."""
+    return [os.path.abspath(each) for each in environment.get("PYTHONPATH", "").split(os.pathsep) if each]
 
 
 _FOR_PYTHON = _for_python(os.environ)
@@ -274,8 +284,10 @@ def become(request: dict[str, Any], fds: Sequence[int]) -> None:
             except OSError:
                 continue
     os.chdir(request["folder"])
+    before = _python_path(os.environ)
     os.environ.clear()
     os.environ.update(request["environment"])
+    sys.path[:] = [*_python_path(os.environ), *(each for each in sys.path if each not in before)]
     for signum in (signal.SIGTERM, signal.SIGUSR2, signal.SIGCHLD, signal.SIGALRM):
         signal.signal(signum, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)

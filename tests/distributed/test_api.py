@@ -149,7 +149,7 @@ def test_it_works_in_a_thread_and_beside_an_event_loop(shards: Path, tmp_path: P
         Run(one.path).assert_same_as(Run(run.path))
 
 
-@pytest.mark.parametrize("nproc", [pytest.param(1, marks=pytest.mark.thorough), 2])
+@pytest.mark.parametrize("nproc", [1, pytest.param(2, marks=pytest.mark.thorough)])
 def test_ctrl_c_saves_and_raises_and_the_same_call_goes_on(nproc: int, shards: Path, tmp_path: Path) -> None:
     program = INTERRUPTED.replace("DATA", repr(str(shards))).replace("NPROC", str(nproc))
     process = subprocess.Popen(
