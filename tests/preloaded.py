@@ -37,6 +37,7 @@ SLOW_IMPORTS = (
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _HEAD = struct.Struct("!I")
 _HIGH = 500
+_ENDING_S = 1.0
 
 
 class Popen(subprocess.Popen):  # type: ignore[type-arg]
@@ -86,7 +87,7 @@ def _request(args: Any, cwd: Any, env: Any, pass_fds: Any, new_session: bool) ->
     environment = {os.fsdecode(key): os.fsdecode(value) for key, value in (os.environ if env is None else env).items()}
     if command[:2] != [sys.executable, "-m"] or len(command) < 3 or command[2] not in COMMANDS:
         return None
-    if _for_python(environment) != _FOR_PYTHON or (Popen.fork is _fork_here and _num_threads() > 1):
+    if _for_python(environment) != _FOR_PYTHON or (Popen.fork is _fork_here and not _without_threads()):
         return None
     return {
         "module": command[2],
@@ -319,6 +320,14 @@ def _fork_here(request: dict[str, Any], fds: Sequence[int]) -> int:
     if pid == 0:
         become(request, fds)
     return pid
+
+
+def _without_threads() -> bool:
+    """Whether this process has one thread alone, or soon has: one that was asked to end may need a moment for it."""
+    deadline = time.monotonic() + _ENDING_S
+    while _num_threads() > 1 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return _num_threads() == 1
 
 
 def _num_threads() -> int:

@@ -63,7 +63,9 @@ def assert_same(one: Any, other: Any) -> None:
     assert list(one.samples()) == ["step-00000006.png", "step-00000012.png"]
 
 
-@pytest.mark.parametrize(("num_microbatches", "ranks"), [(4, (2, 4)), (16, (3, 6))])
+@pytest.mark.parametrize(
+    ("num_microbatches", "ranks"), [pytest.param(4, (2, 4), marks=pytest.mark.thorough), (16, (2, 3, 6))]
+)
 def test_every_bit_is_the_same_on_any_number_of_ranks(
     num_microbatches: int, ranks: tuple[int, ...], cifarscale: Function, opened: Function, shards: Path, tmp_path: Path
 ) -> None:

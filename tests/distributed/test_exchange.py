@@ -33,7 +33,10 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize(("world_size", "num_microbatches"), [(2, 0), (2, 4), (4, 0), (4, 4)])
+@pytest.mark.parametrize(
+    ("world_size", "num_microbatches"),
+    [(2, 0), (4, 4), *(pytest.param(*case, marks=pytest.mark.thorough) for case in ((2, 4), (4, 0)))],
+)
 def test_gradients_are_those_of_distributed_data_parallel(
     world_size: int, num_microbatches: int, tmp_path: Path
 ) -> None:
