@@ -202,10 +202,11 @@ class Engine:
             with self.timing.own():
                 parts = [samples.part(i, local) for i in range(local)]
                 gradients, outputs = self._microbatches.gradients(name, self._loss, parts, self._step, done[name])
-            if self._pool.is_parallel and done.total() == len(updates) - 1:
+            is_last = done.total() == len(updates) - 1
+            if self._pool.is_parallel and is_last:
                 # What is left of the step takes one core.
                 self._ahead = self._pool.ahead(partial(self._prepare, batches, self._step + 1))
-            self._microbatches.exchange(name, gradients)
+            self._microbatches.exchange(name, gradients, is_last)
             for metrics, part, (loss, *others) in zip(logged, parts, outputs, strict=True):
                 metrics.update(self._learner.metrics(name, part, tuple(others)), loss=metrics.get("loss", 0) + loss)
             rate = self._recipe.optimizer_of(name)[1] * factor
@@ -217,7 +218,6 @@ class Engine:
             self._scaler.step(optimizer)
             done[name] += 1
         self._scaler.update()
-        self._microbatches.end_step()
         self._step += 1
         for average in self._averages.values():
             average.update(self._step)

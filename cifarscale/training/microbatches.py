@@ -85,7 +85,8 @@ class Microbatches:
         statistics = {id(each) for layer in with_statistics(networks.values()) for each in layer.buffers()}
         self._perhaps_constant = [i for i, each in enumerate(self._averaged[0]) if id(each) not in statistics]
         """Which of the buffers to average a step may leave as they are: all but those of normalisation layers."""
-        self._all_reduces: dict[str, AllReduce] = {}
+        self._all_reduces: dict[tuple[str, bool], AllReduce] = {}
+        """By the network whose gradients they are of, if any, and whether the buffers come along."""
 
     def gradients(
         self, name: str, loss: Loss, parts: Sequence[Any], step: int, earlier: int = 0
@@ -135,12 +136,26 @@ class Microbatches:
         self._draws[name] = draws
         return results
 
-    def exchange(self, name: str, gradients: Mapping[int, Tensors]) -> None:
-        """Sets the gradients of a network's parameters to the means over all microbatches."""
+    def exchange(self, name: str, gradients: Mapping[int, Tensors], ends_step: bool = False) -> None:
+        """Sets the gradients of a network's parameters to the means over all microbatches.
+
+        Args:
+            ends_step: whether all updates of the step are computed, so that it ends as by `end_step`: the buffers
+                travel with the gradients.
+        """
         parameters = trained(self._parameters[name])
-        for parameter, gradient in zip(parameters, self._mean(name, parameters, gradients), strict=True):
+        # Without a tree they go apart: where a number lies decides over the order of its sum on three ranks and more.
+        with_buffers = ends_step and self._tree is not None
+        buffers, sums_of_buffers = self._sums_of_buffers() if with_buffers else ([], {})
+        sums = {node: [*each, *sums_of_buffers.get(node, ())] for node, each in gradients.items()}
+        means = self._mean((name, with_buffers), [*parameters, *buffers], sums)
+        for parameter, gradient in zip(parameters, means[: len(parameters)], strict=True):
             same_layout = gradient.stride() == parameter.stride()
             parameter.grad = gradient if same_layout else torch.empty_like(parameter).copy_(gradient)
+        if with_buffers:
+            self._set_buffers(means[len(parameters) :])
+        elif ends_step:
+            self.end_step()
 
     def begin_step(self) -> None:
         """Gives every replica the networks' buffers."""
@@ -154,37 +169,47 @@ class Microbatches:
         Elements that all microbatches have left alone stay as they are, even where their sum would overflow, as that
         of a mask's -1e38. Buffers that are no floats are those of the first microbatch.
         """
+        buffers, sums = self._sums_of_buffers()
+        self._set_buffers(self._mean(("", True), buffers, sums) if buffers else [])
+
+    def _sums_of_buffers(self) -> tuple[list[torch.Tensor], dict[int, Tensors]]:
+        """Like what, and the sums over the local microbatches by nodes of the tree: buffers, and in how many of the
+        microbatches each element of those has changed that a step may leave as they are.
+        """
         original, *copies = self._averaged
-        if original:
-            _copy(original, self._means(original, copies))
+        places = self._perhaps_constant
+        if not original:
+            return [], {}
+        if not places:
+            return original, self._sums(copies)
+        was, *now = (torch.cat([buffers[i].reshape(-1) for i in places]) for buffers in (original, *copies))
+        terms = [[*buffers, (each != was).to(was.dtype)] for buffers, each in zip(copies, now, strict=True)]
+        return [*original, was], self._sums(terms)
+
+    def _set_buffers(self, means: Tensors) -> None:
+        """Sets the networks' buffers, from the means of what `_sums_of_buffers` has summed."""
+        original, places = self._averaged[0], self._perhaps_constant
+        if places:
+            *means, changed = means
+            pieces = torch.split(changed > 0, [original[i].numel() for i in places])
+            for i, piece in zip(places, pieces, strict=True):
+                means[i] = torch.where(piece.view(original[i].shape), means[i], original[i])
+        _copy(original, means)
         original, *copies = self._counted
         _copy(original, copies[0])  # counts of steps
         if self._group.ranks.world_size > 1:
             for buffer in self._of_first:
                 dist.broadcast(buffer, src=0)
 
-    def _means(self, original: list[torch.Tensor], copies: list[list[torch.Tensor]]) -> Tensors:
-        """Of buffers over all microbatches, or what they were where no microbatch has changed them."""
-        places = self._perhaps_constant
-        if not places:
-            return self._mean("", original, self._sums(copies))
-        was, *now = (torch.cat([buffers[i].reshape(-1) for i in places]) for buffers in (original, *copies))
-        terms = [[*buffers, (each != was).to(was.dtype)] for buffers, each in zip(copies, now, strict=True)]
-        *means, changed = self._mean("", [*original, was], self._sums(terms))
-        pieces = torch.split(changed > 0, [original[i].numel() for i in places])
-        for i, piece in zip(places, pieces, strict=True):
-            means[i] = torch.where(piece.view(original[i].shape), means[i], original[i])
-        return means
-
     def _sums(self, terms: Sequence[Tensors]) -> dict[int, Tensors]:
         """Sums of the local microbatches' terms, by nodes of the tree."""
         return self._tree.sums(self._group.ranks.rank, list(terms), sums_of) if self._tree else {0: terms[0]}
 
-    def _mean(self, name: str, like: Sequence[torch.Tensor], sums: Mapping[int, Tensors]) -> Tensors:
+    def _mean(self, purpose: tuple[str, bool], like: Sequence[torch.Tensor], sums: Mapping[int, Tensors]) -> Tensors:
         """The means over all microbatches of tensors of one purpose, always of the same shapes."""
-        if name not in self._all_reduces:
-            self._all_reduces[name] = AllReduce(like, self._group, self._tree)
-        return self._all_reduces[name].mean(sums)
+        if purpose not in self._all_reduces:
+            self._all_reduces[purpose] = AllReduce(like, self._group, self._tree)
+        return self._all_reduces[purpose].mean(sums)
 
 
 def trained(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:

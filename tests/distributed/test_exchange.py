@@ -76,8 +76,7 @@ def _rank(rank: int, world_size: int, num_microbatches: int, store: str) -> None
     for _ in range(2):
         microbatches.begin_step()
         gradients, _ = microbatches.gradients("net", _loss, mine, 0)
-        microbatches.exchange("net", gradients)
-        microbatches.end_step()
+        microbatches.exchange("net", gradients, ends_step=True)
         optimizer.step()
     assert "torch._dynamo" not in sys.modules, SLOW
     network.load_state_dict(reference.state_dict())

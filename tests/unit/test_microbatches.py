@@ -63,8 +63,7 @@ def step(module: nn.Module, num_microbatches: int, num_cores: int = 1) -> list[O
     microbatches = one_process(module, num_microbatches, num_cores)
     microbatches.begin_step()
     gradients, outputs = microbatches.gradients("net", loss, cut(num_microbatches), 0)
-    microbatches.exchange("net", gradients)
-    microbatches.end_step()
+    microbatches.exchange("net", gradients, ends_step=True)
     return outputs
 
 

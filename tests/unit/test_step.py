@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from runs import learner_context
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -32,7 +33,10 @@ from cifarscale.data.batches import Batch
 from cifarscale.data.in_memory import InMemoryReader, InMemorySplit
 from cifarscale.data.manifest import Manifest
 from cifarscale.data.shards import Samples
+from cifarscale.distributed import all_reduce
 from cifarscale.distributed.cpu_pool import CpuPool
+from cifarscale.distributed.group import Group
+from cifarscale.distributed.ranks import Ranks
 from cifarscale.errors import DataError
 from cifarscale.tasks.classifier.learner import ClassifierLearner
 from cifarscale.tasks.classifier.recipe import ClassifierRecipe
@@ -251,6 +255,45 @@ def test_no_option_reads_from_the_device_or_gives_other_bits_each_time(
 def test_what_reads_from_the_device_is_named_with_our_line() -> None:
     with pytest.raises(AssertionError, match=r"_local_scalar_dense at .*\d+ makes the CPU wait"), Recorder():
         torch.zeros((), device=META).item()
+
+
+class Collectives(TorchDispatchMode):
+    """Counts a rank's collectives."""
+
+    number = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.number += str(function).startswith("c10d.")
+        return function(*args, **kwargs or {})
+
+
+@pytest.fixture
+def _first_of_two() -> Iterator[None]:
+    """This process is rank 0 of two, of which the other never answers."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("_first_of_two")
+@pytest.mark.parametrize(
+    ("name", "changes", "updates"),
+    [("cnn", ("model.normalisation=batch",), 1), ("dcgan", (), 2), ("dcgan", ("discriminator_updates=2",), 3)],
+)
+def test_a_step_is_one_exchange_for_each_update(
+    name: str, changes: tuple[str, ...], updates: int, manifest: Manifest, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Buffers have none of their own."""
+    monkeypatch.setattr(all_reduce, "GATHERED_BYTES", 1 << 40)  # so that each is one collective
+    recipe = shipped(name, "training.global_batch_size=8", *changes)
+    context = replace(learner_context(manifest, tmp_path), group=Group(Ranks(0, 2)))
+    engine, batches = engine_of(recipe, context)
+    for _ in range(2):
+        with Collectives() as collectives:
+            engine._train_step(batches)
+        assert collectives.number == updates
 
 
 AUGMENTED = ("augmentation.crop_padding=4", "augmentation.flip=true", "augmentation.mixup=0.4")
