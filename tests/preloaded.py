@@ -30,7 +30,7 @@ from typing import Any
 COMMANDS = {"cifarscale": "cifarscale.cli.main", "cifarscale.launch.rank_launcher": "cifarscale.launch.rank_launcher"}
 """Modules that are run as `python -m …`, and where the `main` of each lies."""
 SLOW_IMPORTS = (
-    *("cifarscale.launch.worker", "cifarscale.checks.verify", "cifarscale.checks.doctor"),
+    *("cifarscale.launch.worker", "cifarscale.training.run", "cifarscale.checks.verify", "cifarscale.checks.doctor"),
     *("cifarscale.evaluation.features", "cifarscale.report.page", "cifarscale.data.streaming", "rich.table"),
     "pytorch_fid.inception",
 )

@@ -129,7 +129,35 @@ def learner_context(manifest: Manifest, run_dir: Path) -> LearnerContext:
     return LearnerContext(RunFolder(run_dir), data, Group(Ranks()), pool, torch.device("cpu"))
 
 
+_AFTER = """
+import importlib.util, sys
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name != {module!r}:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        load = spec.loader.exec_module
+        def load_more(module):
+            load(module)
+            exec({program!r}, vars(module))
+        spec.loader.exec_module = load_more
+        return spec
+if {variable!r} in os.environ:
+    sys.meta_path.insert(0, Finder())
+"""
+
+
 def planted(folder: Path, program: str) -> dict[str, str]:
     """The environment of a Python that runs the program first."""
     (folder / "sitecustomize.py").write_text(program, encoding="utf-8")
     return {"PYTHONPATH": os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))}
+
+
+def planted_after(module: str, folder: Path, program: str, variable: str) -> dict[str, str]:
+    """The environment of a Python that runs the program at the end of a module, where it comes to load that.
+
+    Args:
+        variable: of the environment, only where it is set.
+    """
+    return planted(folder, "import os" + _AFTER.format(module=module, program=program, variable=variable))

@@ -40,22 +40,22 @@ class Sweep:
 
     def __init__(self, folder: Path, shards: Path) -> None:
         self.path, self._shards = folder / "swept", shards
-        self._recipe = folder / "tiny.toml"
+        self.recipe = folder / "tiny.toml"
         self._started: list[subprocess.Popen[str]] = []
 
     def beside(self, name: str) -> "Sweep":
         """The same sweep in another folder."""
         other = Sweep(self.path.parent, self._shards)
-        other.path, other._recipe, other._started = self.path.with_name(name), self._recipe, self._started
+        other.path, other.recipe, other._started = self.path.with_name(name), self.recipe, self._started
         return other
 
     def write(self, space: str = LEARNING_RATES, max_steps: int = 30, searcher: str = "random") -> None:
-        self._recipe.write_text(RECIPE.format(space=space, max_steps=max_steps, searcher=searcher))
+        self.recipe.write_text(RECIPE.format(space=space, max_steps=max_steps, searcher=searcher))
 
     def start(
         self, *options: str, command: str = "sweep", environment: dict[str, str] | None = None
     ) -> subprocess.Popen[str]:
-        start = ["-m", "cifarscale", command, str(self._recipe), "--run-dir", str(self.path)]
+        start = ["-m", "cifarscale", command, str(self.recipe), "--run-dir", str(self.path)]
         return self._start(*start, "--data", str(self._shards), *options, environment=environment)
 
     def _start(self, *arguments: str, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
@@ -78,7 +78,7 @@ class Sweep:
 
     def script(self, program: str) -> str:
         """What a script prints that ends well; its arguments are the recipe, the shards and the sweep's folder."""
-        process = self._start("-c", program, str(self._recipe), str(self._shards), str(self.path))
+        process = self._start("-c", program, str(self.recipe), str(self._shards), str(self.path))
         output, _ = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 0, output
         return output

@@ -44,7 +44,8 @@ def main() -> int:
     launcher, world_size = os.getpid(), int(os.environ["WORLD_SIZE"])
     report = int(sys.argv[1])
     try:
-        import cifarscale.launch.worker  # noqa: F401 (and torch with it)
+        import cifarscale.launch.worker
+        import cifarscale.training.run  # noqa: F401 (and torch with it)
 
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # none is lost, or heard twice, between two forks
     except StopSignal as stopped:

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import cifarscale.training.run  # noqa: F401 (all that training needs, before ranks are forked)
 from cifarscale.launch.call import Call
 from cifarscale.launch.run import run
 from cifarscale.log import configure_logging

@@ -61,21 +61,26 @@ class SweepTask(Task):
 
         Raises: Interrupted on all ranks if a signal came.
         """
-        import torch
-
         from cifarscale.distributed.ranks import FILE_VARIABLE, ranks_from_environment
         from cifarscale.sweeps.ray.cluster import ray_over_nodes, serve_node
-        from cifarscale.sweeps.running import Nodes, RunningSweep
         from cifarscale.training.signals import stop_on_signals
 
         ranks, meeting = ranks_from_environment(), Path(os.environ[FILE_VARIABLE]).with_suffix("")
         num_cpus = int(os.environ["OMP_NUM_THREADS"])
-        num_gpus = torch.cuda.device_count() if recipe.gpus_per_trial else 0
+        num_gpus = _num_gpus() if recipe.gpus_per_trial else 0
         with stop_on_signals() as request:
             if not ranks.is_first:
                 serve_node(ranks, meeting, num_cpus, num_gpus)
                 return {}
+            from cifarscale.sweeps.running import Nodes, RunningSweep  # loads torch, which the other ranks do without
+
             nodes = Nodes(num_cpus, num_gpus, lambda: ray_over_nodes(ranks, meeting, num_cpus, num_gpus))
             base = SweepFolder(folder.path).load_base()
             prepared = PreparedSweep(recipe=recipe, run_dir=folder.path, options=options, base=base)
             return RunningSweep(prepared).run(nodes, True, _Logged(recipe.metric), request, options.patience_s)
+
+
+def _num_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()

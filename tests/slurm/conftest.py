@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import Run, run_recipe
+from runs import Run, planted_after, run_recipe
 from slurm_jobs import Job
 
 from cifarscale.config.load import load_training_recipe
@@ -163,12 +163,6 @@ def data(shards: Path) -> Path:
     return shards
 
 
-@pytest.fixture(scope="session")
-def real_if_there(data: Path, request: pytest.FixtureRequest) -> Path:
-    """The real CIFAR-100 where it can be had, else the small drawn set."""
-    return request.getfixturevalue("cifar100") if "CIFARSCALE_REAL_DATA" in os.environ else data
-
-
 @pytest.fixture
 def command(cluster: Any, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs `cifarscale` in the test's folder, against the test cluster."""
@@ -227,6 +221,20 @@ def submit(cluster: Any, command: Callable[..., Any], data: Path, tmp_path: Path
     for job in jobs:
         if job.has_ended() is None:
             subprocess.run(["scancel", job.id], env=os.environ | cluster.environment, check=False)
+
+
+@pytest.fixture
+def idling(tmp_path: Path) -> dict[str, str]:
+    """The environment of a job that is to run, and not to compute: its ranks sleep between steps."""
+    program = """
+import time
+train_step = Engine._train_step
+def slowly(self, *arguments):
+    train_step(self, *arguments)
+    time.sleep(0.05)
+Engine._train_step = slowly
+"""
+    return planted_after("cifarscale.training.engine", tmp_path, program, "SLURM_PROCID")
 
 
 @pytest.fixture

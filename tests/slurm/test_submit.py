@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,11 +40,17 @@ features = "none"
 """
 
 
+@pytest.mark.parametrize("name", ["shards", pytest.param("cifar100", marks=pytest.mark.thorough)])
 def test_a_training_on_two_nodes_equals_one_process_and_every_step_is_completed(
-    submit: Callable[..., Job], recipe: Callable[[int], Path], references: Callable[..., Run], real_if_there: Path
+    name: str,
+    submit: Callable[..., Job],
+    recipe: Callable[[int], Path],
+    references: Callable[..., Run],
+    request: pytest.FixtureRequest,
 ) -> None:
-    job = submit(recipe(60), "--wait", *FOUR_RANKS, data=real_if_there)
-    job.run.assert_same_as(references(recipe(60), real_if_there))
+    data = request.getfixturevalue(name)
+    job = submit(recipe(60), "--wait", *FOUR_RANKS, data=data)
+    job.run.assert_same_as(references(recipe(60), data))
     assert job.run.result()["world_size"] == 4
     assert {row["State"] for row in job.rows()} == {"COMPLETED"}
     assert len(job.rows()) > 1
@@ -124,9 +131,10 @@ def test_a_run_that_is_queued_or_runs_is_not_submitted_twice_and_a_complete_one_
     command: Callable[..., Any],
     recipe: Callable[[int], Path],
     references: Callable[[Path], Run],
+    idling: dict[str, str],
     data: Path,
 ) -> None:
-    job = submit(recipe(20_000))
+    job = submit(recipe(20_000), environment=idling)
     again = ("submit", recipe(20_000), "--nodes", 2, "--data", data, "--run-dir", job.run.path)
     refused = command(*again)
     assert refused.returncode == 1
@@ -138,24 +146,14 @@ def test_a_run_that_is_queued_or_runs_is_not_submitted_twice_and_a_complete_one_
     assert "RUNNING" in status
     assert command("cancel", job.id).returncode == 0
     job.cluster.wait_for_state(job.id, ENDED, 60)
+    time.sleep(3)  # it got the signal by which others are warned, and does not come back
     assert job.state() == "CANCELLED"
+    assert sum(row["JobID"] == job.id for row in job.cluster.sacct(job.id)) == 1
     complete = shutil.copytree(references(recipe(60)).path, job.run.path.with_name("complete"))
     shown = command("submit", recipe(60), "--nodes", 2, "--data", data, "--run-dir", complete)
     assert shown.returncode == 0
     assert "complete" in shown.stdout
     assert "test top-1" in command("runs", ".").stdout
-
-
-def test_a_folder_of_a_hostile_name_holds_a_run_like_others_and_no_secret_of_the_environment(
-    submit: Callable[..., Job], recipe: Callable[[int], Path], tmp_path: Path
-) -> None:
-    run_dir, secret = tmp_path / 'it\'s $(touch pwned) `x` "q" ;& é', "planted-0123456789"
-    job = submit(recipe(20), "--wait", run_dir=run_dir, environment={"WANDB_API_KEY": secret})
-    assert job.run.result()["steps"] == 20
-    assert not list(tmp_path.glob("**/pwned"))
-    for path in run_dir.rglob("*"):
-        assert not path.is_file() or secret.encode() not in path.read_bytes(), path
-    assert (run_dir / "slurm").stat().st_mode & 0o077 == 0
 
 
 @pytest.fixture
@@ -298,8 +296,8 @@ def test_without_accounting_it_is_refused(
     assert "keeps no accounts" in refused()
 
 
-def test_the_environment_changes_neither_what_slurm_does_nor_what_is_read(
-    submit: Callable[..., Job], command: Callable[..., Any], recipe: Callable[[int], Path]
+def test_neither_a_hostile_environment_nor_a_folder_of_a_hostile_name_changes_a_job_and_no_secret_is_written(
+    submit: Callable[..., Job], command: Callable[..., Any], recipe: Callable[[int], Path], tmp_path: Path
 ) -> None:
     """Variables of a user's, and those that a job has from within which one submits."""
     hostile = {
@@ -315,13 +313,18 @@ def test_the_environment_changes_neither_what_slurm_does_nor_what_is_read(
         "SLURM_MEM_PER_CPU": "1",
         "SLURM_NTASKS": "9",
     }
-    job = submit(recipe(20), "--wait", environment=hostile)
+    run_dir, secret = tmp_path / 'it\'s $(touch pwned) `x` "q" ;& é', "planted-0123456789"
+    job = submit(recipe(20), "--wait", run_dir=run_dir, environment=hostile | {"WANDB_API_KEY": secret})
     assert job.run.result()["world_size"] == 2
     shown = job.cluster.run("scontrol", "show", "job", job.id).stdout
     assert "Partition=main" in shown
     assert "Restarts=0" in shown
     goodput = command("status", job.run.path, "--goodput", **hostile).stdout
     assert all(float(share) <= 100 for share in re.findall(r"([\d.,]+) ?%", goodput.replace(",", "")))
+    assert not list(tmp_path.glob("**/pwned"))
+    for path in run_dir.rglob("*"):
+        assert not path.is_file() or secret.encode() not in path.read_bytes(), path
+    assert (run_dir / "slurm").stat().st_mode & 0o077 == 0
 
 
 def test_the_local_profile_runs_the_same_plan_here(
@@ -341,7 +344,7 @@ def test_the_local_profile_runs_the_same_plan_here(
 def test_a_task_of_another_package_is_submitted(submit: Callable[..., Job], example_task: str, tmp_path: Path) -> None:
     recipe = tmp_path / "mine.toml"
     recipe.write_text('task = "autoencoder"\n[training]\nmax_steps = 20\nglobal_batch_size = 16\n', encoding="utf-8")
-    job = submit(recipe, environment={"PYTHONPATH": example_task})
+    job = submit(recipe, nodes=1, environment={"PYTHONPATH": example_task})
     job.complete()
     assert job.run.result()["validation"]["error"] > 0
 
@@ -373,3 +376,5 @@ def test_ones_own_network_runs_on_two_nodes_as_it_was_submitted(
     preempt(job.cluster, job)
     job.complete()
     job.run.assert_same_as(Run(tmp_path / "alone"))
+    assert sum(row["JobID"] == job.id for row in job.cluster.sacct(job.id)) == 2
+    assert re.search(r"resuming after step (\d+)", job.log())  # the step at which it was warned is saved

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 from runs import Run, planted
-from slurm_jobs import ENDED, FOUR_RANKS, PATIENCE_S, slurm
+from slurm_jobs import ENDED, PATIENCE_S, slurm
 
 from cifarscale.slurm.submitted import submissions
 
 pytestmark = pytest.mark.slurm
 
+TWO_RANKS = Path(__file__).with_name("two_ranks.toml")
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 RECIPE = """
@@ -73,9 +74,11 @@ def wait_for_step(cluster: Any, tmp_path: Path, job: str, step: int) -> None:
 
 
 def test_a_job_that_waits_tells_its_reason_and_one_that_runs_how_far_it_is(
-    cluster: Any, submit: Callable[..., str], why: Callable[[str], str], tmp_path: Path
+    cluster: Any, submit: Callable[..., str], why: Callable[[str], str], idling: dict[str, str], tmp_path: Path
 ) -> None:
-    first, second = (submit(run, "--nodes", 2, *FOUR_RANKS) for run in ("run", "other"))  # room for one
+    profile = tmp_path / "exclusive.toml"
+    profile.write_text(f"{TWO_RANKS.read_text()}[sbatch]\nexclusive = true\n")
+    first, second = (submit(run, "--nodes", 2, "--profile", profile, **idling) for run in ("run", "other"))
     wait_for_step(cluster, tmp_path, first, 20)
     assert re.match(
         rf"job {first} is running on n\[1-2\] It started at .* It has come to step [\d,]+ of 100,000", why("run")
@@ -91,16 +94,21 @@ def test_a_job_that_waits_tells_its_reason_and_one_that_runs_how_far_it_is(
 
 
 def test_a_requeued_job_tells_why_it_waits_and_its_goodput_what_the_restart_took(
-    cluster: Any, submit: Callable[..., str], why: Callable[[str], str], command: Command, tmp_path: Path
+    cluster: Any,
+    submit: Callable[..., str],
+    why: Callable[[str], str],
+    command: Command,
+    idling: dict[str, str],
+    tmp_path: Path,
 ) -> None:
-    job = submit("run", "--nodes", 2)
+    job = submit("run", "--nodes", 2, **idling)
     wait_for_step(cluster, tmp_path, job, 20)
     slurm(cluster, "scancel", "--signal=USR2", job)
     cluster.wait_for_state(job, ("PENDING",), 60)
     found = why(job)
     assert "queued again, and SLURM holds such a job until" in found
     step = Run(tmp_path / "run").last_step()
-    wait_for_step(cluster, tmp_path, job, step + 20)
+    wait_for_step(cluster, tmp_path, job, step + 10)
     shown = command("status", "run", "--goodput").stdout
     assert "in 2 starts" in shown
     for name in ("queued", "computing", "starting", "lost to restarts", "better request"):

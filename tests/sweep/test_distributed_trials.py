@@ -5,7 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from runs import PATIENCE_S, Run, planted, run_recipe
+from runs import PATIENCE_S, Run, planted_after, run_recipe
 from sweep_runs import Sweep, process_of
 
 from cifarscale.config.load import load_recipe, load_training_recipe
@@ -17,31 +17,24 @@ from cifarscale.sweeps.recipe import SweepRecipe
 
 pytestmark = pytest.mark.sweep
 
-KILLED = """
-import os, signal
-if "CIFARSCALE_RAY_FOLDER" in os.environ:
-    from cifarscale.training.engine import Engine
-    train_step = Engine._train_step
-    def greedy(self, *arguments):
-        train_step(self, *arguments)
-        if self._recipe.training.learning_rate == 2e-3 and self._step == 15:
-            os.kill(os.getpid(), signal.SIGKILL)  # as the kernel and Ray do with a process that takes too much memory
-    Engine._train_step = greedy
+AT_STEP_15 = """
+train_step = Engine._train_step
+def greedy(self, *arguments):
+    train_step(self, *arguments)
+    if self._recipe.training.learning_rate == 2e-3 and self._step == 15:
+        {fault}
+Engine._train_step = greedy
 """
+KILLED = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+"""As the kernel and Ray do with a process that takes too much memory."""
+OUT_OF_MEMORY = 'raise MemoryError("Unable to allocate 8.00 EiB")'
 DIED = "its process died: it was killed, or ran out of memory"
 
 
-OUT_OF_MEMORY = """
-import os
-if "CIFARSCALE_RAY_FOLDER" in os.environ:
-    from cifarscale.training.engine import Engine
-    train_step = Engine._train_step
-    def greedy(self, *arguments):
-        train_step(self, *arguments)
-        if self._recipe.training.learning_rate == 2e-3 and self._step == 15:
-            raise MemoryError("Unable to allocate 8.00 EiB")
-    Engine._train_step = greedy
-"""
+def planted_fault(folder: Path, fault: str) -> dict[str, str]:
+    """The environment of a sweep whose trial with this learning rate comes to it."""
+    program = AT_STEP_15.format(fault=fault)
+    return planted_after("cifarscale.training.engine", folder, program, "CIFARSCALE_RAY_FOLDER")
 
 
 def alone(run: Run, shards: Path, folder: Path) -> Run:
@@ -53,17 +46,16 @@ def alone(run: Run, shards: Path, folder: Path) -> Run:
 def test_a_trial_of_two_workers_computes_what_one_process_does_also_after_one_was_killed(
     sweep: Sweep, shards: Path, tmp_path: Path
 ) -> None:
-    sweep.write(max_steps=200)
-    process = sweep.start("--num-trials", "2", "--max-concurrent", "1", "--workers-per-trial", "2")
+    sweep.write(max_steps=100)
+    process = sweep.start("--num-trials", "1", "--workers-per-trial", "2")
     os.kill(process_of(sweep), signal.SIGKILL)
     output, _ = process.communicate(timeout=2 * PATIENCE_S)
     assert process.returncode == 0, output
-    assert sweep.states() == ["complete"] * 2
-    assert [trial["starts"] for trial in sweep.trials()] == [2, 1]
-    for number in range(2):
-        run = Run(sweep.result(number).parent)
-        assert run.result()["world_size"] == 2
-        run.assert_same_as(alone(run, shards, tmp_path / f"alone-{number}"))
+    assert sweep.states() == ["complete"]
+    assert sweep.trials()[0]["starts"] == 2
+    run = Run(sweep.result(0).parent)
+    assert run.result()["world_size"] == 2
+    run.assert_same_as(alone(run, shards, tmp_path / "alone"))
 
 
 @pytest.mark.thorough
@@ -71,7 +63,7 @@ def test_a_trial_that_runs_out_of_memory_is_tried_again_and_then_marked_with_its
     sweep: Sweep, tmp_path: Path
 ) -> None:
     sweep.write('"training.learning_rate" = { choice = [2e-3, 1e-3, 1e-2] }', searcher="grid")
-    process = sweep.start(environment=planted(tmp_path, OUT_OF_MEMORY))
+    process = sweep.start(environment=planted_fault(tmp_path, OUT_OF_MEMORY))
     output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, output
     assert sweep.states() == ["failed", "complete", "complete"]
@@ -82,7 +74,7 @@ def test_a_trial_that_runs_out_of_memory_is_tried_again_and_then_marked_with_its
 @pytest.mark.thorough
 def test_a_trial_whose_process_dies_each_time_is_marked_and_the_others_go_on(sweep: Sweep, tmp_path: Path) -> None:
     sweep.write('"training.learning_rate" = { choice = [2e-3, 1e-3] }', searcher="grid")
-    process = sweep.start(environment=planted(tmp_path, KILLED))
+    process = sweep.start(environment=planted_fault(tmp_path, KILLED))
     output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, output
     assert sweep.states() == ["failed", "complete"]

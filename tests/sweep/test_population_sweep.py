@@ -33,21 +33,21 @@ def test_a_killed_population_comes_to_the_same_and_each_trial_to_what_it_comes_t
     shards: Path, tmp_path: Path, sweep: Sweep
 ) -> None:
     sweep.write(SPACE, max_steps=60)
-    output = sweep.run("--max-concurrent", "2")
-    assert len(sweep.trials()) == 6
+    output = sweep.run("--num-trials", "3", "--max-concurrent", "2")
+    assert len(sweep.trials()) == 5
     assert "from trial" in output
     best = load_training_recipe(str(sweep.path / "best.toml"))
     winner = max((trial for trial in sweep.trials() if trial["state"] == "complete"), key=lambda each: each["value"])
     assert [change.step for change in best.later] == [change["step"] for change in winner["schedule"][1:]]
 
     again = sweep.beside("again")
-    process = again.start("--max-concurrent", "1")
+    process = again.start("--num-trials", "3", "--max-concurrent", "1")
     os.kill(process_of(again), signal.SIGKILL)  # which is tried again
     wait_until(lambda: "stopped" in again.states(), "nobody is replaced")
     assert process.poll() is None
     process.kill()
     process.wait()
-    output = again.run("--resume", "--max-concurrent", "2")
+    output = again.run("--resume", "--num-trials", "3", "--max-concurrent", "1")
     keys = ("folder", "overrides", "state", "step", "value", "member", "origin", "since", "schedule")
     assert of_each(again, *keys) == of_each(sweep, *keys)
 

@@ -3,34 +3,46 @@
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from runs import PATIENCE_S
 from sweep_runs import LEARNING_RATES, Sweep, cifarscale, command_of, is_raylet, process_of, started_for, wait_until
 
-from cifarscale.config.load import load_training_recipe
+from cifarscale.config.load import load_recipe, load_training_recipe
+from cifarscale.data.manifest import Manifest
+from cifarscale.runs.options import RunOptions
+from cifarscale.sweeps.prepared import prepare_sweep
+from cifarscale.sweeps.recipe import SweepRecipe
+from cifarscale.sweeps.search import make_search
+from cifarscale.sweeps.trials import COMPLETE
 
 pytestmark = pytest.mark.sweep
 
 
-def test_the_best_of_four_trials_is_a_recipe_that_trains(sweep: Sweep, shards: Path, tmp_path: Path) -> None:
-    sweep.write()
+def test_the_best_trial_is_a_recipe_that_trains_and_one_that_diverges_is_marked_with_its_reason(
+    sweep: Sweep, shards: Path, tmp_path: Path
+) -> None:
+    sweep.write('"training.learning_rate" = { choice = [1e30, 1e-3, 1e-2] }', searcher="grid")
     output = sweep.run()
-    assert sweep.states() == ["complete"] * 4
+    assert sweep.states() == ["failed", "complete", "complete"]
+    assert "is not finite" in sweep.trials()[0]["reason"] or "are not finite" in sweep.trials()[0]["reason"]
+    assert sweep.trials()[0]["starts"] == 1
+    assert "trial 0 failed" in output
     assert "is on the validation split" in output
     for name in ("curves.png", "parallel.png"):
         assert (sweep.path / "plots" / name).is_file()
         assert name in output
     best = load_training_recipe(str(sweep.path / "best.toml"))
     assert best.data.num_validation == 0
-    winner = max(sweep.trials(), key=lambda trial: trial["value"])
+    winner = max(sweep.trials()[1:], key=lambda trial: trial["value"])
     assert best.training.learning_rate == winner["overrides"]["training.learning_rate"]
     trained = cifarscale(
         "train", str(sweep.path / "best.toml"), "--data", str(shards), "--run-dir", str(tmp_path / "best")
     )
     assert "test" in trained
     assert "validation" not in trained
-    again = cifarscale("train", str(sweep.result(0).parent / "recipe.toml"), "--data", str(shards))
+    again = cifarscale("train", str(sweep.result(1).parent / "recipe.toml"), "--data", str(shards))
     assert "is complete" in again
     assert "complete" in cifarscale("sweep-status", str(sweep.path))
 
@@ -85,15 +97,7 @@ def test_a_node_whose_ray_is_killed_joins_again(sweep: Sweep) -> None:
     assert "is started again" in (sweep.path / "logs/rank-1.log").read_text()
 
 
-def test_a_trial_that_diverges_is_marked_with_its_reason_and_the_others_go_on(sweep: Sweep) -> None:
-    sweep.write('"training.learning_rate" = { choice = [1e30, 1e-3, 1e-2] }', searcher="grid")
-    output = sweep.run()
-    assert sweep.states() == ["failed", "complete", "complete"]
-    assert "is not finite" in sweep.trials()[0]["reason"] or "are not finite" in sweep.trials()[0]["reason"]
-    assert sweep.trials()[0]["starts"] == 1
-    assert "trial 0 failed" in output
-
-
+@pytest.mark.thorough
 def test_a_sweep_whose_trials_all_fail_ends_with_1(sweep: Sweep) -> None:
     sweep.write('"training.learning_rate" = { choice = [1e30] }', searcher="grid")
     process = sweep.start()
@@ -102,6 +106,7 @@ def test_a_sweep_whose_trials_all_fail_ends_with_1(sweep: Sweep) -> None:
     assert "No trial produced a result." in output
 
 
+@pytest.mark.thorough
 def test_a_killed_sweep_goes_on_and_repeats_no_finished_trial(sweep: Sweep) -> None:
     sweep.write(max_steps=200)
     process = sweep.start()
@@ -124,13 +129,17 @@ def test_a_killed_sweep_goes_on_and_repeats_no_finished_trial(sweep: Sweep) -> N
 
 def test_a_sweep_that_is_asked_to_stop_says_how_to_go_on(sweep: Sweep) -> None:
     sweep.write(max_steps=2000)
-    process = sweep.start()
+    process = sweep.start("--num-trials", "2", "--max-concurrent", "1")
     process_of(sweep)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 75, output
     assert "--resume" in output
-    assert "running" not in sweep.states()
+    assert sweep.states() == ["interrupted", "waiting"]
+    refused = sweep.start("--num-trials", "2")
+    output, _ = refused.communicate(timeout=PATIENCE_S)
+    assert refused.returncode == 1
+    assert "--resume" in output
 
 
 @pytest.mark.thorough
@@ -146,14 +155,42 @@ def test_a_sweep_whose_time_is_up_is_complete_until_it_gets_more(sweep: Sweep) -
     assert sum(trial["step"] for trial in sweep.trials()) > sum(steps)
 
 
-def test_optuna_proposes_values_that_suit_their_conditions(sweep: Sweep) -> None:
+@pytest.fixture
+def conditional(sweep: Sweep) -> Sweep:
+    """With Optuna, and a key that depends on the value of another."""
     pytest.importorskip("optuna", reason="Optuna is not installed")
     sweep.write(
         '"optimizer.name" = { choice = ["adamw", "sgd"] }\n'
         '"optimizer.nesterov" = { choice = [true, false], when = { "optimizer.name" = "sgd" } }\n' + LEARNING_RATES,
         searcher="optuna",
     )
-    sweep.run()
-    assert sweep.states() == ["complete"] * 4
-    for trial in sweep.trials():
-        assert ("optimizer.nesterov" in trial["overrides"]) == (trial["overrides"]["optimizer.name"] == "sgd")
+    return sweep
+
+
+def assert_conditions(values: dict[str, Any]) -> None:
+    assert ("optimizer.nesterov" in values) == (values["optimizer.name"] == "sgd")
+
+
+def test_optuna_proposes_values_that_suit_their_conditions(conditional: Sweep, shards: Path) -> None:
+    """Many more than are worth training; what comes of each is made up."""
+    recipe = load_recipe(str(conditional.recipe), ["num_trials=30"])
+    assert isinstance(recipe, SweepRecipe)
+    prepared = prepare_sweep(recipe, conditional.path, str(shards), RunOptions())
+    prepared.make_folder()
+    folder = prepared.folder
+    search = make_search(recipe, prepared.base, folder, Manifest.load(shards))
+    while (trial := search.next()) is not None:
+        assert_conditions(trial.overrides)
+        trial.state, trial.value = COMPLETE, trial.overrides["training.learning_rate"]
+        search.ended(trial)
+    rates = [trial.overrides["training.learning_rate"] for trial in folder.trials]
+    assert len(rates) == 30
+    assert sum(rates[20:]) > sum(rates[:10])  # it learns that more is better
+
+
+@pytest.mark.thorough
+def test_a_sweep_of_optuna_s_values_completes(conditional: Sweep) -> None:
+    conditional.run()
+    assert conditional.states() == ["complete"] * 4
+    for trial in conditional.trials():
+        assert_conditions(trial["overrides"])

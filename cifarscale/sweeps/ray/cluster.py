@@ -40,6 +40,8 @@ _OBJECT_STORE_BYTES = 80 * 2**20
 _SETTINGS = {
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_enable_metrics_collection": "0",
+    "RAY_prestart_worker_first_driver": "0",  # these wait for tasks, and a trial is an actor, which has a new one
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # draining is for Ray Serve
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # paths in recipes are as seen from where the user stands
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -213,7 +215,7 @@ def _starting_node(options: Sequence[str], token: str, num_cpus: int, num_gpus: 
     token_file.write_text(token, encoding="ascii")
     environment = _SETTINGS | {"RAY_AUTH_TOKEN_PATH": str(token_file)}
     if "--head" in options:
-        options = [*options, "--include-dashboard", "false", "--temp-dir", str(folder / "ray")]
+        options = [*options, "--include-dashboard", "false", "--no-monitor", "--temp-dir", str(folder / "ray")]
     resources = ["--num-cpus", str(num_cpus), "--num-gpus", str(num_gpus)]
     keeper = _keep(folder, [*options, *resources], environment)
     previous = {name: os.environ.get(name) for name in environment}
@@ -236,6 +238,7 @@ def _keep(folder: Path, options: Sequence[str], environment: dict[str, str]) -> 
     command = [sys.executable, "-m", "cifarscale.sweeps.ray.keeper", str(folder), *options]
     command += ["--object-store-memory", str(_OBJECT_STORE_BYTES)]
     command += ["--min-worker-port", "0", "--max-worker-port", "0", "--dashboard-agent-listen-port", "0"]
+    command += ["--include-log-monitor", "false"]  # Ray's logs stay in the folder
     ranks = (*_NOT_FOR_TRIALS, FILE_VARIABLE, ADDRESS_VARIABLE, NODES_VARIABLE, LOGS_VARIABLE)
     inherited = {name: value for name, value in os.environ.items() if name not in ranks}
     return subprocess.Popen(

@@ -1,4 +1,4 @@
-"""A rank of a trial, in a process of Ray's. Importing this loads Ray."""
+"""A rank of a trial, in a process of Ray's."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -6,34 +6,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from cifarscale.errors import CifarscaleError, Interrupted
+from cifarscale.runs.files import is_listed
 from cifarscale.runs.run_folder import RunFolder
 from cifarscale.sweeps.trials import COMPLETE, FAILED, INTERRUPTED, WAITING, history, value_of
 from cifarscale.training.signals import STOP, StopRequest
 
 STATE, REASON = "cifarscale_state", "cifarscale_reason"
 """Keys under which a trial tells what became of it."""
-STOP_ACTOR = "stop"
-"""Name of the sweep's StopActor."""
 Report = Callable[[dict[str, Any]], None]
-_ASKED_EVERY_S = 1
-
-
-class StopActor:
-    """Whether trials are to save and stop: the driver asks for it here, and they look, on whatever node they are."""
-
-    def __init__(self) -> None:
-        self._asked = False
-
-    def ask(self) -> None:
-        """Asks all trials to stop."""
-        self._asked = True
-
-    def asked(self) -> bool:
-        """Whether the driver has asked."""
-        return self._asked
+_LOOK_EVERY_S = 1
 
 
 class Reporter:
@@ -66,7 +48,7 @@ def run_rank(config: dict[str, Any], report: Report) -> dict[str, Any]:
     metric, run_dir = config["metric"], Path(config["run_dir"])
     max_steps = RunFolder(run_dir).load_training_recipe().training.max_steps
     try:
-        with _stopping_with_the_sweep(config["until"]) as stop:
+        with _stopping_with_the_sweep(config["until"], Path(config["stop_file"])) as stop:
             options = RunOptions.from_plain(config["options"])
             result = run(run_dir, options, Reporter(report, metric, max_steps), stop)
     except Interrupted:
@@ -79,19 +61,15 @@ def run_rank(config: dict[str, Any], report: Report) -> dict[str, Any]:
 
 
 @contextmanager
-def _stopping_with_the_sweep(after_step: int | None) -> Iterator[StopRequest]:
-    """A request to stop after a step, and when the driver asks for it."""
+def _stopping_with_the_sweep(after_step: int | None, stop_file: Path) -> Iterator[StopRequest]:
+    """A request to stop after a step, and when the driver asks for it by a file."""
     request, over = StopRequest(), threading.Event()
     request.after_step = after_step
-    actor = ray.get_actor(STOP_ACTOR)
 
     def look() -> None:
-        while not over.wait(_ASKED_EVERY_S):
-            try:
-                if ray.get(actor.asked.remote()):
-                    request.requested = STOP
-                    return
-            except ray.exceptions.RayError:  # the driver has gone, and this process goes with it
+        while not over.wait(_LOOK_EVERY_S):
+            if is_listed(stop_file):
+                request.requested = STOP
                 return
 
     threading.Thread(target=look, daemon=True).start()

@@ -1,7 +1,8 @@
 """`ray start` with more patience: `python -m cifarscale.sweeps.ray.starter OPTION…`. Importing this loads Ray.
 
 Ray gives a node 30 s to become known to its head, a number in the middle of its code. A node takes longer on busy cores
-or a slow file server, as it starts several Pythons first; so the question whether it is known is asked patiently.
+or a slow file server, as it starts several Pythons first; so the question whether it is known is asked patiently. And
+`ray start` waits for the server of its dashboard, which it starts even where one wants none; here it does not.
 """
 
 import sys
@@ -29,7 +30,11 @@ def _get_node_patiently(*arguments: Any, **options: Any) -> Any:
             time.sleep(_POLL_S)
 
 
+def _no_api_server(*arguments: Any, **options: Any) -> tuple[str, None]:
+    return "", None
+
+
 if __name__ == "__main__":
-    services.get_node = _get_node_patiently
+    services.get_node, services.start_api_server = _get_node_patiently, _no_api_server
     sys.argv = ["ray", "start", *sys.argv[1:]]
     main()  # type: ignore[no-untyped-call]

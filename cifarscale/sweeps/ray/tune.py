@@ -14,12 +14,11 @@ import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cifarscale.config.recipe import TrainingRecipe
 from cifarscale.sweeps.ray.cluster import RayAddress
 from cifarscale.sweeps.ray.failure import failure_of
-from cifarscale.sweeps.ray.rank import REASON, STATE, STOP_ACTOR, StopActor
+from cifarscale.sweeps.ray.rank import REASON, STATE
 from cifarscale.sweeps.ray.trial import run_trial
 from cifarscale.sweeps.recipe import AshaConfig, SweepRecipe
 from cifarscale.sweeps.search import Search
@@ -75,8 +74,10 @@ def run_trials(
         options: of the trials, as plain values.
         stop: by which signals end the sweep; its trials save first.
     """
-    with _connected(address) as stop_actor:
-        tracker = _TrialTracker(sweep, folder, search, options, watcher, stop, stop_actor)
+    folder.ray.mkdir(exist_ok=True)
+    start = len(list(folder.ray.glob("start-*"))) + 1
+    with _connected(address):
+        tracker = _TrialTracker(sweep, folder, search, options, watcher, stop, folder.ray.absolute() / f"stop-{start}")
         tuner = tune.Tuner(
             tune.with_resources(run_trial, _resources(sweep)),
             tune_config=tune.TuneConfig(
@@ -88,7 +89,7 @@ def run_trials(
                 trial_dirname_creator=_name,
             ),
             run_config=tune.RunConfig(
-                name=f"start-{len(list(folder.ray.glob('start-*'))) + 1}",
+                name=f"start-{start}",
                 storage_path=str(folder.ray.absolute()),
                 failure_config=tune.FailureConfig(max_failures=sweep.retries),
                 stop=_Stopper(tracker),
@@ -104,17 +105,15 @@ def run_trials(
 
 
 @contextmanager
-def _connected(address: RayAddress) -> Iterator[Any]:
-    """This process as the driver of a Ray, and the actor by which it asks trials to stop."""
+def _connected(address: RayAddress) -> Iterator[None]:
+    """This process as the driver of a Ray."""
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what becomes of trials is said by us
     ours: dict[signal.Signals, Any] = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
     with handling(ours):  # Ray puts its own in their place
         ray.init(address=address.address, log_to_driver=False, logging_level=logging.ERROR, namespace="cifarscale")
     try:
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        actor: Any = ray.remote(StopActor)
-        yield actor.options(name=STOP_ACTOR, num_cpus=0, scheduling_strategy=here).remote()
+        yield
     finally:
         ray.shutdown()
 
@@ -135,10 +134,10 @@ class _TrialTracker:
         options: dict[str, Any],
         watcher: Watcher,
         stop: StopRequest,
-        stop_actor: Any,
+        stop_file: Path,
     ) -> None:
         self.sweep, self.folder, self.search, self.ended = sweep, folder, search, Ended()
-        self._options, self._watcher, self._stop, self._stop_actor = options, watcher, stop, stop_actor
+        self._options, self._watcher, self._stop, self._stop_file = options, watcher, stop, stop_file
         self._begun, self._seconds_before = time.monotonic(), folder.seconds
         self._patience_ends = float("inf")
 
@@ -152,7 +151,7 @@ class _TrialTracker:
         """Asks all trials to save and stop when a signal came or the time is up. Returns: whether to wait no longer."""
         if not self.ended.reason and (reason := self._reason_to_end()):
             self.ended.reason, self.ended.requested = reason, self._stop.requested
-            self._stop_actor.ask.remote()
+            self._stop_file.touch()  # trials look for it, on whatever node they are
             self._patience_ends = time.monotonic() + SAVING_S
         return time.monotonic() > self._patience_ends
 
@@ -176,6 +175,7 @@ class _TrialTracker:
             "run_dir": run_dir,
             "metric": self.sweep.metric,
             "until": trial.until,
+            "stop_file": str(self._stop_file),
             "options": self._options,
             "workers": self.sweep.workers_per_trial,
             "cpus_per_worker": self.sweep.cpus_per_trial,
