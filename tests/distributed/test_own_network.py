@@ -128,7 +128,7 @@ def test_a_sweep_of_it_goes_on_with_its_copy_whatever_becomes_of_the_file(
     assert copies == {(MIXER / "mixer.py").read_bytes()}
     edited = (MIXER / "mixer.py").read_text(encoding="utf-8").replace("nn.GELU", "nn.ReLU")
     (tmp_path / "mixer.py").write_text(edited, encoding="utf-8")
-    assert "has changed since: this sweep goes on with its copy" in cifarscale(*sweep, "--resume").stderr
+    assert "has changed since: this sweep goes on with its copy" in cifarscale(*sweep).stderr
     (tmp_path / "mixer.py").unlink()
     cifarscale("train", "swept/best.toml", "--data", shards, "--run-dir", "best")
 
