@@ -76,8 +76,10 @@ def run_trials(
     """
     folder.ray.mkdir(exist_ok=True)
     start = len(list(folder.ray.glob("start-*"))) + 1
+    stop_file = folder.ray.absolute() / f"stop-{start}"
+    stop_file.unlink(missing_ok=True)  # of a start that was asked to stop before it had a folder
     with _connected(address):
-        tracker = _TrialTracker(sweep, folder, search, options, watcher, stop, folder.ray.absolute() / f"stop-{start}")
+        tracker = _TrialTracker(sweep, folder, search, options, watcher, stop, stop_file)
         tuner = tune.Tuner(
             tune.with_resources(run_trial, _resources(sweep)),
             tune_config=tune.TuneConfig(
