@@ -9,6 +9,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -20,8 +21,14 @@ _BLOCK = 4
 
 def _philox(seed: int, purpose: str, place: int) -> np.random.Philox:
     """The generator of one purpose, with its counter at a place that leaves 2**64 blocks before the next one."""
-    stream = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:8], "little")
-    return np.random.Philox(key=np.array([seed, stream], np.uint64), counter=np.array([0, place, 0, 0], np.uint64))
+    return np.random.Philox(
+        key=np.array([seed, _stream(purpose)], np.uint64), counter=np.array([0, place, 0, 0], np.uint64)
+    )
+
+
+@lru_cache
+def _stream(purpose: str) -> int:
+    return int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:8], "little")
 
 
 def permutation(seed: int, purpose: str, place: int, size: int) -> NDArray[np.int64]:

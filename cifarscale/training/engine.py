@@ -207,6 +207,7 @@ class Engine:
                 # What is left of the step takes one core.
                 self._ahead = self._pool.ahead(partial(self._prepare, batches, self._step + 1))
             self._microbatches.exchange(name, gradients, is_last)
+            del gradients  # those of each microbatch, while the next update is computed
             for metrics, part, (loss, *others) in zip(logged, parts, outputs, strict=True):
                 metrics.update(self._learner.metrics(name, part, tuple(others)), loss=metrics.get("loss", 0) + loss)
             rate = self._recipe.optimizer_of(name)[1] * factor

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.autograd.graph import _engine_run_backward
 
 from cifarscale.distributed.all_reduce import AllReduce, Tensors, sums_of
 from cifarscale.distributed.cpu_pool import CpuPool
@@ -90,24 +91,24 @@ class Microbatches:
 
     def gradients(
         self, name: str, loss: Loss, parts: Sequence[Any], step: int, earlier: int = 0
-    ) -> tuple[dict[int, Tensors], list[Outputs]]:
-        """Sums of the gradients of one network's loss over local microbatches, by nodes of the tree, and all outputs.
+    ) -> tuple[list[Tensors], list[Outputs]]:
+        """The gradients of one network's loss for each local microbatch, and the outputs for each.
 
         Args:
             parts: the local microbatches of the batch.
             earlier: updates of the same network in this step before this one.
-        Raises: ConfigError if autograd refuses what the network does.
+        Raises: ConfigError if autograd refuses what the network does, or the loss is not one number.
         """
         parameters = trained(self._parameters[name])
 
-        def compute(i: int) -> tuple[Outputs, tuple[torch.Tensor, ...]]:
+        def compute(i: int) -> tuple[Outputs, Tensors]:
             value, outputs = loss(name, self.replicas[i], parts[i], step)
             with _naming_the_gradients(name):
-                gradients = torch.autograd.grad(value, parameters, materialize_grads=True)
+                gradients = _gradients(value, parameters)
             return tuple(output.detach() for output in outputs), gradients
 
         results = self.compute(name, compute, step, earlier)
-        return self._sums([gradients for _, gradients in results]), [outputs for outputs, _ in results]
+        return [gradients for _, gradients in results], [outputs for outputs, _ in results]
 
     def compute(self, name: str, function: Callable[[int], Result], step: int, earlier: int = 0) -> list[Result]:
         """The function's results for the local microbatches 0 … local - 1, each with draws of its own.
@@ -136,25 +137,28 @@ class Microbatches:
         self._draws[name] = draws
         return results
 
-    def exchange(self, name: str, gradients: Mapping[int, Tensors], ends_step: bool = False) -> None:
+    def exchange(self, name: str, gradients: Sequence[Tensors], ends_step: bool = False) -> None:
         """Sets the gradients of a network's parameters to the means over all microbatches.
 
         Args:
+            gradients: of the local microbatches.
             ends_step: whether all updates of the step are computed, so that it ends as by `end_step`: the buffers
                 travel with the gradients.
         """
         parameters = trained(self._parameters[name])
         # Without a tree they go apart: where a number lies decides over the order of its sum on three ranks and more.
         with_buffers = ends_step and self._tree is not None
-        buffers, sums_of_buffers = self._sums_of_buffers() if with_buffers else ([], {})
-        sums = {node: [*each, *sums_of_buffers.get(node, ())] for node, each in gradients.items()}
-        means = self._mean((name, with_buffers), [*parameters, *buffers], sums)
+        if with_buffers:
+            buffers, of_buffers = self._terms_of_buffers()
+            terms = [[*each, *more] for each, more in zip(gradients, of_buffers, strict=True)]
+            means = self._mean((name, True), [*parameters, *buffers], terms)
+            self._set_buffers(means[len(parameters) :])
+        else:
+            means = self._mean((name, False), parameters, gradients)
         for parameter, gradient in zip(parameters, means[: len(parameters)], strict=True):
             same_layout = gradient.stride() == parameter.stride()
             parameter.grad = gradient if same_layout else torch.empty_like(parameter).copy_(gradient)
-        if with_buffers:
-            self._set_buffers(means[len(parameters) :])
-        elif ends_step:
+        if ends_step and not with_buffers:
             self.end_step()
 
     def begin_step(self) -> None:
@@ -169,25 +173,23 @@ class Microbatches:
         Elements that all microbatches have left alone stay as they are, even where their sum would overflow, as that
         of a mask's -1e38. Buffers that are no floats are those of the first microbatch.
         """
-        buffers, sums = self._sums_of_buffers()
-        self._set_buffers(self._mean(("", True), buffers, sums) if buffers else [])
+        buffers, terms = self._terms_of_buffers()
+        self._set_buffers(self._mean(("", True), buffers, terms) if buffers else [])
 
-    def _sums_of_buffers(self) -> tuple[list[torch.Tensor], dict[int, Tensors]]:
-        """Like what, and the sums over the local microbatches by nodes of the tree: buffers, and in how many of the
-        microbatches each element of those has changed that a step may leave as they are.
+    def _terms_of_buffers(self) -> tuple[list[torch.Tensor], list[list[torch.Tensor]]]:
+        """Like what, and for each local microbatch: buffers, and where those have changed that a step may leave as
+        they are.
         """
         original, *copies = self._averaged
         places = self._perhaps_constant
-        if not original:
-            return [], {}
         if not places:
-            return original, self._sums(copies)
+            return original, copies
         was, *now = (torch.cat([buffers[i].reshape(-1) for i in places]) for buffers in (original, *copies))
         terms = [[*buffers, (each != was).to(was.dtype)] for buffers, each in zip(copies, now, strict=True)]
-        return [*original, was], self._sums(terms)
+        return [*original, was], terms
 
     def _set_buffers(self, means: Tensors) -> None:
-        """Sets the networks' buffers, from the means of what `_sums_of_buffers` has summed."""
+        """Sets the networks' buffers, from the means of what `_terms_of_buffers` returns."""
         original, places = self._averaged[0], self._perhaps_constant
         if places:
             *means, changed = means
@@ -201,20 +203,33 @@ class Microbatches:
             for buffer in self._of_first:
                 dist.broadcast(buffer, src=0)
 
-    def _sums(self, terms: Sequence[Tensors]) -> dict[int, Tensors]:
-        """Sums of the local microbatches' terms, by nodes of the tree."""
-        return self._tree.sums(self._group.ranks.rank, list(terms), sums_of) if self._tree else {0: terms[0]}
+    def _mean(self, purpose: tuple[str, bool], like: Sequence[torch.Tensor], terms: Sequence[Tensors]) -> Tensors:
+        """The means over all microbatches of tensors of one purpose, always of the same shapes.
 
-    def _mean(self, purpose: tuple[str, bool], like: Sequence[torch.Tensor], sums: Mapping[int, Tensors]) -> Tensors:
-        """The means over all microbatches of tensors of one purpose, always of the same shapes."""
+        Args:
+            terms: of the local microbatches.
+        """
         if purpose not in self._all_reduces:
             self._all_reduces[purpose] = AllReduce(like, self._group, self._tree)
+        sums = self._tree.sums(self._group.ranks.rank, list(terms), sums_of) if self._tree else {0: terms[0]}
         return self._all_reduces[purpose].mean(sums)
 
 
 def trained(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
     """Those that are not frozen."""
     return [parameter for parameter in parameters if parameter.requires_grad]
+
+
+def _gradients(value: torch.Tensor, parameters: Sequence[nn.Parameter]) -> Tensors:
+    """What `torch.autograd.grad(value, parameters, materialize_grads=True)` gives.
+
+    Its checks are Python, which on a CPU takes as long as a small convolution, for each microbatch.
+    """
+    if value.numel() != 1:
+        raise ConfigError(f"a loss is one number, and this one has the shape {tuple(value.shape)}: return its mean")
+    ones = (torch.ones_like(value),)
+    found = _engine_run_backward((value,), ones, False, False, tuple(parameters), True, accumulate_grad=False)
+    return [torch.zeros_like(p) if each is None else each for each, p in zip(found, parameters, strict=True)]
 
 
 @contextmanager

@@ -63,10 +63,15 @@ def _eager(optimizer: type[Optimizer]) -> Callable[..., Optimizer]:
 
     torch wraps the methods of its own so that torch.compile leaves them out, and imports torch._dynamo for that at
     their first call, which is a third of the time to the first step. Ours are only called from outside.
+
+    Nor has `step` the wrapper for profilers and hooks, which it would get unless it is marked: it takes as long as the
+    update of a small network.
     """
     methods = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
     plain = {name: inspect.unwrap(getattr(optimizer, name)) for name in methods}
-    return type(optimizer.__name__, (optimizer,), plain | {"step": torch.no_grad()(inspect.unwrap(optimizer.step))})
+    step = torch.no_grad()(inspect.unwrap(optimizer.step))
+    step.hooked = True
+    return type(optimizer.__name__, (optimizer,), plain | {"step": step})
 
 
 _AdamW, _SGD = _eager(torch.optim.AdamW), _eager(torch.optim.SGD)

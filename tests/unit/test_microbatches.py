@@ -261,3 +261,19 @@ def test_gradients_that_autograd_refuses_are_one_line() -> None:
     ) as caught:
         step(Impossible(), 4)
     assert "\n" not in str(caught.value)
+
+
+def test_a_loss_that_is_no_number_is_one_line() -> None:
+    def losses(*arguments: Any) -> tuple[torch.Tensor, Outputs]:
+        value, _ = loss(*arguments)
+        return torch.stack([value, value]), ()
+
+    with pytest.raises(ConfigError, match=r"a loss is one number, and this one has the shape \(2,\): return its mean"):
+        one_process(network(), 4).gradients("net", losses, cut(4), 0)
+
+
+def test_what_the_loss_does_not_use_has_gradients_of_zero() -> None:
+    module = network()
+    module.unused = nn.Parameter(torch.ones(3))
+    step(module, 4)
+    assert torch.equal(module.unused.grad, torch.zeros(3))
