@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.autograd.graph import _engine_run_backward
 
 from cifarscale.distributed.all_reduce import AllReduce, Tensors, sums_of
 from cifarscale.distributed.cpu_pool import CpuPool
@@ -103,8 +102,11 @@ class Microbatches:
 
         def compute(i: int) -> tuple[Outputs, Tensors]:
             value, outputs = loss(name, self.replicas[i], parts[i], step)
+            if value.numel() != 1:
+                shape = tuple(value.shape)
+                raise ConfigError(f"a loss is one number, and this one has the shape {shape}: return its mean")
             with _naming_the_gradients(name):
-                gradients = _gradients(value, parameters)
+                gradients = torch.autograd.grad(value, parameters, materialize_grads=True)
             return tuple(output.detach() for output in outputs), gradients
 
         results = self.compute(name, compute, step, earlier)
@@ -218,18 +220,6 @@ class Microbatches:
 def trained(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
     """Those that are not frozen."""
     return [parameter for parameter in parameters if parameter.requires_grad]
-
-
-def _gradients(value: torch.Tensor, parameters: Sequence[nn.Parameter]) -> Tensors:
-    """What `torch.autograd.grad(value, parameters, materialize_grads=True)` gives.
-
-    Its checks are Python, which on a CPU takes as long as a small convolution, for each microbatch.
-    """
-    if value.numel() != 1:
-        raise ConfigError(f"a loss is one number, and this one has the shape {tuple(value.shape)}: return its mean")
-    ones = (torch.ones_like(value),)
-    found = _engine_run_backward((value,), ones, False, False, tuple(parameters), True, accumulate_grad=False)
-    return [torch.zeros_like(p) if each is None else each for each, p in zip(found, parameters, strict=True)]
 
 
 @contextmanager
