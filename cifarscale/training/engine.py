@@ -18,6 +18,7 @@ from cifarscale.data.batches import Batch, Reader
 from cifarscale.distributed.cpu_pool import CpuPool
 from cifarscale.distributed.device import arithmetic
 from cifarscale.distributed.group import Group
+from cifarscale.distributed.step_values import DIRECT, StepTables
 from cifarscale.errors import (
     CheckpointError,
     ConfigError,
@@ -124,6 +125,8 @@ class Engine:
         self._scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "fp16")
         self._norms: dict[str, torch.Tensor] = {}
         self._buffer = MetricsBuffer(group, self._microbatches.total, self._microbatches.numbers)
+        self._tables = StepTables(device, stage.until) if device.type != "cpu" else None
+        self._values = self._tables or DIRECT
         self._step = 0
         self._evaluated_at = 0
         of_rank = recipe.samples_per_step // self._microbatches.total * self._microbatches.local
@@ -151,7 +154,7 @@ class Engine:
             self._observer.started(self._step)
         if training.compile:
             self._compile()
-        batches = self._reader.batches(self._step)
+        batches = self._reader.batches(self._step, self._values)
         saved_at = asked_at = self._step
         while True:
             if self._due(self._recipe.evaluation.every) and self._evaluated_at != self._step:
@@ -188,7 +191,10 @@ class Engine:
     def _train_step(self, batches: Iterator[Batch]) -> None:
         """The learner's updates, on the batch of step `self._step`, which then counts as done."""
         training = self._recipe.training
-        factor = learning_rate_factor(self._recipe.schedule, self._step, training.max_steps)
+        if self._tables:
+            self._tables.advance(self._step)
+            self._tables.load()
+        self._set_learning_rates()
         with self.timing.own():
             updates = self._learner.updates(self._next(batches))
         local = self._microbatches.local
@@ -202,15 +208,12 @@ class Engine:
             with self.timing.own():
                 parts = [samples.part(i, local) for i in range(local)]
                 gradients, outputs = self._microbatches.gradients(name, self._loss, parts, self._step, done[name])
-            if self._pool.is_parallel and done.total() == len(updates) - 1:
+            if self._pool.is_parallel and not self._tables and done.total() == len(updates) - 1:
                 # What is left of the step takes one core.
                 self._ahead = self._pool.ahead(partial(self._prepare, batches, self._step + 1))
             self._microbatches.exchange(name, gradients)
             for metrics, part, (loss, *others) in zip(logged, parts, outputs, strict=True):
                 metrics.update(self._learner.metrics(name, part, tuple(others)), loss=metrics.get("loss", 0) + loss)
-            rate = self._recipe.optimizer_of(name)[1] * factor
-            for parameters in optimizer.param_groups:
-                parameters["lr"] = rate * parameters.get("rate", 1.0)
             if training.gradient_clip_norm or (self._step + 1) % training.log_every == 0:
                 self._scaler.unscale_(optimizer)
                 self._norms[name] = clip_gradient(self._learner.networks[name], training.gradient_clip_norm)
@@ -218,9 +221,8 @@ class Engine:
             done[name] += 1
         self._scaler.update()
         self._microbatches.end_step()
+        self._update_averages()
         self._step += 1
-        for average in self._averages.values():
-            average.update(self._step)
         self._buffer.add(logged)
         if self._ahead is not None:
             with self.timing.waiting():
@@ -231,6 +233,8 @@ class Engine:
     def _next(self, batches: Iterator[Batch]) -> Prepared:
         """The batch of step `self._step`, prepared already where the step before had a core left for it."""
         if self._ahead is None:
+            if self._tables and self._reader.is_on_device:
+                batches = self._reader.batches(self._step, self._values)
             with self.timing.waiting():
                 batch = next(batches)
             return self._learner.prepare(batch.to(self._device), self._step)
@@ -240,6 +244,34 @@ class Engine:
     def _prepare(self, batches: Iterator[Batch], step: int) -> Prepared:
         """Reads and prepares the batch of a step."""
         return self._learner.prepare(next(batches).to(self._device), step)
+
+    def _set_learning_rates(self) -> None:
+        """Those of step `self._step`, for all groups of parameters."""
+        groups = [
+            (group, self._recipe.optimizer_of(name)[1], group.get("rate", 1.0))
+            for name, optimizer in self._optimizers.items()
+            for group in optimizer.param_groups
+        ]
+
+        def rates(step: int) -> list[float]:
+            factor = learning_rate_factor(self._recipe.schedule, step, self._recipe.training.max_steps)
+            return [peak * factor * rate for _, peak, rate in groups]
+
+        values = self._values.numbers(("learning rates", None), self._step, rates, self._device)
+        for (group, *_), value in zip(groups, values, strict=True):
+            group["lr"] = value
+
+    def _update_averages(self) -> None:
+        """Takes in the weights after step `self._step`."""
+        averages = list(self._averages.values())
+        if not averages:
+            return
+        first = averages[0]
+        (weight,) = self._values.numbers(
+            ("averages", None), self._step, lambda step: (first.weight(step + 1),), self._device
+        )
+        for average in averages:
+            average.update(weight)
 
     def _loss(
         self, update: str, networks: Mapping[str, nn.Module], part: Any, step: int
@@ -359,7 +391,7 @@ class Engine:
             "step": self._step,
             "networks": {name: network.state_dict() for name, network in self._learner.networks.items()},
             "averages": {name: average.network.state_dict() for name, average in self._averages.items()},
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()},
+            "optimizers": {name: _state_of(optimizer) for name, optimizer in self._optimizers.items()},
             "scaler": self._scaler.state_dict(),
             "metrics_buffer": self._buffer.fetched,
             "evaluated_at": self._evaluated_at,
@@ -441,6 +473,12 @@ def _parameters_of(networks: Mapping[str, nn.Module]) -> str:
     """Names of parameters, for an error: of each kind of layer one."""
     names = [name for network in networks.values() for name, _ in network.named_parameters()]
     return f"parameters are {', '.join(names[:3])}, …, {names[-1]}"
+
+
+def _state_of(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What `load_state_dict` takes on any device: learning rates are numbers."""
+    state = optimizer.state_dict()
+    return state | {"param_groups": [group | {"lr": float(group["lr"])} for group in state["param_groups"]]}
 
 
 def newest_on_first(checkpoints: Path, group: Group) -> Path | None:

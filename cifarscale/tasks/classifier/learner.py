@@ -102,9 +102,9 @@ class ClassifierLearner(Learner):
             logits = networks[update](part.images)
         smoothing = self._recipe.label_smoothing
         loss = F.cross_entropy(logits, part.labels, label_smoothing=smoothing)
-        if part.weight < 1:
+        if part.are_mixed:
             others = F.cross_entropy(logits, part.others, label_smoothing=smoothing)
-            loss = part.weight * loss + (1 - part.weight) * others
+            loss = part.weight * loss + part.rest * others
         if self._teacher is not None:
             # Here and not in `prepare`: what it says to the last bit depends on the images that it sees together.
             with torch.no_grad():
