@@ -21,6 +21,11 @@ scale_option = click.option(
     metavar="K",
     help="Make batches K times as large, after --set, with the learning rate and the steps to match: another recipe.",
 )
+graph_option = click.option(
+    "--graph/--no-graph",
+    default=True,
+    help="Replay steps as a CUDA graph where a GPU can; the same bits.  [default: on]",
+)
 wandb_option = click.option(
     "--wandb",
     type=click.Choice(["auto", "online", "offline", "off"]),

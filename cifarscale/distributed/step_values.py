@@ -7,7 +7,7 @@ copy brings to the device. A step takes its row from there.
 
 import logging
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import torch
@@ -101,9 +101,14 @@ class StepTables(StepValues):
         self._ahead: tuple[range, Future[torch.Tensor]] | None = None
 
     @property
-    def state(self) -> list[torch.Tensor]:
+    def state(self) -> dict[str, torch.Tensor]:
         """What `load` changes and reads again."""
-        return [self._counter] if self._columns else []
+        return {"row of the table": self._counter} if self._columns else {}
+
+    def wait(self) -> None:
+        """Returns when the thread is idle."""
+        if self._ahead:
+            wait([self._ahead[1]])
 
     def advance(self, step: int) -> None:
         """Makes the row of a step the next that is loaded. The first step has none: it is recorded."""

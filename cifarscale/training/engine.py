@@ -4,8 +4,9 @@ import contextlib
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +30,7 @@ from cifarscale.errors import (
 )
 from cifarscale.runs.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from cifarscale.training.digest import digest_of
+from cifarscale.training.graph import Graph, StepGraphs, StepResult, lacks_memory
 from cifarscale.training.learner import Learner, Outputs, Prepared
 from cifarscale.training.metrics_buffer import MetricsBuffer
 from cifarscale.training.microbatches import Microbatches, trained
@@ -84,11 +86,13 @@ class Engine:
         checkpoints: Path,
         observer: Observer,
         stop: StopRequest,
+        make_graph: Callable[[], Graph] | None = None,
     ) -> None:
         """
         Args:
             stage: the part of the run to train.
             run: the hash of the whole recipe.
+            make_graph: of what a step's operations are recorded in, and replayed; None to do without.
         """
         recipe = stage.recipe
         self._stage, self._run = stage, run
@@ -125,8 +129,9 @@ class Engine:
         self._scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "fp16")
         self._norms: dict[str, torch.Tensor] = {}
         self._buffer = MetricsBuffer(group, self._microbatches.total, self._microbatches.numbers)
-        self._tables = StepTables(device, stage.until) if device.type != "cpu" else None
+        self._tables = StepTables(device, stage.until) if device.type != "cpu" or make_graph else None
         self._values = self._tables or DIRECT
+        self._graphs = self._graphs_of(make_graph) if make_graph else None
         self._step = 0
         self._evaluated_at = 0
         of_rank = recipe.samples_per_step // self._microbatches.total * self._microbatches.local
@@ -189,10 +194,30 @@ class Engine:
                 )
 
     def _train_step(self, batches: Iterator[Batch]) -> None:
-        """The learner's updates, on the batch of step `self._step`, which then counts as done."""
-        training = self._recipe.training
+        """The step `self._step`, which then counts as done."""
         if self._tables:
             self._tables.advance(self._step)
+        if self._graphs:
+            result = self._graphs.run(self._learner.kind_of(self._step), partial(self._update, batches))
+            if self._is_logged and not result.norms:
+                result = replace(result, norms=self._norms_of(result))
+        else:
+            result = self._update(batches)
+        self._norms = result.norms
+        # What a graph leaves is overwritten by its next replay.
+        self._buffer.add(result.metrics.clone() if self._graphs else result.metrics)
+        self._step += 1
+        if self._ahead is not None:
+            with self.timing.waiting():
+                wait([self._ahead])  # before anybody else reads; what it raises is raised in the step that it is for
+        if self._group.ranks.is_first:
+            self._observer.stepped(self._step, self._learner.networks)
+
+    def _update(self, batches: Iterator[Batch]) -> StepResult:
+        """The learner's updates, on the batch of step `self._step`."""
+        training = self._recipe.training
+        norms: dict[str, torch.Tensor] = {}
+        if self._tables:
             self._tables.load()
         self._set_learning_rates()
         with self.timing.own():
@@ -214,21 +239,83 @@ class Engine:
             self._microbatches.exchange(name, gradients)
             for metrics, part, (loss, *others) in zip(logged, parts, outputs, strict=True):
                 metrics.update(self._learner.metrics(name, part, tuple(others)), loss=metrics.get("loss", 0) + loss)
-            if training.gradient_clip_norm or (self._step + 1) % training.log_every == 0:
+            if training.gradient_clip_norm or (self._is_logged and not self._microbatches.is_recorded):
                 self._scaler.unscale_(optimizer)
-                self._norms[name] = clip_gradient(self._learner.networks[name], training.gradient_clip_norm)
+                norms[name] = clip_gradient(self._learner.networks[name], training.gradient_clip_norm)
             self._scaler.step(optimizer)
             done[name] += 1
         self._scaler.update()
         self._microbatches.end_step()
         self._update_averages()
-        self._step += 1
-        self._buffer.add(logged)
-        if self._ahead is not None:
-            with self.timing.waiting():
-                wait([self._ahead])  # before anybody else reads; what it raises is raised in the step that it is for
+        return StepResult(self._buffer.row(logged), norms, self._gradients())
+
+    @property
+    def _is_logged(self) -> bool:
+        """Whether a line of the log follows step `self._step`."""
+        return (self._step + 1) % self._recipe.training.log_every == 0
+
+    def _gradients(self) -> list[tuple[nn.Parameter, torch.Tensor | None]]:
+        """Those of all parameters, where a graph may leave them elsewhere; none without."""
+        if not self._graphs:
+            return []
+        return [(each, each.grad) for name in self._optimizers for each in self._learner.networks[name].parameters()]
+
+    def _norms_of(self, result: StepResult) -> dict[str, torch.Tensor]:
+        """The norms of the gradients that a step has left."""
+        for parameter, gradient in result.gradients:
+            parameter.grad = gradient
+        return {name: clip_gradient(self._learner.networks[name], 0) for name in self._optimizers}
+
+    def _graphs_of(self, make_graph: Callable[[], Graph]) -> StepGraphs | None:
+        """None where it is known already that a step cannot be recorded."""
+        reason = self._obstacle_to_graphs()
+        if not reason:
+            return StepGraphs(make_graph, self._state, self._recording, self._obstacle_of_warm_up)
         if self._group.ranks.is_first:
-            self._observer.stepped(self._step, self._learner.networks)
+            log.info("steps are not replayed as a graph: %s", reason)
+        return None
+
+    def _obstacle_to_graphs(self) -> str:
+        training = self._recipe.training
+        if self._group.ranks.world_size > 1:
+            return "several ranks exchange gradients within a step"
+        if training.compile:
+            return "training.compile has one of its own"
+        if self._scaler.is_enabled():
+            return 'training.precision = "fp16" decides on the CPU whether a step counts'
+        if not self._reader.is_on_device:
+            return 'data.reader = "streaming" brings each batch from the CPU'
+        return self._learner.obstacle_to_graphs()
+
+    def _obstacle_of_warm_up(self) -> str:
+        """What the first steps have shown."""
+        if drawing := self._microbatches.drawing:
+            return f"the {drawing[0]} draws random numbers of its own"
+        return lacks_memory(self._device, self._microbatches.num_streams)
+
+    @contextlib.contextmanager
+    def _recording(self) -> Iterator[None]:
+        assert self._tables is not None
+        self._tables.wait()
+        self._microbatches.is_recorded = self._tables.is_complete = True
+        try:
+            yield
+        finally:
+            self._microbatches.is_recorded = self._tables.is_complete = False
+
+    def _state(self) -> dict[str, torch.Tensor]:
+        """All that a step changes and the next one reads, by names."""
+        assert self._tables is not None
+        averages = {f"average of {name}": average.network for name, average in self._averages.items()}
+        state = {
+            f"{name}.{key}": tensor
+            for name, network in (self._learner.networks | averages).items()
+            for key, tensor in (*network.named_parameters(), *network.named_buffers())
+        }
+        for name, optimizer in self._optimizers.items():
+            for i, values in enumerate(optimizer.state.values()):
+                state |= {f"{name}'s {key} {i}": value for key, value in values.items() if torch.is_tensor(value)}
+        return state | self._tables.state
 
     def _next(self, batches: Iterator[Batch]) -> Prepared:
         """The batch of step `self._step`, prepared already where the step before had a core left for it."""

@@ -95,6 +95,18 @@ class ClassifierLearner(Learner):
     def prepare(self, batch: Batch, step: int) -> LabelledImages:
         return self._augment(batch, step)
 
+    def obstacle_to_graphs(self) -> str:
+        """Code of one's own may do something else in each step, as nobody can see here."""
+        if self._recipe.augmentation.own:
+            return f"augmentation {next(iter(self._recipe.augmentation.own))!r} is code of your own"
+        taught = [self._teacher] if self._teacher is not None else []
+        own = [network for network in (*self.networks.values(), *taught) if not _is_built_in(network)]
+        return f"network {type(own[0]).__name__} is code of your own" if own else ""
+
+    def kind_of(self, step: int) -> bool:
+        """Whether it mixes images by mixup."""
+        return self._augment.is_mixup(step)
+
     def loss(
         self, update: str, networks: Mapping[str, nn.Module], part: LabelledImages, step: int
     ) -> tuple[torch.Tensor, Outputs]:
@@ -164,6 +176,10 @@ class ClassifierLearner(Learner):
         if not flip:
             self._evaluated[split] = accuracy
         return accuracy.metrics
+
+
+def _is_built_in(network: nn.Module) -> bool:
+    return type(network).__module__.startswith(f"{__name__.partition('.')[0]}.")
 
 
 def distillation_loss(logits: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:

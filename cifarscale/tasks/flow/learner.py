@@ -89,6 +89,9 @@ class FlowLearner(GeneratorLearner):
         )
         return FlowBatch(*on_path(noise, images, times), times, self._labels(batch, step))
 
+    def obstacle_to_graphs(self) -> str:
+        return ""
+
     def _labels(self, batch: Batch, step: int) -> torch.Tensor:
         """The labels of a batch, of which a share says that there is no class."""
         dropout = self._recipe.objective.class_dropout

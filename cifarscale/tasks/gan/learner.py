@@ -123,6 +123,13 @@ class GanLearner(GeneratorLearner):
             draws = drawn.view(-1, 4, NUM_DRAWS)
         return GanBatch(images, latents, batch.labels, draws)
 
+    def obstacle_to_graphs(self) -> str:
+        return ""
+
+    def kind_of(self, step: int) -> bool:
+        """Whether it has gradient penalties."""
+        return step % self._recipe.objective.penalty_every == 0
+
     def updates(self, prepared: GanBatch) -> Sequence[tuple[str, GanBatch]]:
         """Those of the discriminator, each on a global batch of its own, as in algorithm 1 of Goodfellow et al. 2014
         (arXiv 1406.2661), then the generator's on the last of these."""
@@ -135,7 +142,7 @@ class GanLearner(GeneratorLearner):
     ) -> tuple[torch.Tensor, Outputs]:
         """The objective of each network; the discriminator's with its gradient penalties where the step has them."""
         return (
-            self._discriminator_loss(networks, part, step % self._recipe.objective.penalty_every == 0)
+            self._discriminator_loss(networks, part, self.kind_of(step))
             if update == "discriminator"
             else self._generator_loss(networks, part)
         )
