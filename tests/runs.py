@@ -103,7 +103,7 @@ def assert_same(one: Any, other: Any, where: str) -> None:
         for i, (a, b) in enumerate(zip(one, other, strict=True)):
             assert_same(a, b, f"{where}.{i}")
     else:
-        assert one == other, where
+        assert one == other or (one != one and other != other), where
 
 
 def run_recipe(recipe: Recipe, run_dir: Path, options: RunOptions, *more: Any) -> dict[str, Any]:

@@ -21,10 +21,8 @@ scale_option = click.option(
     metavar="K",
     help="Make batches K times as large, after --set, with the learning rate and the steps to match: another recipe.",
 )
-graph_option = click.option(
-    "--graph/--no-graph",
-    default=True,
-    help="Replay steps as a CUDA graph where a GPU can; the same bits.  [default: on]",
+no_graph_option = click.option(
+    "--no-graph", is_flag=True, help="Do not replay steps as a CUDA graph, as one GPU does: the same bits, more slowly."
 )
 wandb_option = click.option(
     "--wandb",

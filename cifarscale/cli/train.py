@@ -6,7 +6,7 @@ import click
 
 from cifarscale.cli.options import (
     device_option,
-    graph_option,
+    no_graph_option,
     nproc_option,
     scale_option,
     set_option,
@@ -28,7 +28,7 @@ from cifarscale.errors import short_path
     "--num-workers", type=click.IntRange(min=0), default=0, help="Reading processes per rank (data.reader = streaming)."
 )
 @click.option("--digests", is_flag=True, help="Keep a digest of each tensor after each step, to compare runs by.")
-@graph_option
+@no_graph_option
 @wandb_option
 def train(
     recipe: str,
@@ -40,7 +40,7 @@ def train(
     run_dir: Path | None,
     num_workers: int,
     digests: bool,
-    graph: bool,
+    no_graph: bool,
     wandb: str | None,
 ) -> None:
     """Train RECIPE (a name from `cifarscale jobs list`, or a .toml file).
@@ -61,7 +61,7 @@ def train(
         run_dir=run_dir,
         num_workers=num_workers,
         digests=digests,
-        graph=graph,
+        graph=not no_graph,
     )
     folder, result = short_path(run.path), run.result
     assert result is not None

@@ -168,6 +168,7 @@ class Engine:
                 self._save()
                 saved_at = self._step
             if self._step == self._stage.until:
+                self._graphs = None  # and the memory that they hold: what follows may need it
                 return
             if self._step >= last:
                 raise Interrupted(f"after step {self._step:,}, where it was asked to stop; the state is saved")

@@ -1,19 +1,25 @@
 """A step as a graph, emulated on the CPU: it changes no bit, and where it would, or cannot be, there is none."""
 
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from emulated_graph import EmulatedGraph
 from runs import Run, assert_same, learner_context
+from torch import nn
+from torch.nn import functional
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from cifarscale.config.load import load_training_recipe
 from cifarscale.config.recipe import TrainingRecipe, stages_of
+from cifarscale.data.batches import Batch
 from cifarscale.data.in_memory import InMemoryReader, InMemorySplit
 from cifarscale.data.manifest import Manifest
 from cifarscale.data.shards import Samples
@@ -44,11 +50,11 @@ def manifest(shards: Path) -> Manifest:
 
 
 @pytest.fixture
-def said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
     """What was said of graphs."""
     monkeypatch.setattr(logging.getLogger("cifarscale"), "propagate", True)
     caplog.set_level(logging.INFO, "cifarscale")
-    return caplog.messages  # type: ignore[return-value]
+    return lambda: [line for line in caplog.messages if "graph" in line]
 
 
 def small(name: str, *changes: str) -> TrainingRecipe:
@@ -134,10 +140,118 @@ RECIPES = {
 
 
 @pytest.mark.parametrize("options", RECIPES.values(), ids=RECIPES)
-def test_a_graph_changes_no_bit(options: str, manifest: Manifest, tmp_path: Path, said: list[str]) -> None:
+def test_a_graph_changes_no_bit(
+    options: str, manifest: Manifest, tmp_path: Path, said: Callable[[], list[str]]
+) -> None:
     """Over several blocks of the tables, lines of the log and checkpoints."""
     recipe = small(*options.split())
     by_itself = Training(recipe, tmp_path / "a", manifest).run(False)
     graph = Training(recipe, tmp_path / "b", manifest).run(True)
-    assert graph.num_replays == STEPS - WARM_UP_STEPS - 1, said
+    assert graph.num_replays == STEPS - WARM_UP_STEPS - 1, said()
+    graph.assert_same_as(by_itself)
+
+
+KINDS = {
+    "mixup or cutmix": "cnn augmentation.mixup=0.4 augmentation.cutmix=1.0",
+    "penalties": "dcgan model.generator_width=8 model.discriminator_width=8 objective.r1=1 objective.penalty_every=3 "
+    "model.discriminator_normalisation=none",
+}
+
+
+@pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
+def test_steps_of_two_kinds_have_a_graph_each(options: str, manifest: Manifest, tmp_path: Path) -> None:
+    recipe = small(*options.split(), "training.max_steps=24")
+    by_itself = Training(recipe, tmp_path / "a", manifest).run(False)
+    graph = Training(recipe, tmp_path / "b", manifest).run(True)
+    assert len(graph.graphs) == 2
+    assert graph.num_replays == 24 - 2 * (WARM_UP_STEPS + 1)
+    graph.assert_same_as(by_itself)
+
+
+@pytest.mark.parametrize("options", [RECIPES["muon, clipped, averaged"], RECIPES["dcgan-plus"]])
+@pytest.mark.parametrize("after", [(2,), (4, 9), (11,)], ids=str)
+def test_a_run_goes_on_within_a_block(options: str, after: tuple[int, ...], manifest: Manifest, tmp_path: Path) -> None:
+    """Before there is a graph, before it is checked, and later; with a graph or without."""
+    recipe = small(*options.split())
+    whole = Training(recipe, tmp_path / "whole", manifest).run(True)
+    resumed = Training(recipe, tmp_path / "resumed", manifest)
+    for i, step in enumerate((*after, None)):
+        resumed.run(i % 2 == 0, step)
+    resumed.assert_same_as(whole)
+
+
+class Drops(ClassifierLearner):
+    """A network with dropout, as if it were one of ours."""
+
+    def loss(self, update: str, networks: Any, part: Any, step: int) -> Any:
+        return super().loss(update, networks, replace(part, images=functional.dropout(part.images, 0.5)), step)
+
+
+class CountsSteps(ClassifierLearner):
+    """Says that its steps are alike, and computes with a number that it has from Python."""
+
+    def loss(self, update: str, networks: Any, part: Any, step: int) -> Any:
+        loss, outputs = super().loss(update, networks, part, step)
+        return loss / (1 + step), outputs
+
+
+class DrawsOnTheSide(ClassifierLearner):
+    """Takes numbers from the host that no table knows, from a step on."""
+
+    def prepare(self, batch: Batch, step: int) -> Any:
+        prepared = super().prepare(batch, step)
+        if step:
+            batch.uniforms(0, "side", step, 1)
+        return prepared
+
+
+class Reads(ClassifierLearner):
+    """Decides by what the device computes, which the CPU waits for."""
+
+    def loss(self, update: str, networks: Any, part: Any, step: int) -> Any:
+        loss, outputs = super().loss(update, networks, part, step)
+        return loss * (2 if loss > 4.6 else 1), outputs
+
+
+class Fails(ClassifierLearner):
+    """Fails while it is recorded, when it has changed half of the weights."""
+
+    def loss(self, update: str, networks: Any, part: Any, step: int) -> Any:
+        with torch.no_grad():
+            networks[update].classifier.bias.mul_(1.01)
+        if _get_current_dispatch_mode() is not None:
+            raise MemoryError("no memory is left")
+        return super().loss(update, networks, part, step)
+
+
+class WithOwnNetwork(ClassifierLearner):
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.networks = {"classifier": nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 100))}
+
+
+REFUSED: dict[str, tuple[type[Learner], str, str]] = {
+    "dropout": (Drops, "", "the classifier draws random numbers of its own"),
+    "Python's state": (CountsSteps, "", "the first replay has made something else of classifier.*than the step by"),
+    "values of its own": (DrawsOnTheSide, "", "'side' is copied from the host in each step"),
+    "control flow": (Reads, "", "operation not permitted when stream is capturing: aten._local_scalar_dense"),
+    "an error": (Fails, "", "no memory is left"),
+    "own network": (WithOwnNetwork, "", "network Sequential is code of your own"),
+    "compile": (ClassifierLearner, "training.compile=true training.microbatches=0", "training.compile has one"),
+    "fp16": (ClassifierLearner, "training.precision=fp16", "decides on the CPU whether a step counts"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_where_there_is_no_graph_it_is_said_why_and_training_is_what_it_was(
+    name: str, manifest: Manifest, tmp_path: Path, said: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner, options, reason = REFUSED[name]
+    monkeypatch.setattr(Engine, "_compile", lambda _: None)
+    recipe = small("cnn", "training.max_steps=7", "training.ema_decay=0.9", *options.split())
+    graph = Training(recipe, tmp_path / "b", manifest, learner).run(True)
+    (line,) = said()
+    assert re.search(f"^steps are not replayed as a graph: .*{reason}", line)
+    by_itself = Training(recipe, tmp_path / "a", manifest, learner).run(False)
+    assert graph.num_replays <= 1
     graph.assert_same_as(by_itself)
