@@ -252,3 +252,23 @@ def test_moving_average_takes_buffers_over_and_leaves_the_network_alone() -> Non
         assert torch.equal(mine, theirs)
         assert mine.data_ptr() != theirs.data_ptr()
     assert not any(parameter.requires_grad for parameter in average.network.parameters())
+
+
+@pytest.mark.parametrize(
+    "config",
+    [AdamWConfig(weight_decay=0.1), SGDConfig(weight_decay=0.1, nesterov=True), MuonConfig(weight_decay=0.1)],
+)
+def test_numbers_may_be_tensors_as_a_gpu_wants_them(config: AdamWConfig | SGDConfig | MuonConfig) -> None:
+    modules = []
+    for number in (float, torch.tensor):
+        module = network()
+        optimizer, average = build_optimizer(module, config, 1.0), MovingAverage(module, 0.9)
+        for rate in (0.125, 0.03125):
+            for group in optimizer.param_groups:
+                group["lr"] = number(rate)
+            train(module, optimizer, steps=1)
+            average.update(number(0.25))
+        modules += [module, average.network]
+    for of_floats, of_tensors in (modules[0::2], modules[1::2]):
+        for one, other in zip(of_floats.parameters(), of_tensors.parameters(), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
