@@ -18,14 +18,15 @@ from torch.nn import functional
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from cifarscale.config.load import load_training_recipe
-from cifarscale.config.recipe import TrainingRecipe, stages_of
+from cifarscale.config.recipe import Stage, TrainingRecipe, stages_of
 from cifarscale.data.batches import Batch
 from cifarscale.data.in_memory import InMemoryReader, InMemorySplit
 from cifarscale.data.manifest import Manifest
 from cifarscale.data.shards import Samples
 from cifarscale.distributed import step_values
-from cifarscale.errors import Interrupted
+from cifarscale.errors import Interrupted, NonFiniteLossError
 from cifarscale.runs.checkpoint import newest_checkpoint
+from cifarscale.runs.checkpoint_files import checkpoint_step
 from cifarscale.tasks.classifier.learner import ClassifierLearner
 from cifarscale.tasks.flow.learner import FlowLearner
 from cifarscale.tasks.gan.learner import GanLearner
@@ -87,22 +88,27 @@ class Training:
 
     def run(self, with_graphs: bool, stop_after: int | None = None) -> "Training":
         """Goes on from the newest checkpoint."""
+        with suppress(Interrupted):
+            for stage in stages_of(self.recipe):
+                newest = newest_checkpoint(self.folder / "checkpoints")
+                if newest is None or checkpoint_step(newest) < stage.until:
+                    self._engine(stage, with_graphs, stop_after).train(newest)
+        return self
+
+    def _engine(self, stage: Stage, with_graphs: bool, stop_after: int | None) -> Engine:
         context = learner_context(self.manifest, self.folder)
-        learner: Learner = self.learner(self.recipe, context)
+        learner: Learner = self.learner(stage.recipe, context)
         images = np.random.default_rng(0).integers(0, 256, (NUM_SAMPLES, 32, 32, 3), np.uint8)
         numbers = np.arange(NUM_SAMPLES)
         split = InMemorySplit(Samples(images, numbers % 10, numbers))
         reader = InMemoryReader(split, self.recipe.seed, self.recipe.samples_per_step)
-        (stage,) = stages_of(self.recipe)
-        stop, checkpoints = StopRequest(), self.folder / "checkpoints"
+        stop = StopRequest()
         stop.after_step = stop_after
-        ranks = context.group, context.pool, context.device
-        engine = Engine(stage, "", learner, reader, *ranks, checkpoints, self.log, stop, self._graph)
+        places = context.group, context.pool, context.device, self.folder / "checkpoints"
+        engine = Engine(stage, "", learner, reader, *places, self.log, stop, self._graph)
         if not with_graphs:
             engine._graphs = None
-        with suppress(Interrupted):
-            engine.train(newest_checkpoint(checkpoints))
-        return self
+        return engine
 
     def _graph(self) -> EmulatedGraph:
         self.graphs.append(EmulatedGraph())
@@ -135,7 +141,7 @@ RECIPES = {
     "dcgan": "dcgan model.generator_width=8 model.discriminator_width=8",
     "dcgan-plus": "dcgan-plus model.generator_width=8 model.discriminator_width=8 model.spectral=true "
     "discriminator_updates=2",
-    "flow": "flow schedule.warmup_steps=2 model.widths=[8] model.blocks=[1] training.microbatches=2 sampler.steps=2",
+    "flow": "flow schedule.warmup_steps=2 model.widths=[8,8,8] training.microbatches=2 training.global_batch_size=8",
 }
 
 
@@ -178,6 +184,33 @@ def test_a_run_goes_on_within_a_block(options: str, after: tuple[int, ...], mani
     for i, step in enumerate((*after, None)):
         resumed.run(i % 2 == 0, step)
     resumed.assert_same_as(whole)
+
+
+def test_keys_that_change_on_the_way_have_graphs_of_their_own(manifest: Manifest, tmp_path: Path) -> None:
+    later = "later=[{step=9, set={training.learning_rate=0.01, augmentation.mixup=0.4, training.ema_decay=0.9}}]"
+    recipe = small("cnn", later)
+    by_itself = Training(recipe, tmp_path / "a", manifest).run(False)
+    graph = Training(recipe, tmp_path / "b", manifest).run(True)
+    assert len(graph.graphs) == 2
+    assert graph.num_replays == STEPS - 2 * (WARM_UP_STEPS + 1)
+    graph.assert_same_as(by_itself)
+
+
+def test_a_loss_that_is_not_finite_is_found_before_anything_is_saved(manifest: Manifest, tmp_path: Path) -> None:
+    recipe = small("cnn", "training.log_every=100")
+    for with_graphs in (True, False):
+        training = Training(recipe, tmp_path / str(with_graphs), manifest, DivergesLate)
+        with pytest.raises(NonFiniteLossError, match=r"the loss of step 10 is not finite; .* is .*step-00000007\."):
+            training.run(with_graphs)
+
+
+class DivergesLate(ClassifierLearner):
+    """By what it draws for step 9."""
+
+    def prepare(self, batch: Batch, step: int) -> Any:
+        prepared = super().prepare(batch, step)
+        infinite = batch.values.tensor(("late", None), step, lambda step: torch.tensor(step == 9), batch.images.device)
+        return replace(prepared, images=prepared.images.masked_fill(infinite, torch.inf))
 
 
 class Drops(ClassifierLearner):
