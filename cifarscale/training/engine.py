@@ -271,6 +271,8 @@ class Engine:
         """None where it is known already that a step cannot be recorded."""
         reason = self._obstacle_to_graphs()
         if not reason:
+            if self._device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(self._device)  # that of the first steps is what a graph would take
             return StepGraphs(make_graph, self._state, self._recording, self._obstacle_of_warm_up)
         if self._group.ranks.is_first:
             log.info("steps are not replayed as a graph: %s", reason)

@@ -80,6 +80,8 @@ class Log:
 class Training:
     """A run in a folder, with graphs or one operation at a time."""
 
+    kind_of_graph: type[EmulatedGraph] = EmulatedGraph
+
     def __init__(self, recipe: TrainingRecipe, folder: Path, manifest: Manifest, learner: type | None = None) -> None:
         self.recipe, self.folder, self.manifest = recipe, folder, manifest
         self.learner = learner or LEARNERS[recipe.task]
@@ -111,7 +113,7 @@ class Training:
         return engine
 
     def _graph(self) -> EmulatedGraph:
-        self.graphs.append(EmulatedGraph())
+        self.graphs.append(self.kind_of_graph())
         return self.graphs[-1]
 
     @property
@@ -255,6 +257,26 @@ class Fails(ClassifierLearner):
         if _get_current_dispatch_mode() is not None:
             raise MemoryError("no memory is left")
         return super().loss(update, networks, part, step)
+
+
+class BreaksOff(EmulatedGraph):
+    """Has no memory left in the middle of a replay."""
+
+    def replay(self) -> None:
+        self._operations = self._operations[: len(self._operations) * 9 // 10]
+        super().replay()
+        raise torch.OutOfMemoryError("no memory is left")
+
+
+def test_after_a_replay_that_fails_the_step_is_done_from_where_it_began(
+    manifest: Manifest, tmp_path: Path, said: Callable[[], list[str]]
+) -> None:
+    recipe = small("resnet", "model.width=4", "training.ema_decay=0.9")
+    graph = Training(recipe, tmp_path / "b", manifest)
+    graph.kind_of_graph = BreaksOff
+    graph.run(True)
+    assert said() == ["steps are not replayed as a graph: no memory is left"]
+    graph.assert_same_as(Training(recipe, tmp_path / "a", manifest).run(False))
 
 
 class WithOwnNetwork(ClassifierLearner):

@@ -37,6 +37,8 @@ from cifarscale.distributed.cpu_pool import CpuPool
 from cifarscale.errors import DataError
 from cifarscale.tasks.classifier.learner import ClassifierLearner
 from cifarscale.tasks.classifier.recipe import ClassifierRecipe
+from cifarscale.tasks.flow.learner import FlowLearner
+from cifarscale.tasks.flow.recipe import FlowRecipe
 from cifarscale.tasks.gan.learner import GanLearner
 from cifarscale.tasks.gan.recipe import GanRecipe
 from cifarscale.training.digest import digests_of
@@ -162,6 +164,8 @@ def engine_of(recipe: TrainingRecipe, context: LearnerContext) -> tuple[Engine, 
     learner: Learner
     if isinstance(recipe, ClassifierRecipe):
         learner = ClassifierLearner(recipe, context)
+    elif isinstance(recipe, FlowRecipe):
+        learner = FlowLearner(recipe, context)
     else:
         assert isinstance(recipe, GanRecipe)
         learner = GanLearner(recipe, context)
@@ -217,7 +221,7 @@ def test_a_step_keeps_within_its_budget(name: str, manifest: Manifest, tmp_path:
 
 
 @pytest.mark.usefixtures("_like_a_gpu")
-@pytest.mark.parametrize("options", [*BUDGETS, *(options for options in OPTIONS.values() if "augment" in options)])
+@pytest.mark.parametrize("options", [*BUDGETS, "flow", *(each for each in OPTIONS.values() if "augment" in each)])
 def test_a_block_of_steps_takes_one_copy_from_the_host(options: str, manifest: Manifest, tmp_path: Path) -> None:
     """Recording raises for what reads from the device."""
     steps = steps_of(shipped(*options.split()), tmp_path, manifest, 2 * BLOCK_STEPS)
