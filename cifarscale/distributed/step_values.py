@@ -81,7 +81,7 @@ class StepTables(StepValues):
     step, and the values lie where they lay in the step before: a graph may do it again.
 
     Attributes:
-        is_complete: whether a value that the tables lack is refused, as it must be where the work is recorded.
+        is_recorded: whether the device's work is being recorded as a graph: a value that the tables lack is refused.
     """
 
     def __init__(self, device: torch.device, until: int) -> None:
@@ -89,7 +89,7 @@ class StepTables(StepValues):
         Args:
             until: the step before which training ends.
         """
-        self.is_complete = False
+        self.is_recorded = False
         self._device, self._until = device, until
         self._step, self._block = -1, range(0)
         self._recorded: dict[Key, tuple[Callable[[int], torch.Tensor], torch.Tensor]] = {}
@@ -138,7 +138,7 @@ class StepTables(StepValues):
         """
         if key in self._values and step == self._step:
             return self._values[key]
-        if self.is_complete:
+        if self.is_recorded:
             raise RuntimeError(f"{key[0]!r} is copied from the host in each step")
         value = make(step)
         if step == self._step and not self._columns:

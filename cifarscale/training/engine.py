@@ -300,11 +300,11 @@ class Engine:
     def _recording(self) -> Iterator[None]:
         assert self._tables is not None
         self._tables.wait()
-        self._microbatches.is_recorded = self._tables.is_complete = True
+        self._microbatches.is_recorded = self._tables.is_recorded = True
         try:
             yield
         finally:
-            self._microbatches.is_recorded = self._tables.is_complete = False
+            self._microbatches.is_recorded = self._tables.is_recorded = False
 
     def _state(self) -> dict[str, torch.Tensor]:
         """All that a step changes and the next one reads, by names."""

@@ -64,7 +64,7 @@ def test_what_is_prepared_from_tables_is_what_was_prepared_without(options: str,
     first, number = 5, 3 * BLOCK - 1
     tables = StepTables(CPU, first + number)
     for step in loaded(tables, first, number):
-        tables.is_complete = step > first
+        tables.is_recorded = step > first
         found, expected = (learner.prepare(next(reader.batches(step, values)), step) for values in (tables, DIRECT))
         for key, value in vars(expected).items():
             like = torch.as_tensor(value, dtype=None if isinstance(value, torch.Tensor) else torch.float32)
@@ -102,7 +102,7 @@ def test_what_the_first_step_did_not_ask_for_is_served_and_said_once(
     assert [record.getMessage() for record in caplog.records] == [
         "'new', which the first step did not ask for, is copied from the host in each step"
     ]
-    tables.is_complete = True
+    tables.is_recorded = True
     assert tables.tensor(("known", None), 3, made, CPU).tolist() == [3, 4]
     with pytest.raises(RuntimeError, match="'new' is copied from the host in each step"):
         tables.tensor(("new", None), 3, made, CPU)
