@@ -94,7 +94,7 @@ def said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> C
     caplog.set_level(logging.INFO, "cifarscale")
 
     def said() -> list[str]:
-        lines = [line for line in caplog.messages if "graph" in line]
+        lines = list(dict.fromkeys(line for line in caplog.messages if "graph" in line))
         caplog.clear()
         return lines
 

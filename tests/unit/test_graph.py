@@ -55,7 +55,7 @@ def said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> C
     """What was said of graphs."""
     monkeypatch.setattr(logging.getLogger("cifarscale"), "propagate", True)
     caplog.set_level(logging.INFO, "cifarscale")
-    return lambda: [line for line in caplog.messages if "graph" in line]
+    return lambda: list(dict.fromkeys(line for line in caplog.messages if "graph" in line))
 
 
 def small(name: str, *changes: str) -> TrainingRecipe:
