@@ -81,7 +81,7 @@ class Run:
         """Both runs ended with the same weights, moments, losses, figures and images, to the last bit."""
         mine, theirs = self.state(), other.state()
         for part in ("step", "networks", "averages", "optimizers", "scaler"):
-            _assert_same(mine[part], theirs[part], part)
+            assert_same(mine[part], theirs[part], part)
         assert self.metrics() == other.metrics()
         mine, theirs = self.result(), other.result()
         assert mine.keys() == theirs.keys()
@@ -90,20 +90,20 @@ class Run:
         assert self.samples() == other.samples()
 
 
-def _assert_same(one: Any, other: Any, where: str) -> None:
+def assert_same(one: Any, other: Any, where: str) -> None:
     """Equal values, and tensors equal in every bit, through dictionaries and lists."""
     if isinstance(one, torch.Tensor):
         assert torch.equal(one, other), where
     elif isinstance(one, dict):
         assert one.keys() == other.keys(), where
         for key, value in one.items():
-            _assert_same(value, other[key], f"{where}.{key}")
+            assert_same(value, other[key], f"{where}.{key}")
     elif isinstance(one, list | tuple):
         assert len(one) == len(other), where
         for i, (a, b) in enumerate(zip(one, other, strict=True)):
-            _assert_same(a, b, f"{where}.{i}")
+            assert_same(a, b, f"{where}.{i}")
     else:
-        assert one == other, where
+        assert one == other or (one != one and other != other), where
 
 
 def run_recipe(recipe: Recipe, run_dir: Path, options: RunOptions, *more: Any) -> dict[str, Any]:

@@ -200,6 +200,7 @@ def plan(
     data: str | Path | None = None,
     run_dir: str | Path | None = None,
     num_workers: int = 0,
+    graph: bool = True,
     on_cluster: bool = False,
 ) -> JobPlan:
     """What `submit` would queue: `.rows()` and `.script` show it, `.submit()` queues it.
@@ -208,7 +209,8 @@ def plan(
     `cs.plan("cnn", array={"seed": range(3)}).submit()`.
 
     Args:
-        recipe, nodes, gpus_per_node, profile, time, set, seed, scale, data, run_dir, num_workers: as in `submit`.
+        recipe, nodes, gpus_per_node, profile, time, set, seed, scale, data, run_dir, num_workers, graph: as in
+            `submit`.
         array: keys with the values that they have in turn, in all combinations; or a text `KEY=V1,V2,…`.
         at_once: most jobs of the array that run at the same time.
         on_cluster: whether SLURM has to be there; otherwise a plan is made without it, and checked as far as it can be.
@@ -228,6 +230,7 @@ def plan(
         data=data,
         run_dir=run_dir,
         num_workers=num_workers,
+        graph=graph,
         on_cluster=on_cluster,
     )
     planned = _prepared(request)
@@ -250,7 +253,7 @@ def _prepared(request: Request, tell: bool = True) -> JobPlan:
     from cifarscale.slurm.submission import PATIENCE_S
 
     device = "cuda" if chosen.gpus_per_node else "cpu"
-    placed = RunOptions(None, device, request.num_workers, PATIENCE_S, chosen.timeouts)
+    placed = RunOptions(None, device, request.num_workers, PATIENCE_S, chosen.timeouts, graph=request.graph)
     named, variants = request.recipe, _variants(request.array) if request.array else [()]
     recipes = [recipe_of(named, [*request.set, *more], request.scale, tell, seed=request.seed) for more in variants]
     recipes = list({recipe_hash(each): each for each in recipes}.values())
@@ -282,6 +285,7 @@ def submit(
     data: str | Path | None = None,
     run_dir: str | Path | None = None,
     num_workers: int = 0,
+    graph: bool = True,
 ) -> Job:
     """Queues a recipe on a SLURM cluster; a complete run is left as it is. The same call goes on with its run.
 
@@ -291,7 +295,7 @@ def submit(
         gpus_per_node: with one rank each; None for the profile's.
         profile: a cluster profile, by name or as a .toml file; None for $CIFARSCALE_PROFILE, or `gpu`.
         time: limit as SLURM writes it, such as 04:00:00; None for the profile's.
-        set, seed, scale, data, run_dir: as in `train`.
+        set, seed, scale, data, run_dir, graph: as in `train`.
         num_workers: reading processes a rank, where the recipe streams its data.
     Raises: CifarscaleError with the text that the command line prints; nothing is queued then. The `details` of a
         TooManyRanksError, for a batch that has nothing for some of the ranks, are commands to choose from.
@@ -308,6 +312,7 @@ def submit(
         data=data,
         run_dir=run_dir,
         num_workers=num_workers,
+        graph=graph,
         on_cluster=True,
     )
     return planned.submit()[0]

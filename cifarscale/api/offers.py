@@ -36,6 +36,7 @@ class Request:
     data: str | Path | None = None
     run_dir: str | Path | None = None
     num_workers: int = 0
+    graph: bool = True
     on_cluster: bool = False
 
     def place(self) -> list[str]:
@@ -57,7 +58,7 @@ class Request:
         given = {"array": self.array, "at-once": self.at_once, "data": self.data, "run-dir": self.run_dir}
         given["num-workers"] = self.num_workers or None
         words += [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
-        return shlex.join(words)
+        return shlex.join([*words, *([] if self.graph else ["--no-graph"])])
 
 
 @dataclass(frozen=True)

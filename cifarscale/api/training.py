@@ -28,6 +28,7 @@ def train(
     run_dir: str | Path | None = None,
     num_workers: int = 0,
     digests: bool = False,
+    graph: bool = True,
 ) -> Run:
     """Trains a recipe on this machine, or goes on with its run; returns at once if that is complete.
 
@@ -45,12 +46,13 @@ def train(
         run_dir: None for the recipe's own, `runs/NAME-HASH`.
         num_workers: reading processes a rank, where the recipe streams its data.
         digests: whether digests.jsonl keeps a digest of each tensor after each step, by which runs can be compared.
+        graph: whether a GPU replays steps as a CUDA graph where it can; it changes no bit.
     Raises: CifarscaleError with the text that the command line prints.
     """
     with _alone():
         loaded = require_training(recipe_of(recipe, set, scale, seed=seed), name_of(recipe))
         check_ranks(loaded, nproc, name_of(recipe))
-        options = RunOptions(device=device, num_workers=num_workers, digests=digests)
+        options = RunOptions(device=device, num_workers=num_workers, digests=digests, graph=graph)
         prepared = prepare(loaded, folder_for(recipe, loaded, run_dir), str(data) if data else None, options)
     was_complete = prepared.result() is not None
     if not was_complete:

@@ -21,6 +21,9 @@ scale_option = click.option(
     metavar="K",
     help="Make batches K times as large, after --set, with the learning rate and the steps to match: another recipe.",
 )
+no_graph_option = click.option(
+    "--no-graph", is_flag=True, help="Do not replay steps as a CUDA graph, as one GPU does: the same bits, more slowly."
+)
 wandb_option = click.option(
     "--wandb",
     type=click.Choice(["auto", "online", "offline", "off"]),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cifarscale.cli.options import scale_option, set_option, tracked, wandb_option
+from cifarscale.cli.options import no_graph_option, scale_option, set_option, tracked, wandb_option
 from cifarscale.errors import short_path, typed
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 @click.option("--data", help="A data set (cifar100, synthetic) or a folder of shards.  [default: the recipe's set]")
 @click.option("--run-dir", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/NAME-HASH]")
 @click.option("--num-workers", type=click.IntRange(min=0), default=0, help="Reading processes per rank.")
+@no_graph_option
 @wandb_option
 @click.option("--dry-run", is_flag=True, help="Show the plan and the sbatch script without queueing.")
 @click.option("--wait", is_flag=True, help="Wait until the job has ended; exit code 0 if its run is complete.")
@@ -45,6 +46,7 @@ def submit(
     data: str | None,
     run_dir: Path | None,
     num_workers: int,
+    no_graph: bool,
     wandb: str | None,
     dry_run: bool,
     wait: bool,
@@ -71,6 +73,7 @@ def submit(
         data=data,
         run_dir=run_dir,
         num_workers=num_workers,
+        graph=not no_graph,
         on_cluster=not dry_run,
     )
     if dry_run:

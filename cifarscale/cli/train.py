@@ -4,7 +4,15 @@ from pathlib import Path
 
 import click
 
-from cifarscale.cli.options import device_option, nproc_option, scale_option, set_option, tracked, wandb_option
+from cifarscale.cli.options import (
+    device_option,
+    no_graph_option,
+    nproc_option,
+    scale_option,
+    set_option,
+    tracked,
+    wandb_option,
+)
 from cifarscale.errors import short_path
 
 
@@ -20,6 +28,7 @@ from cifarscale.errors import short_path
     "--num-workers", type=click.IntRange(min=0), default=0, help="Reading processes per rank (data.reader = streaming)."
 )
 @click.option("--digests", is_flag=True, help="Keep a digest of each tensor after each step, to compare runs by.")
+@no_graph_option
 @wandb_option
 def train(
     recipe: str,
@@ -31,6 +40,7 @@ def train(
     run_dir: Path | None,
     num_workers: int,
     digests: bool,
+    no_graph: bool,
     wandb: str | None,
 ) -> None:
     """Train RECIPE (a name from `cifarscale jobs list`, or a .toml file).
@@ -51,6 +61,7 @@ def train(
         run_dir=run_dir,
         num_workers=num_workers,
         digests=digests,
+        graph=not no_graph,
     )
     folder, result = short_path(run.path), run.result
     assert result is not None

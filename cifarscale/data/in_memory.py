@@ -9,6 +9,7 @@ from cifarscale.data.batches import Batch, Chunk
 from cifarscale.data.order import EpochOrder, rank_positions
 from cifarscale.data.shards import Samples
 from cifarscale.distributed.ranks import Ranks
+from cifarscale.distributed.step_values import DIRECT, StepValues
 
 
 class InMemorySplit:
@@ -47,14 +48,21 @@ class InMemoryReader:
         self._global_batch_size = global_batch_size
         self._positions = rank_positions(global_batch_size, num_microbatches, ranks)
 
-    def batches(self, first_step: int) -> Iterator[Batch]:
-        split, positions = self._split, self._positions
-        places = np.array(positions)
+        self._places = np.array(self._positions)
+
+    @property
+    def is_on_device(self) -> bool:
+        return True
+
+    def batches(self, first_step: int, values: StepValues = DIRECT) -> Iterator[Batch]:
+        split = self._split
         step = first_step
         while True:
-            index = torch.from_numpy(self._order.at(step * self._global_batch_size + places)).to(
-                split.images.device, non_blocking=True
-            )
+            index = values.tensor(("samples", None), step, self._rows, split.images.device)
             images = split.images.index_select(0, index).permute(0, 3, 1, 2)
-            yield Batch(images, split.labels[index], split.ids[index], positions)
+            yield Batch(images, split.labels[index], split.ids[index], self._positions, values)
             step += 1
+
+    def _rows(self, step: int) -> torch.Tensor:
+        """Which rows of the split are the samples of a step, (b,)."""
+        return torch.from_numpy(self._order.at(step * self._global_batch_size + self._places))

@@ -28,12 +28,12 @@ class EpochOrder:
         places = np.asarray(positions)
         epochs = places // self._num_samples
         needed = range(int(epochs[0]), int(epochs[-1]) + 1)
-        self._epochs = {epoch: self._epoch(epoch) for epoch in needed}  # at most two, save for tiny sets
-        return np.concatenate([self._epochs[e][places[epochs == e] - e * self._num_samples] for e in needed])
+        known = self._epochs  # a thread that reads ahead may set it meanwhile
+        orders = {epoch: known[epoch] if epoch in known else self._order_of(epoch) for epoch in needed}
+        self._epochs = orders  # at most two, save for tiny sets
+        return np.concatenate([orders[e][places[epochs == e] - e * self._num_samples] for e in needed])
 
-    def _epoch(self, epoch: int) -> NDArray[np.int64]:
-        if epoch in self._epochs:
-            return self._epochs[epoch]
+    def _order_of(self, epoch: int) -> NDArray[np.int64]:
         return permutation(self._seed, "sample order", epoch, self._num_samples)
 
 

@@ -29,6 +29,7 @@ from cifarscale.data.order import rank_positions
 from cifarscale.data.shards import read_shard
 from cifarscale.distributed.randomness import permutation
 from cifarscale.distributed.ranks import Ranks
+from cifarscale.distributed.step_values import DIRECT, StepValues
 from cifarscale.errors import ConfigError, DataError
 
 _Sample = dict[str, Any]
@@ -144,13 +145,17 @@ class StreamingReader:
         dataset = _ReaderDataset(self, first_step)
         return DataLoader(dataset, None, num_workers=self._num_workers, worker_init_fn=_leave_signals_to_parent)
 
-    def batches(self, first_step: int) -> Iterator[Batch]:
+    @property
+    def is_on_device(self) -> bool:
+        return False
+
+    def batches(self, first_step: int, values: StepValues = DIRECT) -> Iterator[Batch]:
         loader = iter(self._loader(first_step))
         positions = self._positions
         while True:
             parts = [next(loader) for _ in range(self._parts)]
             images, labels, ids = (_interleave(tensors, len(positions)) for tensors in zip(*parts, strict=True))
-            yield Batch(images, labels, ids, positions)
+            yield Batch(images, labels, ids, positions, values)
 
 
 def _leave_signals_to_parent(worker: int) -> None:

@@ -7,13 +7,15 @@ samples alone and still gets those that any other split of the batch over ranks 
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from cifarscale.distributed.step_values import DIRECT, StepValues
 
 _BLOCK = 4
 """Numbers that Philox 4x64 makes from one value of its counter."""
@@ -48,6 +50,11 @@ def uniforms(seed: int, purpose: str, step: int, positions: Sequence[int], draws
     return (raw >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
 
 
+def uniform_tensor(seed: int, purpose: str, step: int, positions: Sequence[int], draws: int) -> torch.Tensor:
+    """`uniforms` as torch has them."""
+    return torch.from_numpy(uniforms(seed, purpose, step, positions, draws))
+
+
 def normals(
     seed: int, purpose: str, step: int, positions: Sequence[int], draws: int, device: torch.device | str = "cpu"
 ) -> torch.Tensor:
@@ -59,9 +66,18 @@ def normals(
     Args:
         device: which computes them, and has them then: images of noise are worth a GPU's time.
     """
+    return normals_of(places(seed, purpose, step, positions, draws).to(device))
+
+
+def places(seed: int, purpose: str, step: int, positions: Sequence[int], draws: int) -> torch.Tensor:
+    """Whole numbers of 52 bits, each as likely, from which `normals_of` makes normal ones, (P, draws) int64."""
     raw = _raw(seed, purpose, step, positions, draws)
-    whole = torch.from_numpy((raw >> np.uint64(12)).view(np.int64)).to(device)
-    normal: torch.Tensor = torch.special.ndtri((whole.double() + 0.5) * 2.0**-52)  # of (0, 1), never an end
+    return torch.from_numpy((raw >> np.uint64(12)).view(np.int64))
+
+
+def normals_of(places: torch.Tensor) -> torch.Tensor:
+    """The standard normal number at each of the places that 52 bits tell apart, float32 on the same device."""
+    normal: torch.Tensor = torch.special.ndtri((places.double() + 0.5) * 2.0**-52)  # of (0, 1), never an end
     return normal.float()
 
 
@@ -92,6 +108,7 @@ class Draws:
     Attributes:
         positions: of the N samples.
         device: on which the numbers are wanted.
+        values: brings them there.
     """
 
     seed: int
@@ -99,16 +116,15 @@ class Draws:
     step: int
     positions: Sequence[int]
     device: torch.device
+    values: StepValues = DIRECT
 
     def uniform(self, name: str, *shape: int) -> torch.Tensor:
         """Uniform numbers in [0, 1), (N, *shape) float32: `uniform("angle")` is (N,)."""
-        drawn = uniforms(self.seed, f"{self.purpose} {name}", self.step, self.positions, math.prod(shape))
-        return torch.from_numpy(drawn).to(self.device).view(len(self.positions), *shape)
+        return self._drawn(f"{self.purpose} {name}", shape, uniform_tensor)
 
     def normal(self, name: str, *shape: int) -> torch.Tensor:
         """Standard normal numbers, (N, *shape) float32."""
-        drawn = normals(self.seed, f"{self.purpose} {name}", self.step, self.positions, math.prod(shape))
-        return drawn.to(self.device).view(len(self.positions), *shape)
+        return self._drawn(f"{self.purpose} {name}", shape, normals)
 
     def integers(self, name: str, low: int, high: int, *shape: int) -> torch.Tensor:
         """Whole numbers from low to high - 1, each as likely, (N, *shape) int64."""
@@ -117,6 +133,14 @@ class Draws:
     def shared(self, name: str) -> np.random.Generator:
         """A generator for what the whole global batch shares."""
         return batch_generator(self.seed, f"{self.purpose} {name}", self.step)
+
+    def _drawn(self, purpose: str, shape: tuple[int, ...], draw: Callable[..., torch.Tensor]) -> torch.Tensor:
+        seed, positions, number = self.seed, self.positions, math.prod(shape)
+        key = purpose, (draw.__name__, seed, tuple(positions), number)
+        drawn = self.values.tensor(
+            key, self.step, lambda step: draw(seed, purpose, step, positions, number), self.device
+        )
+        return drawn.clone().view(len(positions), *shape)  # whoever asked may change it
 
 
 def seed_torch(device: torch.device, seed: int, purpose: str, step: int, place: int) -> None:

@@ -35,6 +35,7 @@ class RunOptions:
         patience_s: how long to wait for another process that still writes the run folder, before it is refused.
         timeouts: how long ranks wait for each other.
         digests: whether a digest of each tensor is kept after each step, for `verify`.
+        graph: whether a GPU replays steps as a graph where it can.
     """
 
     shards: Path | None = None
@@ -43,6 +44,7 @@ class RunOptions:
     patience_s: float = 0
     timeouts: Timeouts = Timeouts()
     digests: bool = False
+    graph: bool = True
 
     def __post_init__(self) -> None:
         if self.device not in DEVICES:

@@ -12,7 +12,6 @@ from cifarscale.config.generator import GeneratorRecipe
 from cifarscale.data.batches import Batch
 from cifarscale.data.images import ImageSet
 from cifarscale.data.mirroring import mirrored
-from cifarscale.distributed.randomness import uniforms
 from cifarscale.tasks.trained import drawn
 from cifarscale.tracking.samples import save_grid
 from cifarscale.training.learner import Learner, LearnerContext
@@ -42,8 +41,7 @@ def real_images(batch: Batch, seed: int, step: int, flip: bool) -> torch.Tensor:
     """
     images = batch.images
     if flip:
-        side = torch.from_numpy(uniforms(seed, "augmentation", step, batch.positions, 1))
-        images = mirrored(images, side.to(images.device, non_blocking=True)[:, 0] < 0.5)
+        images = mirrored(images, batch.uniforms(seed, "augmentation", step, 1)[:, 0] < 0.5)
     return images.to(torch.float32, memory_format=torch.channels_last).sub_(127.5).div_(127.5)
 
 

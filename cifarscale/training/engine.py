@@ -4,8 +4,9 @@ import contextlib
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ from cifarscale.data.batches import Batch, Reader
 from cifarscale.distributed.cpu_pool import CpuPool
 from cifarscale.distributed.device import arithmetic
 from cifarscale.distributed.group import Group
+from cifarscale.distributed.step_values import DIRECT, StepTables
 from cifarscale.errors import (
     CheckpointError,
     ConfigError,
@@ -28,6 +30,7 @@ from cifarscale.errors import (
 )
 from cifarscale.runs.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from cifarscale.training.digest import digest_of
+from cifarscale.training.graph import Graph, StepGraphs, StepResult, lacks_memory
 from cifarscale.training.learner import Learner, Outputs, Prepared
 from cifarscale.training.metrics_buffer import MetricsBuffer
 from cifarscale.training.microbatches import Microbatches, trained
@@ -83,11 +86,13 @@ class Engine:
         checkpoints: Path,
         observer: Observer,
         stop: StopRequest,
+        make_graph: Callable[[], Graph] | None = None,
     ) -> None:
         """
         Args:
             stage: the part of the run to train.
             run: the hash of the whole recipe.
+            make_graph: of what a step's operations are recorded in, and replayed; None to do without.
         """
         recipe = stage.recipe
         self._stage, self._run = stage, run
@@ -124,6 +129,9 @@ class Engine:
         self._scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "fp16")
         self._norms: dict[str, torch.Tensor] = {}
         self._buffer = MetricsBuffer(group, self._microbatches.total, self._microbatches.numbers)
+        self._tables = StepTables(device, stage.until) if device.type != "cpu" or make_graph else None
+        self._values = self._tables or DIRECT
+        self._graphs = self._graphs_of(make_graph) if make_graph else None
         self._step = 0
         self._evaluated_at = 0
         of_rank = recipe.samples_per_step // self._microbatches.total * self._microbatches.local
@@ -151,7 +159,7 @@ class Engine:
             self._observer.started(self._step)
         if training.compile:
             self._compile()
-        batches = self._reader.batches(self._step)
+        batches = self._reader.batches(self._step, self._values)
         saved_at = asked_at = self._step
         while True:
             if self._due(self._recipe.evaluation.every) and self._evaluated_at != self._step:
@@ -160,6 +168,7 @@ class Engine:
                 self._save()
                 saved_at = self._step
             if self._step == self._stage.until:
+                self._graphs = None  # and the memory that they hold: what follows may need it
                 return
             if self._step >= last:
                 raise Interrupted(f"after step {self._step:,}, where it was asked to stop; the state is saved")
@@ -186,9 +195,32 @@ class Engine:
                 )
 
     def _train_step(self, batches: Iterator[Batch]) -> None:
-        """The learner's updates, on the batch of step `self._step`, which then counts as done."""
+        """The step `self._step`, which then counts as done."""
+        if self._tables:
+            self._tables.advance(self._step)
+        if self._graphs:
+            result = self._graphs.run(self._learner.kind_of(self._step), partial(self._update, batches))
+            if self._is_logged and not result.norms:
+                result = replace(result, norms=self._norms_of(result))
+        else:
+            result = self._update(batches)
+        self._norms = result.norms
+        # What a graph leaves is overwritten by its next replay.
+        self._buffer.add(result.metrics.clone() if self._graphs else result.metrics)
+        self._step += 1
+        if self._ahead is not None:
+            with self.timing.waiting():
+                wait([self._ahead])  # before anybody else reads; what it raises is raised in the step that it is for
+        if self._group.ranks.is_first:
+            self._observer.stepped(self._step, self._learner.networks)
+
+    def _update(self, batches: Iterator[Batch]) -> StepResult:
+        """The learner's updates, on the batch of step `self._step`."""
         training = self._recipe.training
-        factor = learning_rate_factor(self._recipe.schedule, self._step, training.max_steps)
+        norms: dict[str, torch.Tensor] = {}
+        if self._tables:
+            self._tables.load()
+        self._set_learning_rates()
         with self.timing.own():
             updates = self._learner.updates(self._next(batches))
         local = self._microbatches.local
@@ -203,35 +235,97 @@ class Engine:
                 parts = [samples.part(i, local) for i in range(local)]
                 gradients, outputs = self._microbatches.gradients(name, self._loss, parts, self._step, done[name])
             is_last = done.total() == len(updates) - 1
-            if self._pool.is_parallel and is_last:
+            if self._pool.is_parallel and not self._tables and is_last:
                 # What is left of the step takes one core.
                 self._ahead = self._pool.ahead(partial(self._prepare, batches, self._step + 1))
             self._microbatches.exchange(name, gradients, is_last)
             del gradients  # those of each microbatch, while the next update is computed
             for metrics, part, (loss, *others) in zip(logged, parts, outputs, strict=True):
                 metrics.update(self._learner.metrics(name, part, tuple(others)), loss=metrics.get("loss", 0) + loss)
-            rate = self._recipe.optimizer_of(name)[1] * factor
-            for parameters in optimizer.param_groups:
-                parameters["lr"] = rate * parameters.get("rate", 1.0)
-            if training.gradient_clip_norm or (self._step + 1) % training.log_every == 0:
+            if training.gradient_clip_norm or (self._is_logged and not self._microbatches.is_recorded):
                 self._scaler.unscale_(optimizer)
-                self._norms[name] = clip_gradient(self._learner.networks[name], training.gradient_clip_norm)
+                norms[name] = clip_gradient(self._learner.networks[name], training.gradient_clip_norm)
             self._scaler.step(optimizer)
             done[name] += 1
         self._scaler.update()
-        self._step += 1
-        for average in self._averages.values():
-            average.update(self._step)
-        self._buffer.add(logged)
-        if self._ahead is not None:
-            with self.timing.waiting():
-                wait([self._ahead])  # before anybody else reads; what it raises is raised in the step that it is for
+        self._update_averages()
+        return StepResult(self._buffer.row(logged), norms, self._gradients())
+
+    @property
+    def _is_logged(self) -> bool:
+        """Whether a line of the log follows step `self._step`."""
+        return (self._step + 1) % self._recipe.training.log_every == 0
+
+    def _gradients(self) -> list[tuple[nn.Parameter, torch.Tensor | None]]:
+        """Those of all parameters, where a graph may leave them elsewhere; none without."""
+        if not self._graphs:
+            return []
+        return [(each, each.grad) for name in self._optimizers for each in self._learner.networks[name].parameters()]
+
+    def _norms_of(self, result: StepResult) -> dict[str, torch.Tensor]:
+        """The norms of the gradients that a step has left."""
+        for parameter, gradient in result.gradients:
+            parameter.grad = gradient
+        return {name: clip_gradient(self._learner.networks[name], 0) for name in self._optimizers}
+
+    def _graphs_of(self, make_graph: Callable[[], Graph]) -> StepGraphs | None:
+        """None where it is known already that a step cannot be recorded."""
+        reason = self._obstacle_to_graphs()
+        if not reason:
+            if self._device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(self._device)  # that of the first steps is what a graph would take
+            return StepGraphs(make_graph, self._state, self._recording, self._obstacle_of_warm_up)
         if self._group.ranks.is_first:
-            self._observer.stepped(self._step, self._learner.networks)
+            log.info("steps are not replayed as a graph: %s", reason)
+        return None
+
+    def _obstacle_to_graphs(self) -> str:
+        training = self._recipe.training
+        if self._group.ranks.world_size > 1:
+            return "several ranks exchange gradients within a step"
+        if training.compile:
+            return "training.compile has one of its own"
+        if self._scaler.is_enabled():
+            return 'training.precision = "fp16" decides on the CPU whether a step counts'
+        if not self._reader.is_on_device:
+            return 'data.reader = "streaming" brings each batch from the CPU'
+        return self._learner.obstacle_to_graphs()
+
+    def _obstacle_of_warm_up(self) -> str:
+        """What the first steps have shown."""
+        if drawing := self._microbatches.drawing:
+            return f"the {drawing[0]} draws random numbers of its own"
+        return lacks_memory(self._device, self._microbatches.num_streams)
+
+    @contextlib.contextmanager
+    def _recording(self) -> Iterator[None]:
+        assert self._tables is not None
+        self._tables.wait()
+        self._microbatches.is_recorded = self._tables.is_recorded = True
+        try:
+            yield
+        finally:
+            self._microbatches.is_recorded = self._tables.is_recorded = False
+
+    def _state(self) -> dict[str, torch.Tensor]:
+        """All that a step changes and the next one reads, by names."""
+        assert self._tables is not None
+        averages = {f"average of {name}": average.network for name, average in self._averages.items()}
+        state = {
+            f"{name}.{key}": tensor
+            for name, network in (self._learner.networks | averages).items()
+            for key, tensor in (*network.named_parameters(), *network.named_buffers())
+        }
+        for name, optimizer in self._optimizers.items():
+            for i, values in enumerate(optimizer.state.values()):
+                state |= {f"{name}'s {key} {i}": value for key, value in values.items() if torch.is_tensor(value)}
+        return state | self._tables.state
 
     def _next(self, batches: Iterator[Batch]) -> Prepared:
         """The batch of step `self._step`, prepared already where the step before had a core left for it."""
         if self._ahead is None:
+            if self._tables and self._reader.is_on_device:
+                batches = self._reader.batches(self._step, self._values)
             with self.timing.waiting():
                 batch = next(batches)
             return self._learner.prepare(batch.to(self._device), self._step)
@@ -241,6 +335,34 @@ class Engine:
     def _prepare(self, batches: Iterator[Batch], step: int) -> Prepared:
         """Reads and prepares the batch of a step."""
         return self._learner.prepare(next(batches).to(self._device), step)
+
+    def _set_learning_rates(self) -> None:
+        """Those of step `self._step`, for all groups of parameters."""
+        groups = [
+            (group, self._recipe.optimizer_of(name)[1], group.get("rate", 1.0))
+            for name, optimizer in self._optimizers.items()
+            for group in optimizer.param_groups
+        ]
+
+        def rates(step: int) -> list[float]:
+            factor = learning_rate_factor(self._recipe.schedule, step, self._recipe.training.max_steps)
+            return [peak * factor * rate for _, peak, rate in groups]
+
+        values = self._values.numbers(("learning rates", None), self._step, rates, self._device)
+        for (group, *_), value in zip(groups, values, strict=True):
+            group["lr"] = value
+
+    def _update_averages(self) -> None:
+        """Takes in the weights after step `self._step`."""
+        averages = list(self._averages.values())
+        if not averages:
+            return
+        first = averages[0]
+        (weight,) = self._values.numbers(
+            ("averages", None), self._step, lambda step: (first.weight(step + 1),), self._device
+        )
+        for average in averages:
+            average.update(weight)
 
     def _loss(
         self, update: str, networks: Mapping[str, nn.Module], part: Any, step: int
@@ -360,7 +482,7 @@ class Engine:
             "step": self._step,
             "networks": {name: network.state_dict() for name, network in self._learner.networks.items()},
             "averages": {name: average.network.state_dict() for name, average in self._averages.items()},
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()},
+            "optimizers": {name: _state_of(optimizer) for name, optimizer in self._optimizers.items()},
             "scaler": self._scaler.state_dict(),
             "metrics_buffer": self._buffer.fetched,
             "evaluated_at": self._evaluated_at,
@@ -442,6 +564,12 @@ def _parameters_of(networks: Mapping[str, nn.Module]) -> str:
     """Names of parameters, for an error: of each kind of layer one."""
     names = [name for network in networks.values() for name, _ in network.named_parameters()]
     return f"parameters are {', '.join(names[:3])}, …, {names[-1]}"
+
+
+def _state_of(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What `load_state_dict` takes on any device: learning rates are numbers."""
+    state = optimizer.state_dict()
+    return state | {"param_groups": [group | {"lr": float(group["lr"])} for group in state["param_groups"]]}
 
 
 def newest_on_first(checkpoints: Path, group: Group) -> Path | None:

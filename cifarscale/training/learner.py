@@ -1,7 +1,7 @@
 """What the engine trains: networks, how each is updated, and how the result is evaluated."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self
 
@@ -61,6 +61,18 @@ class Learner(ABC):
         Each of `optimized_networks` once, on all of them, where a learner does not say otherwise.
         """
         return [(name, prepared) for name in self.optimized_networks]
+
+    def obstacle_to_graphs(self) -> str:
+        """Why a step cannot be recorded and replayed for others of its kind; empty if it can.
+
+        It can where steps of one kind are the same operations on tensors of the same shapes, and whatever else changes
+        comes from `batch.values`, or is a parameter or a buffer.
+        """
+        return "its task does not say that it is made for that"
+
+    def kind_of(self, step: int) -> Hashable:
+        """What tells apart steps that are different operations."""
+        return None
 
     @abstractmethod
     def loss(

@@ -25,11 +25,15 @@ class MetricsBuffer:
         self.fetched: dict[str, list[float]] = {}
         """Means over the microbatches, a number a step, of what was fetched since the last `clear`."""
 
-    def add(self, microbatches: list[dict[str, torch.Tensor]]) -> None:
-        """Takes in one step's scalars of this rank's microbatches."""
+    def row(self, microbatches: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+        """One step's scalars of this rank's microbatches, as `add` takes them: (microbatches, names)."""
         self._names = list(microbatches[0])
         values = [value.detach().float() for one in microbatches for value in one.values()]
-        self._pending.append(torch.stack(values).view(len(microbatches), -1))
+        return torch.stack(values).view(len(microbatches), -1)
+
+    def add(self, row: torch.Tensor) -> None:
+        """Takes in one step's scalars."""
+        self._pending.append(row)
 
     def fetch(self) -> int | None:
         """Moves what is pending to `fetched`.

@@ -33,6 +33,8 @@ Loss = Callable[[str, Mapping[str, nn.Module], Any, int], tuple[torch.Tensor, Ou
 _OF_AUTOGRAD = re.compile(r"use_reentrant|inplace operation|does not require grad|second time|not differentiable")
 """What autograd says that refuses a network's computation."""
 
+MAX_STREAMS = 8
+"""On a GPU; each has memory of its own for what a microbatch needs."""
 Result = TypeVar("Result")
 
 
@@ -43,6 +45,8 @@ class Microbatches:
         total: how many the global batch has.
         numbers: which of them are this rank's, ascending.
         local: how many these are.
+        is_recorded: whether what is computed is being recorded as a graph: of networks that draw nothing, and on
+            several of a GPU's streams side by side.
 
     A replica shares the networks' parameters and owns its buffers, so that microbatches can run side by side, and batch
     normalisation sees one microbatch at a time.
@@ -62,6 +66,7 @@ class Microbatches:
             seed: of what networks draw.
         """
         self._group, self._pool, self._seed = group, pool, seed
+        self.is_recorded = False
         self._draws: dict[str, bool] = {}
         """Whether the computation of an update draws, which its first time shows."""
         ranks = group.ranks
@@ -87,6 +92,9 @@ class Microbatches:
         """Which of the buffers to average a step may leave as they are: all but those of normalisation layers."""
         self._all_reduces: dict[tuple[str, bool], AllReduce] = {}
         """By the network whose gradients they are of, if any, and whether the buffers come along."""
+        devices = (each.device for parameters in self._parameters.values() for each in parameters)
+        self._device = next(devices, torch.device("cpu"))
+        self._streams: list[torch.cuda.Stream] = []
 
     def gradients(
         self, name: str, loss: Loss, parts: Sequence[Any], step: int, earlier: int = 0
@@ -119,6 +127,8 @@ class Microbatches:
             name: of the update that it computes.
             earlier: see `gradients`.
         """
+        if self.is_recorded:
+            return self._on_streams(function)
         if self._pool.is_parallel and self._draws.get(name) is False:
             before = torch.default_generator.get_state()
             was = [[buffer.clone() for buffer in each] for each in self._of_replicas]
@@ -128,15 +138,42 @@ class Microbatches:
             # It begins to draw: what the threads have drawn is void, and nothing else has happened yet.
             for replica, buffers in zip(self._of_replicas, was, strict=True):
                 _copy(replica, buffers)
-        device = self._parameters[name][0].device
+        device = self._device
         results, draws = [], self._draws.get(name, False)
         purpose = f"{name} {earlier}" if earlier else name
         for i, number in enumerate(self.numbers):
             seed_torch(device, self._seed, purpose, step, number)
-            before = torch.default_generator.get_state()
+            before, on_gpu = torch.default_generator.get_state(), _state_on_gpu(device)
             results.append(function(i))
-            draws = draws or _has_drawn_since(before)
+            draws = draws or _has_drawn_since(before) or not torch.equal(on_gpu, _state_on_gpu(device))
         self._draws[name] = draws
+        return results
+
+    @property
+    def drawing(self) -> list[str]:
+        """The updates whose computation draws, of those that were done."""
+        return [name for name, draws in self._draws.items() if draws]
+
+    @property
+    def num_streams(self) -> int:
+        """On how many of a GPU's streams microbatches are recorded."""
+        return min(self.local, MAX_STREAMS)
+
+    def _on_streams(self, function: Callable[[int], Result]) -> list[Result]:
+        """The results for the local microbatches, which a GPU computes side by side as far as there are streams."""
+        if self._device.type != "cuda" or self.local == 1:
+            return [function(i) for i in range(self.local)]
+        if not self._streams:
+            streams = (torch.cuda.Stream(self._device) for _ in range(self.num_streams))  # type: ignore[no-untyped-call]
+            self._streams = list(streams)
+        here, results = torch.cuda.current_stream(self._device), []
+        for stream in self._streams:
+            stream.wait_stream(here)
+        for i in range(self.local):
+            with torch.cuda.stream(self._streams[i % len(self._streams)]):
+                results.append(function(i))
+        for stream in self._streams:
+            here.wait_stream(stream)
         return results
 
     def exchange(self, name: str, gradients: Sequence[Tensors], ends_step: bool = False) -> None:
@@ -236,6 +273,11 @@ def _naming_the_gradients(name: str) -> Iterator[None]:
 def _has_drawn_since(state: torch.Tensor) -> bool:
     """Whether torch's generator on the CPU has another state."""
     return not torch.equal(state, torch.default_generator.get_state())
+
+
+def _state_on_gpu(device: torch.device) -> torch.Tensor:
+    """Of torch's generator there; nothing without one."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.empty(0)
 
 
 def _buffers(networks: Mapping[str, nn.Module], averaged: bool) -> list[torch.Tensor]:

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
 from cifarscale.config.recipe import AdamWConfig, MuonConfig, OptimizerConfig, ScheduleConfig
+from cifarscale.distributed.step_values import Number
 
 Rates = Sequence[tuple[str, float]]
 """Patterns of parameters' names, each with a factor of the learning rate."""
@@ -41,7 +42,8 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig, learning_rate: f
         ]
     groups = [group for group in groups if group["params"]]
     if isinstance(config, AdamWConfig):
-        return _AdamW(groups, learning_rate, config.betas, config.epsilon, fused=True)
+        on_gpu = next(module.parameters()).device.type == "cuda"
+        return _AdamW(groups, learning_rate, config.betas, config.epsilon, fused=True, capturable=on_gpu)
     if isinstance(config, MuonConfig):
         return _Muon(groups, learning_rate, config)
     return _SGD(groups, learning_rate, config.momentum, nesterov=config.nesterov, fused=True)
@@ -110,7 +112,7 @@ class Muon(Optimizer):
             else:
                 self._adamw(parameters, group["lr"], group["weight_decay"])
 
-    def _orthogonal(self, kernels: list[torch.Tensor], learning_rate: float, weight_decay: float) -> None:
+    def _orthogonal(self, kernels: list[torch.Tensor], learning_rate: Number, weight_decay: float) -> None:
         momentum = self._config.momentum
         gradients = [kernel.grad for kernel in kernels if kernel.grad is not None]
         buffers = self._states(kernels, "momentum_buffer")
@@ -123,10 +125,14 @@ class Muon(Optimizer):
         for shape, rows in shapes.items():
             orthogonal = orthogonalised(torch.stack([updates[i].flatten(1) for i in rows]))
             scale = 0.2 * max(orthogonal.shape[1:]) ** 0.5
+            step = -learning_rate * scale
             for i, update in zip(rows, orthogonal.to(kernels[0].dtype), strict=True):
-                kernels[i].add_(update.view(shape), alpha=-learning_rate * scale)
+                if isinstance(step, torch.Tensor):
+                    kernels[i].addcmul_(update.view(shape), step)
+                else:
+                    kernels[i].add_(update.view(shape), alpha=step)
 
-    def _adamw(self, parameters: list[torch.Tensor], learning_rate: float, weight_decay: float) -> None:
+    def _adamw(self, parameters: list[torch.Tensor], learning_rate: Number, weight_decay: float) -> None:
         steps = [self.state[p].setdefault("step", torch.zeros((), device=p.device)) for p in parameters]
         adamw(
             parameters,
@@ -223,13 +229,19 @@ class MovingAverage:
         self._weights = [_places(each, "_parameters") for each in (self.network, network)]
         self._buffers = [_places(each, "_buffers") for each in (self.network, network)]
 
+    def weight(self, step: int) -> float:
+        """That of the weights after optimisation step `step`, in the average."""
+        return 1 - min(self._decay, (1 + step) / (10 + step))
+
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Takes in the weights after optimisation step `step`."""
-        weight = 1 - min(self._decay, (1 + step) / (10 + step))
+    def update(self, weight: Number) -> None:
+        """Takes in the weights as they are."""
         mine, theirs = ([table[name] for table, name in places] for places in self._weights)
         averages, weights = ([each for each in tensors if each.is_floating_point()] for tensors in (mine, theirs))
-        torch._foreach_lerp_(averages, weights, weight)
+        if isinstance(weight, torch.Tensor):
+            torch._foreach_lerp_(averages, weights, [weight.to(each.dtype) for each in averages])
+        else:
+            torch._foreach_lerp_(averages, weights, weight)
         mine, theirs = ([table[name] for table, name in places] for places in self._buffers)
         if mine:
             torch._foreach_copy_(mine, theirs)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ from cifarscale.tracking.wandb_sink import Media, sinks_of
 from cifarscale.training.cost import Cost, check_budget, count_parameters
 from cifarscale.training.digest import digests_of
 from cifarscale.training.engine import Engine, newest_on_first
+from cifarscale.training.graph import CudaGraph
 from cifarscale.training.learner import Learner, LearnerContext
 from cifarscale.training.signals import StopRequest, stop_on_signals
 
@@ -186,7 +188,17 @@ def _train(
             check_budget(parameters, recipe.budget)
             reader = data.reader(stage.recipe, group, options.num_workers)
             engine = Engine(
-                stage, recipe_hash(recipe), learner, reader, group, pool, device, folder.checkpoints, observer, stop
+                stage,
+                recipe_hash(recipe),
+                learner,
+                reader,
+                group,
+                pool,
+                device,
+                folder.checkpoints,
+                observer,
+                stop,
+                partial(CudaGraph, device) if options.graph and device.type == "cuda" else None,
             )
             engine.train(newest)
             newest = newest_on_first(folder.checkpoints, group)

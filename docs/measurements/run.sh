@@ -63,7 +63,7 @@ if [[ $quick ]]; then
 else
     some=(--steps 100) fid=(--num-images 2048 --rounds 1 --command-rounds 0) resume=(--steps 20) loop=(--seconds 5)
 fi
-[[ $device == cpu ]] && some+=(--precision fp32 --precision bf16)
+some+=(--precision fp32 --precision bf16)
 part 'Resumed' 60 table "$python" tests/bench/bench_resume.py --device "$device" "${resume[@]}"
 part 'Throughput of training' 130 table "$python" tests/bench/bench_gpu.py --device "$device" "${some[@]}"
 if [[ ${CIFARSCALE_REAL_DATA:-} ]]; then

@@ -1,4 +1,5 @@
-"""Training throughput of the built-in recipes on one GPU, by precision and by microbatches: a table in Markdown.
+"""Training throughput of the built-in recipes on one GPU, by precision, by microbatches, and with steps replayed as a
+graph or not: a table in Markdown.
 
 Each figure is a run of its own in this process, one after the other, on drawn data (speed does not depend on it), its
 log and checkpoint included, without evaluation; the first steps are left out.
@@ -25,12 +26,12 @@ RECIPES = ("cnn:64", "cnn:512", "resnet:128", "dcgan:64", "dcgan-plus:64")
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 
 
-def images_per_second(name: str, changes: tuple[str, ...], steps: int, shards: Path, device: str) -> float:
+def images_per_second(name: str, changes: tuple[str, ...], steps: int, shards: Path, device: str, graph: bool) -> float:
     """Of a training of `steps` steps."""
     settings = (f"training.max_steps={steps}", "evaluation.every=0", 'distance.features="none"', "distance.every=0")
     recipe = load_training_recipe(name, (*(settings if "dcgan" in name else settings[:2]), *changes))
     with tempfile.TemporaryDirectory() as folder:
-        result = run_recipe(resolve(recipe, shards), Path(folder) / "run", RunOptions(shards, device))
+        result = run_recipe(resolve(recipe, shards), Path(folder) / "run", RunOptions(shards, device, graph=graph))
         return float(result["images_per_second"])
 
 
@@ -52,29 +53,32 @@ def main(
     """Print the table."""
     name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
     click.echo(f"{name}, torch {torch.__version__}; images a second, one run each of {steps} steps\n")
-    click.echo(f"| recipe, batch | microbatches | {' | '.join(precisions)} |")
-    click.echo(f"| --- | --- | {' | '.join('---:' for _ in precisions)} |")
+    click.echo(f"| recipe, batch | microbatches | graph | {' | '.join(precisions)} |")
+    click.echo(f"| --- | --- | --- | {' | '.join('---:' for _ in precisions)} |")
     with tempfile.TemporaryDirectory() as folder:
         shards = Path(folder, "synthetic")
         build_shards("synthetic", shards)
         for each in recipes:
             recipe, _, batch = each.partition(":")
             default = load_training_recipe(recipe, ()).training.microbatches
-            ways: list[tuple[str, tuple[str, ...]]] = []
+            ways: list[tuple[str, bool, tuple[str, ...]]] = []
             if not compiled_only:
-                ways += [(str(default), ()), ("0", ("training.microbatches=0",))]
+                for graph in (True, False) if device == "cuda" else (False,):
+                    ways += [(str(default), graph, ()), ("0", graph, ("training.microbatches=0",))]
             if compiled or compiled_only:
-                ways.append(("0, compiled", ("training.microbatches=0", "training.compile=true")))
-            for way, changes in ways:
+                ways.append(("0, compiled", False, ("training.microbatches=0", "training.compile=true")))
+            for way, graph, changes in ways:
                 rates = []
                 for precision in precisions:
                     more = (f"training.global_batch_size={batch}", f'training.precision="{precision}"')
                     try:
-                        rates.append(f"{images_per_second(recipe, (*changes, *more), steps, shards, device):,.0f}")
+                        rate = images_per_second(recipe, (*changes, *more), steps, shards, device, graph)
+                        rates.append(f"{rate:,.0f}")
                     except Exception as error:
                         click.echo(f"{each} {way} {precision}: {error}", err=True)
                         rates.append("failed")
-                click.echo(f"| `{recipe}`, {batch} | {way} | {' | '.join(rates)} |")
+                with_graph = "yes" if graph else "no"
+                click.echo(f"| `{recipe}`, {batch} | {way} | {with_graph} | {' | '.join(rates)} |")
 
 
 if __name__ == "__main__":

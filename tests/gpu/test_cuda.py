@@ -1,9 +1,12 @@
 """What holds on one CUDA device. `--device cuda` needs one; everything here skips without."""
 
 import json
+import logging
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +19,7 @@ from cifarscale.errors import ConfigError, Interrupted
 from cifarscale.launch.run import prepare, run
 from cifarscale.runs.checkpoint import load_checkpoint, newest_checkpoint
 from cifarscale.runs.options import RunOptions
+from cifarscale.tasks.classifier.learner import ClassifierLearner
 from cifarscale.tasks.training import resolve
 from cifarscale.training.signals import StopRequest
 
@@ -72,13 +76,32 @@ RECIPES = {
 }
 
 
-def trained(name: str, folder: Path, shards: Path, *changes: str, stop_after: int | None = None) -> Run:
+def trained(
+    name: str, folder: Path, shards: Path, *changes: str, stop_after: int | None = None, graph: bool = True
+) -> Run:
     """A short training in this process."""
     recipe = resolve(load_training_recipe(name, (*SHORT, *RECIPES[name], *changes)), shards)
     stop = StopRequest()
     stop.after_step = stop_after
-    run_recipe(recipe, folder, RunOptions(shards, DEVICE), None, stop)
+    run_recipe(recipe, folder, RunOptions(shards, DEVICE, graph=graph), None, stop)
     return Run(folder)
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+    """What was said of graphs since it was asked last."""
+    monkeypatch.setattr(logging.getLogger("cifarscale"), "propagate", True)
+    caplog.set_level(logging.INFO, "cifarscale")
+
+    def said() -> list[str]:
+        lines = list(dict.fromkeys(line for line in caplog.messages if "graph" in line))
+        caplog.clear()
+        return lines
+
+    return said
+
+
+REPLAYED = "steps are replayed as a graph: the first replay has made the same of everything, to the last bit"
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -91,6 +114,90 @@ def test_every_recipe_gives_the_same_bits_twice_and_resumed(
     with pytest.raises(Interrupted):
         trained(name, tmp_path / "again", shards, *changes, stop_after=5)
     trained(name, tmp_path / "again", shards, *changes).assert_same_as(whole)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_graph_changes_no_bit(
+    name: str, precision: str, shards: Path, tmp_path: Path, said: Callable[[], list[str]]
+) -> None:
+    changes = (f"training.precision={precision}", "training.log_every=3")
+    graph = trained(name, tmp_path / "graph", shards, *changes)
+    assert said() == [REPLAYED]
+    by_itself = trained(name, tmp_path / "by itself", shards, *changes, graph=False)
+    assert said() == []
+    graph.assert_same_as(by_itself)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        (
+            "cnn",
+            ("augmentation.cutout=8", "augmentation.mixup=0.2", "augmentation.cutmix=1.0", "augmentation.flip=true"),
+        ),
+        ("cnn", ("augmentation.alternating_flip=true", "augmentation.flip=false", "training.microbatches=16")),
+        ("cnn", ("optimizer.name=muon", "training.ema_decay=0.9", "training.gradient_clip_norm=0.1")),
+        ("resnet", ("training.microbatches=0",)),
+        ("dcgan", ("objective.r1=1", "objective.penalty_every=3", "model.discriminator_normalisation=none")),
+        (
+            "dcgan",
+            ("model.conditional=true", "model.spectral=true", "discriminator_updates=2", "augmentation.colour=true"),
+        ),
+    ],
+)
+def test_a_graph_changes_no_bit_whatever_is_on(
+    name: str, changes: tuple[str, ...], shards: Path, tmp_path: Path, said: Callable[[], list[str]]
+) -> None:
+    """Steps of two kinds included, which have a graph each."""
+    changes = (*changes, "training.max_steps=30")
+    graph = trained(name, tmp_path / "graph", shards, *changes)
+    lines = said()
+    assert lines
+    assert set(lines) == {REPLAYED}
+    graph.assert_same_as(trained(name, tmp_path / "by itself", shards, *changes, graph=False))
+
+
+def test_a_run_goes_on_with_a_graph_after_one_without_and_the_other_way_round(shards: Path, tmp_path: Path) -> None:
+    """Before there is a graph, before it is checked, and after that; within a block of the tables each time."""
+    whole = trained("resnet", tmp_path / "whole", shards, "training.max_steps=30")
+    for step, graph in ((3, True), (7, True), (14, False), (21, True)):
+        with pytest.raises(Interrupted):
+            trained("resnet", tmp_path / "parts", shards, "training.max_steps=30", stop_after=step, graph=graph)
+    trained("resnet", tmp_path / "parts", shards, "training.max_steps=30").assert_same_as(whole)
+
+
+def test_a_recording_that_fails_changes_nothing(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Callable[[], list[str]]
+) -> None:
+    """The CPU reads a loss, which no graph can do, while microbatches are on several streams."""
+    plain = ClassifierLearner.loss
+
+    def read(self: ClassifierLearner, *arguments: Any) -> Any:
+        loss, outputs = plain(self, *arguments)
+        return loss * (2 if float(loss.detach()) > 1e9 else 1), outputs
+
+    monkeypatch.setattr(ClassifierLearner, "loss", read)
+    graph = trained("cnn", tmp_path / "graph", shards)
+    (line,) = said()
+    assert line.startswith("steps are not replayed as a graph: ")
+    graph.assert_same_as(trained("cnn", tmp_path / "by itself", shards, graph=False))
+
+
+def test_a_replay_that_would_change_a_bit_is_found(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Callable[[], list[str]]
+) -> None:
+    plain = ClassifierLearner.loss
+
+    def scaled(self: ClassifierLearner, update: str, networks: Any, part: Any, step: int) -> Any:
+        loss, outputs = plain(self, update, networks, part, step)
+        return loss / (1 + step), outputs
+
+    monkeypatch.setattr(ClassifierLearner, "loss", scaled)
+    graph = trained("cnn", tmp_path / "graph", shards)
+    (line,) = said()
+    assert line.startswith("steps are not replayed as a graph: the first replay has made something else of")
+    graph.assert_same_as(trained("cnn", tmp_path / "by itself", shards, graph=False))
 
 
 def test_float32_is_ieee_and_tf32_is_asked_for() -> None:

@@ -35,8 +35,8 @@ def buffer() -> MetricsBuffer:
 
 def test_values_are_means_over_the_microbatches_step_by_step() -> None:
     mine = buffer()
-    mine.add(microbatches(1, 2, 3, 4))
-    mine.add(microbatches(0, 0, 0, 2))
+    mine.add(mine.row(microbatches(1, 2, 3, 4)))
+    mine.add(mine.row(microbatches(0, 0, 0, 2)))
     assert mine.fetch() is None
     assert mine.fetched == {"accuracy": [1.25, 0.25], "loss": [2.5, 0.5]}
     assert mine.means() == {"accuracy": 0.75, "loss": 1.5}
@@ -47,8 +47,8 @@ def test_what_is_fetched_in_parts_is_what_is_fetched_at_once() -> None:
     steps = [microbatches(*torch.rand(MICROBATCHES).tolist()) for _ in range(7)]
     once, in_parts = buffer(), buffer()
     for i, step in enumerate(steps):
-        once.add(step)
-        in_parts.add(step)
+        once.add(once.row(step))
+        in_parts.add(in_parts.row(step))
         if i in (2, 3):
             in_parts.fetch()
     once.fetch()
@@ -62,10 +62,10 @@ def test_nothing_pending_is_nothing_to_fetch() -> None:
 
 def test_a_cleared_window_starts_anew() -> None:
     mine = buffer()
-    mine.add(microbatches(1, 1, 1, 1))
+    mine.add(mine.row(microbatches(1, 1, 1, 1)))
     mine.fetch()
     mine.clear()
-    mine.add(microbatches(3, 3, 3, 3))
+    mine.add(mine.row(microbatches(3, 3, 3, 3)))
     mine.fetch()
     assert mine.means()["loss"] == 3
 
@@ -79,19 +79,19 @@ def test_the_first_step_that_is_not_finite_is_found(bad: float, place: int, in_m
         losses = [1.0] * MICROBATCHES
         if step >= place:
             losses[in_microbatch] = bad
-        mine.add(microbatches(*losses))
+        mine.add(mine.row(microbatches(*losses)))
     assert mine.fetch() == 4 - place
 
 
 def test_losses_that_cancel_are_not_taken_for_finite() -> None:
     mine = buffer()
-    mine.add(microbatches(math.inf, -math.inf, 1, 1))
+    mine.add(mine.row(microbatches(math.inf, -math.inf, 1, 1)))
     assert mine.fetch() == 0
 
 
 def test_other_values_need_not_be_finite() -> None:
     mine = buffer()
-    mine.add([{"accuracy": torch.tensor(math.nan), "loss": torch.tensor(1.0)} for _ in range(MICROBATCHES)])
+    mine.add(mine.row([{"accuracy": torch.tensor(math.nan), "loss": torch.tensor(1.0)} for _ in range(MICROBATCHES)]))
     assert mine.fetch() is None
 
 
@@ -104,6 +104,6 @@ def test_tables_of_all_ranks_add_up_to_that_of_one(world_size: int) -> None:
         numbers = shares(MICROBATCHES, world_size)[rank]
         mine = MetricsBuffer(_Summed(Ranks(rank, world_size, rank), tables), MICROBATCHES, numbers)
         for step in losses:
-            mine.add(microbatches(*(step[number] for number in numbers)))
+            mine.add(mine.row(microbatches(*(step[number] for number in numbers))))
         mine.fetch()
     assert torch.equal(sum(tables)[:, :, 1], torch.tensor(losses).double())

@@ -218,7 +218,7 @@ def test_moving_average_is_the_plain_loop() -> None:
     optimizer = build_optimizer(module, SGDConfig(), 0.1)
     for step in range(1, 13):
         train(module, optimizer, steps=1)
-        average.update(step)
+        average.update(average.weight(step))
         decay = min(0.6, (1 + step) / (10 + step))
         for mean, parameter in zip(expected, module.parameters(), strict=True):
             mean.mul_(decay).add_(parameter.detach().double(), alpha=1 - decay)
@@ -234,7 +234,7 @@ def test_moving_average_knows_tied_weights_and_buffers_that_are_assigned_anew() 
     with torch.no_grad():
         module[0].weight.add_(1)
     module[1].running_mean = torch.full((4,), 5.0)
-    average.update(1)
+    average.update(average.weight(1))
     torch.testing.assert_close(average.network[2].weight, before + 1 - 2 / 11)  # taken in once
     assert average.network[2].weight is average.network[0].weight
     assert torch.equal(average.network[1].running_mean, module[1].running_mean)
@@ -245,10 +245,30 @@ def test_moving_average_takes_buffers_over_and_leaves_the_network_alone() -> Non
     average = MovingAverage(module, 0.9)
     train(module, build_optimizer(module, SGDConfig(), 0.1))
     before = copy.deepcopy(module.state_dict())
-    average.update(1)
+    average.update(average.weight(1))
     for key, value in module.state_dict().items():
         assert torch.equal(value, before[key]), key
     for mine, theirs in zip(average.network.buffers(), module.buffers(), strict=True):
         assert torch.equal(mine, theirs)
         assert mine.data_ptr() != theirs.data_ptr()
     assert not any(parameter.requires_grad for parameter in average.network.parameters())
+
+
+@pytest.mark.parametrize(
+    "config",
+    [AdamWConfig(weight_decay=0.1), SGDConfig(weight_decay=0.1, nesterov=True), MuonConfig(weight_decay=0.1)],
+)
+def test_numbers_may_be_tensors_as_a_gpu_wants_them(config: AdamWConfig | SGDConfig | MuonConfig) -> None:
+    modules = []
+    for number in (float, torch.tensor):
+        module = network()
+        optimizer, average = build_optimizer(module, config, 1.0), MovingAverage(module, 0.9)
+        for rate in (0.125, 0.03125):
+            for group in optimizer.param_groups:
+                group["lr"] = number(rate)
+            train(module, optimizer, steps=1)
+            average.update(number(0.25))
+        modules += [module, average.network]
+    for of_floats, of_tensors in (modules[0::2], modules[1::2]):
+        for one, other in zip(of_floats.parameters(), of_tensors.parameters(), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)

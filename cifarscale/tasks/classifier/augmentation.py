@@ -17,18 +17,25 @@ from cifarscale.data.batches import Batch
 from cifarscale.data.mirroring import mirrored
 from cifarscale.data.normalisation import Normalisation
 from cifarscale.distributed.randomness import Draws, batch_generator, seed_torch, uniforms
+from cifarscale.distributed.step_values import DIRECT, Number, StepValues
 from cifarscale.errors import ConfigError
 from cifarscale.tasks.classifier.recipe import AugmentationConfig, ClassifierRecipe
 
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images (b, 3, H, W) float32, and their targets: `weight` of `labels` and 1 - weight of `others`, each (b,)."""
+    """Images (b, 3, H, W) float32, and their targets (b,): `weight` of `labels` and `rest`, 1 - weight, of `others`."""
 
     images: torch.Tensor
     labels: torch.Tensor
     others: torch.Tensor
-    weight: float
+    weight: Number = 1.0
+    rest: Number = 0.0
+
+    @property
+    def are_mixed(self) -> bool:
+        """Whether the others count, too."""
+        return isinstance(self.weight, torch.Tensor) or self.weight < 1
 
     def part(self, i: int, parts: int) -> Self:
         """Every `parts`-th sample from number i on."""
@@ -73,11 +80,14 @@ class OwnAugmentations:
                 self._augmentations.append((registered, registered.build(config)))
 
     @torch.no_grad()
-    def __call__(self, images: torch.Tensor, positions: Sequence[int], step: int) -> torch.Tensor:
+    def __call__(
+        self, images: torch.Tensor, positions: Sequence[int], step: int, values: StepValues = DIRECT
+    ) -> torch.Tensor:
         """Images (b, 3, H, W) uint8 augmented, as floats from 0 to 255.
 
         Args:
             positions: theirs in the global batch.
+            values: brings what is drawn for them to their device.
         Raises: ConfigError for a function that fails, or returns something else than such images.
         """
         augmented = torch.empty_like(images, dtype=torch.float32)
@@ -87,7 +97,7 @@ class OwnAugmentations:
             for registered, augment in self._augmentations:
                 purpose = f"augmentation {registered.name}"
                 seed_torch(images.device, self._seed, purpose, step, positions[i])
-                draws = Draws(self._seed, purpose, step, positions[i::num_parts], images.device)
+                draws = Draws(self._seed, purpose, step, positions[i::num_parts], images.device, values)
                 shape = part.shape
                 with naming_the_line(f"augmentation {registered.name!r}", registered.code):
                     part = augment(part, draws)
@@ -130,8 +140,7 @@ class Augmentation:
         config = self._config
         images = batch.images
         if config.crop_padding or config.flip or config.cutout:
-            drawn = torch.from_numpy(uniforms(self._seed, "augmentation", step, batch.positions, 5))
-            top, left, side, hole_y, hole_x = drawn.to(images.device, non_blocking=True).unbind(1)
+            top, left, side, hole_y, hole_x = batch.uniforms(self._seed, "augmentation", step, 5).unbind(1)
         if config.crop_padding:
             images = random_crop(images, config.crop_padding, top, left, config.padding)
         if config.flip:
@@ -139,41 +148,73 @@ class Augmentation:
         if config.alternating_flip:
             images = mirrored(images, self._alternates(batch, step))
         if self._own:
-            images = self._own(images, batch.positions, step)
+            images = self._own(images, batch.positions, step, batch.values)
         images = self._normalise(images)
         if config.resolution:
             images = scaled(images, config.resolution)
         if config.cutout:
             images = cutout(images, config.cutout, hole_y, hole_x)
         if config.mixes:
-            return self._mix(images, batch.labels, step)
-        return LabelledImages(images, batch.labels, batch.labels, 1.0)
+            return self._mix(images, batch, step)
+        return LabelledImages(images, batch.labels, batch.labels)
 
     def _alternates(self, batch: Batch, step: int) -> torch.Tensor:
         """Which samples (b,) are mirrored: those drawn for the first epoch in even ones, the others in odd ones."""
         assert self._epochs is not None
         self._first_flip = self._first_flip.to(batch.ids.device)
-        is_odd = (self._epochs.of(step, batch.positions) % 2 == 1).to(batch.ids.device, non_blocking=True)
+        epochs, positions = self._epochs, batch.positions
+        is_odd = batch.values.tensor(
+            ("odd epochs", None), step, lambda step: epochs.of(step, positions) % 2 == 1, batch.ids.device
+        )
         return self._first_flip[batch.ids] ^ is_odd
 
-    def _mix(self, images: torch.Tensor, labels: torch.Tensor, step: int) -> LabelledImages:
+    def is_mixup(self, step: int) -> bool:
+        """Whether a step that mixes is one of mixup, not of cutmix."""
+        if self._config.mixup > 0 and self._config.cutmix > 0:
+            return bool(batch_generator(self._seed, "mixing", step).random() < 0.5)
+        return self._config.mixup > 0
+
+    def _mix(self, images: torch.Tensor, batch: Batch, step: int) -> LabelledImages:
         """Combines each sample with the one half a batch further on, which is in the same microbatch."""
-        generator = batch_generator(self._seed, "mixing", step)
-        both = self._config.mixup > 0 and self._config.cutmix > 0
-        use_mixup = generator.random() < 0.5 if both else self._config.mixup > 0
-        alpha = self._config.mixup if use_mixup else self._config.cutmix
-        weight = float(generator.beta(alpha, alpha))
-        half = len(images) // 2
-        others, other_labels = images.roll(half, 0), labels.roll(half, 0)
-        if use_mixup:
-            return LabelledImages(torch.lerp(others, images, weight), labels, other_labels, weight)
         height, width = images.shape[-2:]
+        weight, rest, *box = batch.values.numbers(
+            ("mixing", (height, width)), step, lambda step: self._mixing(step, height, width), images.device
+        )
+        half = len(images) // 2
+        others, other_labels = images.roll(half, 0), batch.labels.roll(half, 0)
+        if self.is_mixup(step):
+            images = torch.lerp(others, images, weight)
+        else:
+            _paste(images, others, box)
+        return LabelledImages(images, batch.labels, other_labels, weight, rest)
+
+    def _mixing(self, step: int, height: int, width: int) -> tuple[float, ...]:
+        """The weight of a step's own labels, what it leaves to the others, and where the box that is pasted begins and
+        ends: first rows, then columns."""
+        is_mixup, generator = self.is_mixup(step), batch_generator(self._seed, "mixing", step)
+        if self._config.mixup > 0 and self._config.cutmix > 0:
+            generator.random()  # what `is_mixup` has drawn
+        alpha = self._config.mixup if is_mixup else self._config.cutmix
+        weight = float(generator.beta(alpha, alpha))
+        if is_mixup:
+            return weight, 1 - weight, 0, 0, 0, 0
         side = (1 - weight) ** 0.5
-        rows = _interval(float(generator.random()), side * height, height)
-        columns = _interval(float(generator.random()), side * width, width)
+        top, bottom = _interval(float(generator.random()), side * height, height)
+        left, right = _interval(float(generator.random()), side * width, width)
+        weight = 1 - (bottom - top) * (right - left) / (height * width)
+        return weight, 1 - weight, top, bottom, left, right
+
+
+def _paste(images: torch.Tensor, others: torch.Tensor, box: Sequence[Number]) -> None:
+    """Sets a box of the images (b, 3, H, W) to that of others; it begins and ends at rows, then columns."""
+    top, bottom, left, right = box
+    if not isinstance(top, torch.Tensor):
+        rows, columns = slice(int(top), int(bottom)), slice(int(left), int(right))
         images[..., rows, columns] = others[..., rows, columns]
-        pasted = (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)
-        return LabelledImages(images, labels, other_labels, 1 - pasted)
+        return
+    y, x = (torch.arange(size, device=images.device) for size in images.shape[-2:])
+    inside = ((y >= top) & (y < bottom)).unsqueeze(1) & (x >= left) & (x < right)  # (H, W)
+    torch.where(inside, others, images, out=images)
 
 
 def random_crop(
@@ -222,7 +263,7 @@ def cutout(images: torch.Tensor, side: int, centre_y: torch.Tensor, centre_x: to
     return images.masked_fill_((rows.unsqueeze(2) & columns.unsqueeze(1)).unsqueeze(1), 0.0)
 
 
-def _interval(centre: float, length: float, size: int) -> slice:
-    """Pixels of an interval around a random pixel, clipped at the border."""
+def _interval(centre: float, length: float, size: int) -> tuple[int, int]:
+    """The first of the pixels of an interval around a random one, and the one after the last; clipped at the border."""
     middle = int(centre * size)
-    return slice(max(0, round(middle - length / 2)), min(size, round(middle + length / 2)))
+    return max(0, round(middle - length / 2)), min(size, round(middle + length / 2))

@@ -95,6 +95,18 @@ class ClassifierLearner(Learner):
     def prepare(self, batch: Batch, step: int) -> LabelledImages:
         return self._augment(batch, step)
 
+    def obstacle_to_graphs(self) -> str:
+        """Code of one's own may do something else in each step, as nobody can see here."""
+        if self._recipe.augmentation.own:
+            return f"augmentation {next(iter(self._recipe.augmentation.own))!r} is code of your own"
+        taught = [self._teacher] if self._teacher is not None else []
+        own = [network for network in (*self.networks.values(), *taught) if not _is_built_in(network)]
+        return f"network {type(own[0]).__name__} is code of your own" if own else ""
+
+    def kind_of(self, step: int) -> bool:
+        """Whether it mixes images by mixup."""
+        return self._augment.is_mixup(step)
+
     def loss(
         self, update: str, networks: Mapping[str, nn.Module], part: LabelledImages, step: int
     ) -> tuple[torch.Tensor, Outputs]:
@@ -102,9 +114,9 @@ class ClassifierLearner(Learner):
             logits = networks[update](part.images)
         smoothing = self._recipe.label_smoothing
         loss = F.cross_entropy(logits, part.labels, label_smoothing=smoothing)
-        if part.weight < 1:
+        if part.are_mixed:
             others = F.cross_entropy(logits, part.others, label_smoothing=smoothing)
-            loss = part.weight * loss + (1 - part.weight) * others
+            loss = part.weight * loss + part.rest * others
         if self._teacher is not None:
             # Here and not in `prepare`: what it says to the last bit depends on the images that it sees together.
             with torch.no_grad():
@@ -164,6 +176,10 @@ class ClassifierLearner(Learner):
         if not flip:
             self._evaluated[split] = accuracy
         return accuracy.metrics
+
+
+def _is_built_in(network: nn.Module) -> bool:
+    return type(network).__module__.startswith(f"{__name__.partition('.')[0]}.")
 
 
 def distillation_loss(logits: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -10,7 +10,6 @@ from torch import nn
 from cifarscale.data.batches import Batch
 from cifarscale.data.images import ImageSet
 from cifarscale.data.manifest import Manifest
-from cifarscale.distributed.randomness import normals, uniforms
 from cifarscale.tasks.flow.networks.unet import UNet
 from cifarscale.tasks.flow.paths import draw_times, on_path
 from cifarscale.tasks.flow.recipe import FlowRecipe
@@ -82,18 +81,24 @@ class FlowLearner(GeneratorLearner):
     def prepare(self, batch: Batch, step: int) -> FlowBatch:
         seed, positions = self._recipe.seed, batch.positions
         images = real_images(batch, seed, step, self._recipe.augmentation.flip)
-        noise = normals(seed, "noise", step, positions, images[0].numel(), images.device).view(images.shape)
+        noise = batch.normals(seed, "noise", step, images[0].numel(), on_device=True).view(images.shape)
         noise = noise.contiguous(memory_format=torch.channels_last)
-        times = draw_times(self._recipe.objective, seed, step, positions).to(images.device, non_blocking=True)
+        objective = self._recipe.objective
+        times = batch.values.tensor(
+            ("time", None), step, lambda step: draw_times(objective, seed, step, positions), images.device
+        )
         return FlowBatch(*on_path(noise, images, times), times, self._labels(batch, step))
+
+    def obstacle_to_graphs(self) -> str:
+        return ""
 
     def _labels(self, batch: Batch, step: int) -> torch.Tensor:
         """The labels of a batch, of which a share says that there is no class."""
         dropout = self._recipe.objective.class_dropout
         if not self._recipe.model.conditional or not dropout:
             return batch.labels
-        dropped = torch.from_numpy(uniforms(self._recipe.seed, "class dropout", step, batch.positions, 1)) < dropout
-        return batch.labels.masked_fill(dropped.flatten().to(batch.labels.device), self._num_classes)
+        dropped = batch.uniforms(self._recipe.seed, "class dropout", step, 1) < dropout
+        return batch.labels.masked_fill(dropped.flatten(), self._num_classes)
 
     def loss(
         self, update: str, networks: Mapping[str, nn.Module], part: FlowBatch, step: int

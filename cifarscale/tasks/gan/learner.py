@@ -10,7 +10,6 @@ from torch import nn
 from cifarscale.data.batches import Batch
 from cifarscale.data.images import ImageSet
 from cifarscale.data.manifest import Manifest
-from cifarscale.distributed.randomness import normals, uniforms
 from cifarscale.tasks.gan.differentiable_augmentation import NUM_DRAWS, augment, augments
 from cifarscale.tasks.gan.networks.dcgan import Discriminator, Generator
 from cifarscale.tasks.gan.objectives import discriminator_loss, generator_loss, gradient_penalty, needs_real_images
@@ -115,15 +114,21 @@ class GanLearner(GeneratorLearner):
         self.networks = {"discriminator": discriminator, "generator": generator}
 
     def prepare(self, batch: Batch, step: int) -> GanBatch:
-        seed, positions = self._recipe.seed, batch.positions
+        seed = self._recipe.seed
         images = real_images(batch, seed, step, self._recipe.augmentation.flip)
-        latents = normals(seed, "latent", step, positions, self._recipe.model.latent_size)
-        device = images.device
-        draws = torch.empty(len(images), 4, 0, device=device)
+        latents = batch.normals(seed, "latent", step, self._recipe.model.latent_size)
+        draws = torch.empty(len(images), 4, 0, device=images.device)
         if self._augments:
-            drawn = uniforms(seed, "differentiable augmentation", step, positions, 4 * NUM_DRAWS)
-            draws = torch.from_numpy(drawn).to(device, non_blocking=True).view(-1, 4, NUM_DRAWS)
-        return GanBatch(images, latents.to(device, non_blocking=True), batch.labels, draws)
+            drawn = batch.uniforms(seed, "differentiable augmentation", step, 4 * NUM_DRAWS)
+            draws = drawn.view(-1, 4, NUM_DRAWS)
+        return GanBatch(images, latents, batch.labels, draws)
+
+    def obstacle_to_graphs(self) -> str:
+        return ""
+
+    def kind_of(self, step: int) -> bool:
+        """Whether it has gradient penalties."""
+        return step % self._recipe.objective.penalty_every == 0
 
     def updates(self, prepared: GanBatch) -> Sequence[tuple[str, GanBatch]]:
         """Those of the discriminator, each on a global batch of its own, as in algorithm 1 of Goodfellow et al. 2014
@@ -137,7 +142,7 @@ class GanLearner(GeneratorLearner):
     ) -> tuple[torch.Tensor, Outputs]:
         """The objective of each network; the discriminator's with its gradient penalties where the step has them."""
         return (
-            self._discriminator_loss(networks, part, step % self._recipe.objective.penalty_every == 0)
+            self._discriminator_loss(networks, part, self.kind_of(step))
             if update == "discriminator"
             else self._generator_loss(networks, part)
         )
