@@ -10,7 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loa
 TELLING := \
 	tests/distributed/test_training.py::test_a_run_goes_on_after_a_rank_was_killed_and_after_its_launcher_was \
 	tests/slurm/test_submit.py::test_a_training_on_two_nodes_equals_one_process_and_every_step_is_completed \
-	tests/sweep/test_sweep.py::test_the_best_of_four_trials_is_a_recipe_that_trains \
+	tests/sweep/test_sweep.py::test_the_best_trial_is_a_recipe_that_trains_and_one_that_diverges_is_marked_with_its_reason \
 	tests/tracking/test_wandb.py \
 	tests/report/test_report.py
 

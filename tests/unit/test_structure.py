@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -194,6 +195,15 @@ def test_test_files_have_names_of_their_own() -> None:
     """Which pytest asks of files that are not in packages."""
     names = [path.name for path in (PACKAGE.parent / "tests").rglob("test_*.py")]
     assert sorted(names) == sorted(set(names))
+
+
+def test_what_make_quick_runs_is_there() -> None:
+    root = Path(__file__).parents[2]
+    named = re.findall(r"tests/[\w/]+\.py(?:::\w+)?", (root / "Makefile").read_text(encoding="utf-8"))
+    assert named
+    for name in named:
+        file, _, test = name.partition("::")
+        assert f"def {test}" in (root / file).read_text(encoding="utf-8")
 
 
 def test_jobs_and_shards_are_no_packages() -> None:
