@@ -108,6 +108,7 @@ def test_its_distance_is_measured_on_any_number_of_ranks(
     assert found[0]["distance"] > 0
 
 
+@pytest.mark.thorough
 def test_it_is_exported_from_noise_to_images(trained: Any, cifarscale: Function, tmp_path: Path) -> None:
     done = cifarscale("export", trained.path, "--to", tmp_path / "flow.pt2")
     assert done.returncode == 0, done.stderr

@@ -106,6 +106,7 @@ def test_an_edited_file_is_another_run_and_changes_nothing_of_one_that_goes_on(
     assert len(cifarscale("predict", renamed, IMAGE).stdout.splitlines()) > 5
 
 
+@pytest.mark.thorough
 def test_a_sweep_of_it_goes_on_with_its_copy_whatever_becomes_of_the_file(
     cifarscale: Command, shards: Path, tmp_path: Path
 ) -> None:

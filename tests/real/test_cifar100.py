@@ -95,6 +95,7 @@ def test_first_50_losses_are_equal_on_1_2_and_4_processes(cifar100: Path, tmp_pa
     assert_same_weights(tmp_path / "1", tmp_path / "4")
 
 
+@pytest.mark.thorough
 def test_killed_at_three_random_moments_and_resumed_ends_with_the_same_weights(cifar100: Path, tmp_path: Path) -> None:
     settings = ("training.max_steps=300", "training.checkpoint_every=25", "evaluation.every=150")
     subprocess.run(train(cifar100, tmp_path / "whole", *settings), check=True)

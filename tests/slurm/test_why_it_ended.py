@@ -30,7 +30,7 @@ RAISING = """
 import os
 if os.environ.get("SLURM_PROCID") == "1":
     from cifarscale.data import in_memory
-    in_memory.InMemoryReader.batches = lambda self, step: (_ for _ in ()).throw(ValueError("planted"))
+    in_memory.InMemoryReader.batches = lambda *_: (_ for _ in ()).throw(ValueError("planted"))
 """
 NOT_REQUEUED = """
 import os, time

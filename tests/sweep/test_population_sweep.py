@@ -29,6 +29,7 @@ def of_each(sweep: Sweep, *keys: str) -> list[list[Any]]:
     return [[trial[key] for key in keys] for trial in sweep.trials()]
 
 
+@pytest.mark.thorough
 def test_a_killed_population_comes_to_the_same_and_each_trial_to_what_it_comes_to_alone(
     shards: Path, tmp_path: Path, sweep: Sweep
 ) -> None:

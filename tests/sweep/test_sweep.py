@@ -67,6 +67,7 @@ print(cs.train(more.best, data=shards, device="cpu", run_dir=folder + "-best").r
 """
 
 
+@pytest.mark.thorough
 def test_a_script_sweeps_twice_in_one_process_and_trains_the_best(sweep: Sweep) -> None:
     sweep.write()
     output = sweep.script(SCRIPT)
