@@ -151,6 +151,12 @@ class Engine:
             NonFiniteLossError: a loss was not finite; the checkpoints before it stand.
             Interrupted: a stop was requested; the state is saved.
         """
+        try:
+            self._train(begin)
+        finally:
+            self._graphs = None  # and the memory that they hold: what follows may need it
+
+    def _train(self, begin: Path | None) -> None:
         training = self._recipe.training
         last = min(self._stage.until, self._stop.after_step or self._stage.until)
         if begin:
@@ -168,7 +174,6 @@ class Engine:
                 self._save()
                 saved_at = self._step
             if self._step == self._stage.until:
-                self._graphs = None  # and the memory that they hold: what follows may need it
                 return
             if self._step >= last:
                 raise Interrupted(f"after step {self._step:,}, where it was asked to stop; the state is saved")
@@ -197,7 +202,8 @@ class Engine:
     def _train_step(self, batches: Iterator[Batch]) -> None:
         """The step `self._step`, which then counts as done."""
         if self._tables:
-            self._tables.advance(self._step)
+            with self.timing.waiting():
+                self._tables.advance(self._step)
         if self._graphs:
             result = self._graphs.run(self._learner.kind_of(self._step), partial(self._update, batches))
             if self._is_logged and not result.norms:
@@ -274,7 +280,8 @@ class Engine:
         if not reason:
             if self._device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(self._device)  # that of the first steps is what a graph would take
-            return StepGraphs(make_graph, self._state, self._recording, self._obstacle_of_warm_up)
+            repeats = self._recipe.training.microbatches > 0
+            return StepGraphs(make_graph, self._state, self._recording, self._obstacle_of_warm_up, repeats)
         if self._group.ranks.is_first:
             log.info("steps are not replayed as a graph: %s", reason)
         return None
@@ -295,7 +302,8 @@ class Engine:
         """What the first steps have shown."""
         if drawing := self._microbatches.drawing:
             return f"the {drawing[0]} draws random numbers of its own"
-        return lacks_memory(self._device, self._microbatches.num_streams)
+        state = sum(tensor.nbytes for tensor in self._state().values())
+        return lacks_memory(self._device, self._microbatches.num_streams, state)
 
     @contextlib.contextmanager
     def _recording(self) -> Iterator[None]:
@@ -338,6 +346,7 @@ class Engine:
 
     def _set_learning_rates(self) -> None:
         """Those of step `self._step`, for all groups of parameters."""
+        schedule, max_steps = self._recipe.schedule, self._recipe.training.max_steps
         groups = [
             (group, self._recipe.optimizer_of(name)[1], group.get("rate", 1.0))
             for name, optimizer in self._optimizers.items()
@@ -345,7 +354,7 @@ class Engine:
         ]
 
         def rates(step: int) -> list[float]:
-            factor = learning_rate_factor(self._recipe.schedule, step, self._recipe.training.max_steps)
+            factor = learning_rate_factor(schedule, step, max_steps)
             return [peak * factor * rate for _, peak, rate in groups]
 
         values = self._values.numbers(("learning rates", None), self._step, rates, self._device)

@@ -5,6 +5,7 @@ once: the same kernels in the same order on the same memory, so the same bits. W
 in that memory, see `step_values`.
 """
 
+import gc
 import logging
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
@@ -64,6 +65,7 @@ class CudaGraph:
         self._device, self._graph = device, torch.cuda.CUDAGraph()
 
     def capture(self, update: Update) -> StepResult:
+        gc.collect()  # a graph that dies while another is recorded would spoil it
         # torch leaves the stream of a recording that fails as the current one: the outer block takes it back.
         with torch.cuda.device(self._device), torch.cuda.stream(torch.cuda.current_stream(self._device)):
             stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -75,17 +77,18 @@ class CudaGraph:
         self._graph.replay()
 
 
-def lacks_memory(device: torch.device, num_streams: int) -> str:
+def lacks_memory(device: torch.device, num_streams: int, state_bytes: int) -> str:
     """Why a graph of steps such as those that were done would not fit into a GPU's memory; empty if it does.
 
-    Beside it there must be room for a step and an evaluation without it.
+    Beside it there must be room for a step and an evaluation without it, and for two copies of the state of training,
+    with which the first replay is checked.
     """
     if device.type != "cuda":
         return ""
     allocated = torch.cuda.memory_allocated(device)
     step = torch.cuda.max_memory_allocated(device) - allocated
     free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - allocated
-    if free >= (num_streams + 2) * step:
+    if free >= (num_streams + 2) * step + 2 * state_bytes:
         return ""
     return f"it would take up to {num_streams * step / 1e9:.1f} GB of {free / 1e9:.1f} that are free"
 
@@ -110,13 +113,16 @@ class StepGraphs:
         state: Callable[[], Mapping[str, torch.Tensor]],
         recording: Callable[[], AbstractContextManager[None]],
         obstacle: Callable[[], str],
+        repeats: bool = True,
     ) -> None:
         """
         Args:
             state: all that a step changes and the next one reads, by names; always the same tensors.
             recording: a block within which an update is recorded.
             obstacle: why steps like those that were done cannot be recorded; empty if they can.
+            repeats: whether a step by itself makes the same bits each time.
         """
+        self._repeats = repeats
         self._make, self._state, self._recording, self._obstacle = make, state, recording, obstacle
         self._recorded: dict[Hashable, _Recorded] = {}
         self._done: Counter[Hashable] = Counter()
@@ -169,9 +175,11 @@ class StepGraphs:
         result = update()
         now = {**state, "metrics": result.metrics}
         if other := next((name for name in now if not _same_bits(now[name], replayed[name])), None):
-            self._turn_off(
-                f"the first replay has made something else of {other} than the step by itself", logging.WARNING
-            )
+            reason = f"the first replay has made something else of {other} than the step by itself"
+            if self._repeats:
+                self._turn_off(reason, logging.WARNING)
+            else:
+                self._turn_off(f"{reason}, which without microbatches may differ from itself, too")
         else:
             recorded.is_checked = True
             log.info("steps are replayed as a graph: the first replay has made the same of everything, to the last bit")

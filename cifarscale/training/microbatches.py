@@ -169,11 +169,13 @@ class Microbatches:
         here, results = torch.cuda.current_stream(self._device), []
         for stream in self._streams:
             stream.wait_stream(here)
-        for i in range(self.local):
-            with torch.cuda.stream(self._streams[i % len(self._streams)]):
-                results.append(function(i))
-        for stream in self._streams:
-            here.wait_stream(stream)
+        try:
+            for i in range(self.local):
+                with torch.cuda.stream(self._streams[i % len(self._streams)]):
+                    results.append(function(i))
+        finally:
+            for stream in self._streams:  # also of a recording that fails: only a whole one is ended soundly
+                here.wait_stream(stream)
         return results
 
     def exchange(self, name: str, gradients: Sequence[Tensors], ends_step: bool = False) -> None:

@@ -133,7 +133,10 @@ class Muon(Optimizer):
                     kernels[i].add_(update.view(shape), alpha=step)
 
     def _adamw(self, parameters: list[torch.Tensor], learning_rate: Number, weight_decay: float) -> None:
-        steps = [self.state[p].setdefault("step", torch.zeros((), device=p.device)) for p in parameters]
+        for parameter in parameters:
+            if "step" not in self.state[parameter]:
+                self.state[parameter]["step"] = torch.zeros((), device=parameter.device)
+        steps = [self.state[parameter]["step"] for parameter in parameters]
         adamw(
             parameters,
             [parameter.grad for parameter in parameters if parameter.grad is not None],

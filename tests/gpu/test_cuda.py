@@ -138,7 +138,7 @@ def test_a_graph_changes_no_bit(
         ),
         ("cnn", ("augmentation.alternating_flip=true", "augmentation.flip=false", "training.microbatches=16")),
         ("cnn", ("optimizer.name=muon", "training.ema_decay=0.9", "training.gradient_clip_norm=0.1")),
-        ("resnet", ("training.microbatches=0",)),
+        ("resnet", ("training.microbatches=8",)),
         ("dcgan", ("objective.r1=1", "objective.penalty_every=3", "model.discriminator_normalisation=none")),
         (
             "dcgan",

@@ -288,6 +288,7 @@ class WithOwnNetwork(ClassifierLearner):
 REFUSED: dict[str, tuple[type[Learner], str, str]] = {
     "dropout": (Drops, "", "the classifier draws random numbers of its own"),
     "Python's state": (CountsSteps, "", "the first replay has made something else of classifier.*than the step by"),
+    "without microbatches": (CountsSteps, "training.microbatches=0", "without microbatches may differ from itself"),
     "values of its own": (DrawsOnTheSide, "", "'side' is copied from the host in each step"),
     "control flow": (Reads, "", "operation not permitted when stream is capturing: aten._local_scalar_dense"),
     "an error": (Fails, "", "no memory is left"),
