@@ -54,6 +54,11 @@ _REGISTERED: dict[str, dict[str, RegisteredTask]] = {"": {}}
 _registering = ""
 
 
+def is_built_in(thing: type | Callable[..., Any]) -> bool:
+    """Whether a class or function is this package's, not a user's or another package's."""
+    return thing.__module__.startswith("cifarscale.")
+
+
 def register_task(name: str) -> Callable[[type[SomeTask]], type[SomeTask]]:
     """Registers a class of tasks under what recipes call it: `task = NAME`.
 
@@ -63,8 +68,7 @@ def register_task(name: str) -> Callable[[type[SomeTask]], type[SomeTask]]:
 
     def register(kind: type[SomeTask]) -> type[SomeTask]:
         tasks = _REGISTERED[_registering]
-        is_ours = kind.__module__.startswith("cifarscale.")
-        reserved = _modules() if _registering else () if is_ours else _own_modules()
+        reserved = _modules() if _registering else () if is_built_in(kind) else _own_modules()
         if name in tasks or name in _REGISTERED[""] or name in reserved:
             raise ConfigError(f"task {name!r} is registered already; choose another name")
         tasks[name] = kind()
@@ -421,8 +425,7 @@ def register_dataset(name: str) -> Callable[[SomeFunction], SomeFunction]:
             )
         options = tuple(each.name for each in parameters if each.name in _DATASET_OPTIONS)
         file = getattr(getattr(inspect.unwrap(read), "__code__", None), "co_filename", "")
-        is_built_in = read.__module__.startswith("cifarscale.")
-        _DATASETS[_registering][name] = RegisteredDataset(name, read, options, tuple(required), file, is_built_in)
+        _DATASETS[_registering][name] = RegisteredDataset(name, read, options, tuple(required), file, is_built_in(read))
         return read
 
     return register

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from emulated_graph import WAITS
 from runs import learner_context
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -51,9 +52,6 @@ from cifarscale.training.signals import StopRequest
 
 META = torch.device("meta")
 PACKAGE = str(Path(cifarscale.__file__).parent)
-READS = ("aten._local_scalar_dense", "aten.item", "aten.is_nonzero", "aten.equal", "aten.nonzero", "aten.masked_select")
-"""Operations for which the CPU waits for the device."""
-
 BUDGETS = {"cnn": (75, 255), "resnet": (165, 530), "dcgan": (225, 425), "dcgan-plus": (345, 650)}
 """Most operations of a step: with one microbatch, and with those of the recipe, all in one process."""
 BLOCK_STEPS = 2
@@ -121,7 +119,7 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = tree_leaves((args, kwargs or {}))
         name = str(function).rpartition(".")[0]
-        if name in READS and any(map(_on_device, given)):
+        if name in WAITS and any(map(_on_device, given)):
             raise AssertionError(f"{name} at {_our_line()} makes the CPU wait for the device")
         # torch has no shapes for fused optimizers, which return nothing.
         result = None if name in ("aten._fused_sgd_", "aten._fused_adamw_") else function(*args, **kwargs or {})

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.nn.parameter import is_lazy
 
 from cifarscale.config.code import kind_of, naming_the_line, require_imported
-from cifarscale.config.registry import networks
+from cifarscale.config.registry import is_built_in, networks
 from cifarscale.data.batches import Batch
 from cifarscale.data.manifest import Manifest
 from cifarscale.data.normalisation import training_normalisation
@@ -100,7 +100,7 @@ class ClassifierLearner(Learner):
         if self._recipe.augmentation.own:
             return f"augmentation {next(iter(self._recipe.augmentation.own))!r} is code of your own"
         taught = [self._teacher] if self._teacher is not None else []
-        own = [network for network in (*self.networks.values(), *taught) if not _is_built_in(network)]
+        own = [network for network in (*self.networks.values(), *taught) if not is_built_in(type(network))]
         return f"network {type(own[0]).__name__} is code of your own" if own else ""
 
     def kind_of(self, step: int) -> bool:
@@ -176,10 +176,6 @@ class ClassifierLearner(Learner):
         if not flip:
             self._evaluated[split] = accuracy
         return accuracy.metrics
-
-
-def _is_built_in(network: nn.Module) -> bool:
-    return type(network).__module__.startswith(f"{__name__.partition('.')[0]}.")
 
 
 def distillation_loss(logits: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
