@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from processes import of_process
 from runs import Run
 
 from cifarscale.slurm.submitted import submissions
@@ -75,17 +76,21 @@ def warn(cluster: Any, job: Job) -> None:
     slurm(cluster, "scancel", "--signal=USR2", job.id)
 
 
+def environments(job: Job) -> dict[int, dict[bytes, bytes]]:
+    """The environments of a job's processes, by process id; other tests' clusters number their jobs from 1 as well."""
+    its_own = {b"SLURM_JOB_ID": job.id.encode(), b"SLURM_CONF": job.cluster.environment["SLURM_CONF"].encode()}
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        variables = dict(line.split(b"=", 1) for line in of_process(f"{process}/environ").split(b"\0") if b"=" in line)
+        if its_own.items() <= variables.items():
+            found[int(process.name)] = variables
+    return found
+
+
 def rank_pids(job: Job) -> dict[int, int]:
     """Process ids of a job's ranks, by rank."""
-    found = {}
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            environment = (path / "environ").read_bytes().split(b"\0")
-            command = (path / "cmdline").read_bytes()
-        except OSError:
-            continue
-        variables = dict(line.split(b"=", 1) for line in environment if b"=" in line)
-        is_task = b"SLURM_PROCID" in variables and b"submitit.core._submit" in command
-        if is_task and variables.get(b"SLURM_JOB_ID") == job.id.encode():
-            found[int(variables[b"SLURM_PROCID"])] = int(path.name)
-    return found
+    return {
+        int(variables[b"SLURM_PROCID"]): pid
+        for pid, variables in environments(job).items()
+        if b"SLURM_PROCID" in variables and b"submitit.core._submit" in of_process(f"/proc/{pid}/cmdline")
+    }

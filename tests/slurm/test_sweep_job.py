@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 from runs import Run, planted_after, run_recipe
-from slurm_jobs import ENDED, FOUR_RANKS, PATIENCE_S, Job, preempt, rank_pids, warn
+from slurm_jobs import ENDED, FOUR_RANKS, PATIENCE_S, Job, environments, preempt, rank_pids, warn
 
 from cifarscale.config.load import load_training_recipe
 from cifarscale.runs.options import RunOptions
+from cifarscale.sweeps.ray.keeper import MARK
 
 pytestmark = pytest.mark.slurm
 
@@ -39,12 +40,18 @@ SLOW = """
 import time
 from pathlib import Path
 train_step = Engine._train_step
+try:
+    Path({go!r}).with_name("first").mkdir()
+    is_first = True
+except FileExistsError:
+    is_first = False
 def slowly(self, *arguments):
     train_step(self, *arguments)
-    if list(Path({folder!r}).glob("trials/*/result.json")) and not Path({go!r}).exists():
+    if not is_first and not Path({go!r}).exists():
         time.sleep(1)
 Engine._train_step = slowly
 """
+"""One process trains at full speed, so that one trial is complete while the others, on both nodes, are not."""
 
 
 @pytest.fixture
@@ -54,7 +61,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def go(tmp_path: Path) -> Path:
-    """A file until whose making trials take their time once one of them is complete."""
+    """A file until whose making trials take their time, but for the first."""
     return tmp_path / "go"
 
 
@@ -63,8 +70,8 @@ def start(submit: Callable[..., Job], folder: Path, go: Path, tmp_path: Path) ->
     """Submits the sweep on both nodes."""
     recipe = tmp_path / "small-sweep.toml"
     recipe.write_text(SWEEP, encoding="utf-8")
-    program = SLOW.format(folder=str(folder), go=str(go))
-    environment = planted_after("cifarscale.training.engine", tmp_path, program, "CIFARSCALE_RAY_FOLDER")
+    program = SLOW.format(go=str(go))
+    environment = planted_after("cifarscale.training.engine", tmp_path, program, MARK)
     return lambda: submit(recipe, *FOUR_RANKS, run_dir=folder, environment=environment)
 
 
@@ -85,18 +92,10 @@ def nodes_of_trials(folder: Path) -> list[str]:
     return found
 
 
-def of_ray(job: Job) -> list[str]:
-    """Processes of the job's Rays."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            environment = (process / "environ").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        is_ray = any(line.startswith(b"CIFARSCALE_RAY_FOLDER=") for line in environment)
-        if is_ray and f"SLURM_JOB_ID={job.id}".encode() in environment:
-            found.append(process.name)
-    return found
+def of_ray(job: Job) -> dict[int, bytes]:
+    """Processes of the job's Rays, with the folder of each."""
+    mark = MARK.encode()
+    return {pid: variables[mark] for pid, variables in environments(job).items() if mark in variables}
 
 
 def kill_driver(cluster: Any, job: Job) -> None:
@@ -128,6 +127,7 @@ def test_no_finished_trial_runs_again(
         time.sleep(0.2)
     before = finished(folder)
     assert len(before) < NUM_TRIALS
+    assert of_ray(job)
     fault(cluster, job)
     while job.has_ended() is None and not (folder / "slurm" / f"{job.id}-1").exists():  # or trials might complete now
         assert time.monotonic() < deadline + PATIENCE_S
