@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from cifarscale.config.generator import GeneratorRecipe
+from cifarscale.config.registry import DataSpec
 from cifarscale.tasks.distance.needs import check_features
 from cifarscale.tasks.training import TrainingTask
 
@@ -15,6 +16,9 @@ class GeneratingTask(TrainingTask):
     """Trains what generates images."""
 
     trains = "generator"
+
+    def check_data(self, recipe: Any, data: DataSpec, metric: str = "") -> None:
+        recipe.model.check_data(data)
 
     def check_needs(self, recipe: Any, of_sweep: bool = False) -> None:
         check_features(recipe.distance, of_sweep)

@@ -90,6 +90,8 @@ def _evaluating(networks: Mapping[str, nn.Module]) -> Iterator[None]:
     were_training = {name: network.training for name, network in networks.items()}
     for network in networks.values():
         network.eval()
-    yield
-    for name, network in networks.items():
-        network.train(were_training[name])
+    try:
+        yield
+    finally:
+        for name, network in networks.items():
+            network.train(were_training[name])

@@ -16,7 +16,6 @@ from torch import nn
 
 from cifarscale.config.recipe import Stage
 from cifarscale.data.batches import Batch, Reader
-from cifarscale.distributed.cpu_pool import CpuPool
 from cifarscale.distributed.device import arithmetic
 from cifarscale.distributed.group import Group
 from cifarscale.distributed.step_values import DIRECT, StepTables
@@ -31,7 +30,7 @@ from cifarscale.errors import (
 from cifarscale.runs.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from cifarscale.training.digest import digest_of
 from cifarscale.training.graph import Graph, StepGraphs, StepResult, lacks_memory
-from cifarscale.training.learner import Learner, Outputs, Prepared
+from cifarscale.training.learner import Learner, LearnerContext, Outputs, Prepared
 from cifarscale.training.metrics_buffer import MetricsBuffer
 from cifarscale.training.microbatches import Microbatches, trained
 from cifarscale.training.norm_layers import average_over_batches, has_statistics, reset_statistics
@@ -80,10 +79,7 @@ class Engine:
         run: str,
         learner: Learner,
         reader: Reader,
-        group: Group,
-        pool: CpuPool,
-        device: torch.device,
-        checkpoints: Path,
+        context: LearnerContext,
         observer: Observer,
         stop: StopRequest,
         make_graph: Callable[[], Graph] | None = None,
@@ -92,14 +88,14 @@ class Engine:
         Args:
             stage: the part of the run to train.
             run: the hash of the whole recipe.
+            context: that of the learner.
             make_graph: of what a step's operations are recorded in, and replayed; None to do without.
         """
-        recipe = stage.recipe
-        self._stage, self._run = stage, run
-        self._pool = pool
+        recipe, group, pool, device = stage.recipe, context.group, context.pool, context.device
+        self._stage, self._run, self._recipe, self._learner, self._reader = stage, run, recipe, learner, reader
+        self._group, self._pool, self._device = group, pool, device
+        self._checkpoints, self._observer, self._stop = context.folder.checkpoints, observer, stop
         self._ahead: Future[Prepared] | None = None
-        self._recipe, self._learner, self._reader, self._group, self._device = recipe, learner, reader, group, device
-        self._checkpoints, self._observer, self._stop = checkpoints, observer, stop
         training = recipe.training
         self._microbatches = Microbatches(learner.networks, training.microbatches, group, pool, recipe.seed)
         self._batch_size = training.global_batch_size // self._microbatches.total

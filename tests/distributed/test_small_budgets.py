@@ -22,7 +22,7 @@ from cifarscale.launch.run import prepare
 from cifarscale.runs.options import RunOptions
 from cifarscale.runs.run_folder import RunFolder
 from cifarscale.tasks.classifier.learner import ClassifierLearner, distillation_loss
-from cifarscale.tasks.classifier.teacher import digest_of
+from cifarscale.tasks.classifier.teacher import digest_of_weights
 from cifarscale.tasks.load import load_classifier
 from cifarscale.tasks.training import resolve
 from cifarscale.training.learner import LearnerContext
@@ -177,7 +177,7 @@ def test_the_divergence_is_the_cross_entropy_less_the_teachers_entropy() -> None
 
 def test_a_teacher_is_part_of_the_recipe_by_its_weights(teacher: Run, tiny: Path, shards: Path) -> None:
     recipe = resolve(load_training_recipe(str(tiny), (f"distillation.teacher={teacher.path}",)), shards)
-    weights = digest_of(load_classifier(teacher.path, torch.device("cpu")).network)
+    weights = digest_of_weights(load_classifier(teacher.path, torch.device("cpu")).network)
     assert recipe.distillation.weights == weights  # type: ignore[attr-defined]
     assert recipe_hash(recipe) != recipe_hash(resolve(load_training_recipe(str(tiny)), shards))
 

@@ -106,8 +106,7 @@ class Training:
         reader = InMemoryReader(split, self.recipe.seed, self.recipe.samples_per_step)
         stop = StopRequest()
         stop.after_step = stop_after
-        places = context.group, context.pool, context.device, self.folder / "checkpoints"
-        engine = Engine(stage, "", learner, reader, *places, self.log, stop, self._graph)
+        engine = Engine(stage, "", learner, reader, context, self.log, stop, self._graph)
         if not with_graphs:
             engine._graphs = None
         return engine

@@ -175,8 +175,7 @@ def engine_of(recipe: TrainingRecipe, context: LearnerContext) -> tuple[Engine, 
     split = InMemorySplit(Samples(noise, numbers % 100, numbers), context.device)
     reader = InMemoryReader(split, recipe.seed, recipe.training.global_batch_size)
     (stage,) = stages_of(recipe)
-    ranks, stop, folder = (context.group, context.pool, context.device), StopRequest(), context.folder.path
-    return Engine(stage, "", learner, reader, *ranks, folder, _Unheard(), stop), reader.batches(0)
+    return Engine(stage, "", learner, reader, context, _Unheard(), StopRequest()), reader.batches(0)
 
 
 def steps_of(recipe: TrainingRecipe, folder: Path, manifest: Manifest, number: int) -> list[list[Call]]:

@@ -40,7 +40,7 @@ def find_teacher(recipe: ClassifierRecipe) -> tuple[Path, str]:
             f"validation: its data.num_validation = {theirs.num_validation}, and here it is "
             f"{recipe.data.num_validation}"
         )
-    digest = digest_of(trained.network)
+    digest = digest_of_weights(trained.network)
     _check(recipe, digest)
     return folder.path, digest
 
@@ -48,7 +48,7 @@ def find_teacher(recipe: ClassifierRecipe) -> tuple[Path, str]:
 def load_teacher(recipe: ClassifierRecipe, device: torch.device) -> nn.Module:
     """The teacher, in evaluation mode and frozen. Raises: ConfigError if its weights are not those of the recipe."""
     network = load_classifier(Path(recipe.distillation.teacher), device).network
-    _check(recipe, digest_of(network))
+    _check(recipe, digest_of_weights(network))
     return network.requires_grad_(False)
 
 
@@ -61,7 +61,7 @@ def _check(recipe: ClassifierRecipe, digest: str) -> None:
         )
 
 
-def digest_of(network: nn.Module) -> str:
+def digest_of_weights(network: nn.Module) -> str:
     """Sixteen hexadecimal digits of a network's weights and statistics, the same on any device."""
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):

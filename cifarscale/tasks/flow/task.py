@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from cifarscale.config.recipe import Recipe
-from cifarscale.config.registry import DataSpec, register_task
+from cifarscale.config.registry import register_task
 from cifarscale.data.manifest import Manifest
 from cifarscale.tasks.flow.recipe import FlowRecipe
 from cifarscale.tasks.flow.view import FlowView
@@ -24,9 +24,6 @@ class FlowTask(GeneratingTask):
 
     recipe = FlowRecipe
     view = FlowView()
-
-    def check_data(self, recipe: FlowRecipe, data: DataSpec, metric: str = "") -> None:
-        recipe.model.check_data(data)
 
     def cost(self, recipe: FlowRecipe, manifest: Manifest) -> "Cost":
         from cifarscale.tasks.flow.learner import cost_of

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from cifarscale.config.recipe import Recipe
-from cifarscale.config.registry import DataSpec, register_task
+from cifarscale.config.registry import register_task
 from cifarscale.data.manifest import Manifest
 from cifarscale.tasks.gan.recipe import GanRecipe
 from cifarscale.tasks.gan.view import GanView
@@ -25,9 +25,6 @@ class GanTask(GeneratingTask):
     recipe = GanRecipe
     view = GanView()
     progress_metrics = ("discriminator_loss", "generator_loss", "real_score", "fake_score")
-
-    def check_data(self, recipe: GanRecipe, data: DataSpec, metric: str = "") -> None:
-        recipe.model.check_data(data)
 
     def cost(self, recipe: GanRecipe, manifest: Manifest) -> "Cost":
         from cifarscale.tasks.gan.learner import cost_of
