@@ -90,6 +90,16 @@ def options_of(command: click.Command) -> set[str]:
     return {name for parameter in command.params for name in parameter.opts} | {"--help", "-h"}
 
 
+@by_page
+def test_tables_have_a_head_and_as_many_cells_in_each_row(page: Page) -> None:
+    """Rows after a blank line are no table, but a paragraph of bars."""
+    for table in re.findall(r"(?:^\|.*\n)+", page.text, re.MULTILINE):
+        rows = table.splitlines()
+        assert len(rows) > 2, table
+        assert re.fullmatch(r"\|(?: *:?-+:? *\|)+", rows[1]), table
+        assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1, table
+
+
 def test_every_command_stands_in_a_page() -> None:
     text = "\n".join(page.text for page in PAGES)
     assert [name for name in COMMANDS if name not in text] == []
