@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,17 @@ def wait_until_gone(pids: Iterable[int]) -> None:
         while (stat := of_process(f"/proc/{pid}/stat")) and stat.rpartition(b")")[2].split()[0] not in (b"Z", b"X"):
             assert time.monotonic() < deadline, f"process {pid} goes on"
             time.sleep(0.01)
+
+
+def having(variables: Mapping[str, str]) -> dict[int, dict[str, str]]:
+    """The processes with these values in their environment, by id: the whole environment of each."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        lines = os.fsdecode(of_process(f"{process}/environ")).split("\0")
+        environment = dict(line.split("=", 1) for line in lines if "=" in line)
+        if variables.items() <= environment.items():
+            found[int(process.name)] = environment
+    return found
 
 
 def of_process(path: str) -> bytes:

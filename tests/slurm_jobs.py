@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from processes import of_process
+from processes import having, of_process
 from runs import Run
 
 from cifarscale.slurm.submitted import submissions
@@ -76,21 +76,15 @@ def warn(cluster: Any, job: Job) -> None:
     slurm(cluster, "scancel", "--signal=USR2", job.id)
 
 
-def environments(job: Job) -> dict[int, dict[bytes, bytes]]:
-    """The environments of a job's processes, by process id; other tests' clusters number their jobs from 1 as well."""
-    its_own = {b"SLURM_JOB_ID": job.id.encode(), b"SLURM_CONF": job.cluster.environment["SLURM_CONF"].encode()}
-    found = {}
-    for process in Path("/proc").glob("[0-9]*"):
-        variables = dict(line.split(b"=", 1) for line in of_process(f"{process}/environ").split(b"\0") if b"=" in line)
-        if its_own.items() <= variables.items():
-            found[int(process.name)] = variables
-    return found
+def processes_of(cluster: Any, job: str) -> dict[int, dict[str, str]]:
+    """The processes of a job with the environment of each; other tests' clusters number their jobs from 1 as well."""
+    return having({"SLURM_JOB_ID": job, "SLURM_CONF": cluster.environment["SLURM_CONF"]})
 
 
 def rank_pids(job: Job) -> dict[int, int]:
     """Process ids of a job's ranks, by rank."""
     return {
-        int(variables[b"SLURM_PROCID"]): pid
-        for pid, variables in environments(job).items()
-        if b"SLURM_PROCID" in variables and b"submitit.core._submit" in of_process(f"/proc/{pid}/cmdline")
+        int(environment["SLURM_PROCID"]): pid
+        for pid, environment in processes_of(job.cluster, job.id).items()
+        if "SLURM_PROCID" in environment and b"submitit.core._submit" in of_process(f"/proc/{pid}/cmdline")
     }

@@ -25,7 +25,7 @@ from typing import Any
 
 from processes import children, descendants
 from runs import Run
-from slurm_jobs import ENDED
+from slurm_jobs import ENDED, processes_of
 
 from cifarscale.data.shards import write_shards
 from cifarscale.data.synthetic import synthetic_source
@@ -311,14 +311,7 @@ def _restart_controller(cluster: Slurm, job: str, rng: random.Random) -> None:
 
 
 def _kill_a_task(cluster: Slurm, job: str, rng: random.Random) -> None:
-    ranks = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            environment = (path / "environ").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if b"SLURM_PROCID" in {line.partition(b"=")[0] for line in environment}:
-            ranks += [int(path.name)] if f"SLURM_JOB_ID={job}".encode() in environment else []
+    ranks = [pid for pid, environment in processes_of(cluster, job).items() if "SLURM_PROCID" in environment]
     if ranks:
         os.kill(rng.choice(ranks), signal.SIGKILL)
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from processes import having
 from runs import PATIENCE_S
 
 RECIPE = """
@@ -104,15 +105,7 @@ class Sweep:
 
 def started_for(folder: Path) -> set[int]:
     """Processes that a sweep of this test has started, Ray's among them: they inherit its environment."""
-    mark = f"{MARK}={folder}".encode()
-    found = set()
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if mark in (process / "environ").read_bytes().split(b"\0"):
-                found.add(int(process.name))
-        except OSError:
-            continue
-    return found
+    return set(having({MARK: str(folder)}))
 
 
 def plasma() -> set[Path]:

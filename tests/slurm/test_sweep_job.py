@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from runs import Run, planted_after, run_recipe
-from slurm_jobs import ENDED, FOUR_RANKS, PATIENCE_S, Job, environments, preempt, rank_pids, warn
+from slurm_jobs import ENDED, FOUR_RANKS, PATIENCE_S, Job, preempt, processes_of, rank_pids, warn
 
 from cifarscale.config.load import load_training_recipe
 from cifarscale.runs.options import RunOptions
@@ -92,10 +92,10 @@ def nodes_of_trials(folder: Path) -> list[str]:
     return found
 
 
-def of_ray(job: Job) -> dict[int, bytes]:
+def of_ray(job: Job) -> dict[int, str]:
     """Processes of the job's Rays, with the folder of each."""
-    mark = MARK.encode()
-    return {pid: variables[mark] for pid, variables in environments(job).items() if mark in variables}
+    processes = processes_of(job.cluster, job.id)
+    return {pid: environment[MARK] for pid, environment in processes.items() if MARK in environment}
 
 
 def kill_driver(cluster: Any, job: Job) -> None:
