@@ -18,6 +18,8 @@ class Ranks:
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
+    on_one_node: bool = True
+    """Whether all of them are."""
 
     @property
     def is_first(self) -> bool:
@@ -25,7 +27,8 @@ class Ranks:
 
 
 def ranks_from_environment() -> Ranks:
-    """What a launcher (ours, or torchrun) says in RANK, WORLD_SIZE and LOCAL_RANK; one process alone if nothing."""
+    """What a launcher (ours, or torchrun) says in RANK, WORLD_SIZE and so on; one process alone if nothing."""
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
-    return Ranks(rank, world_size, int(os.environ.get("LOCAL_RANK", rank)))
+    of_node = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    return Ranks(rank, world_size, int(os.environ.get("LOCAL_RANK", rank)), of_node == world_size)

@@ -77,6 +77,7 @@ class SlurmTask:
             "RANK": str(job.global_rank),
             "WORLD_SIZE": str(job.num_tasks),
             "LOCAL_RANK": str(job.local_rank),
+            "LOCAL_WORLD_SIZE": str(tasks_per_node),
             "OMP_NUM_THREADS": os.environ.get("SLURM_CPUS_PER_TASK", "1"),
             NODES_VARIABLE: ",".join(job.hostnames[rank // tasks_per_node] for rank in range(job.num_tasks)),
             FILE_VARIABLE: str(logs / "rendezvous.json"),

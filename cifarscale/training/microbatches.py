@@ -10,7 +10,7 @@ whose first levels lie within a rank.
 import copy
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -25,6 +25,7 @@ from cifarscale.distributed.tree import Tree
 from cifarscale.errors import ConfigError, first_line
 from cifarscale.training.learner import Outputs
 from cifarscale.training.norm_layers import with_statistics
+from cifarscale.training.overlap import Overlap
 
 Loss = Callable[[str, Mapping[str, nn.Module], Any, int], tuple[torch.Tensor, Outputs]]
 """From an update's name, the networks, a microbatch and the step: the loss to descend on, and what else to return."""
@@ -90,6 +91,8 @@ class Microbatches:
         statistics = {id(each) for layer in with_statistics(networks.values()) for each in layer.buffers()}
         self._perhaps_constant = [i for i, each in enumerate(self._averaged[0]) if id(each) not in statistics]
         """Which of the buffers to average a step may leave as they are: all but those of normalisation layers."""
+        self._side_by_side = pool.is_parallel and self.local > 1
+        self._overlaps: dict[str, Overlap] = {}
         self._all_reduces: dict[tuple[str, bool], AllReduce] = {}
         """By the network whose gradients they are of, if any, and whether the buffers come along."""
         devices = (each.device for parameters in self._parameters.values() for each in parameters)
@@ -107,14 +110,18 @@ class Microbatches:
         Raises: ConfigError if autograd refuses what the network does, or the loss is not one number.
         """
         parameters = trained(self._parameters[name])
+        overlap = None if self._side_by_side else self._overlap(name)
+        computed: list[Tensors] = []
 
         def compute(i: int) -> tuple[Outputs, Tensors]:
             value, outputs = loss(name, self.replicas[i], parts[i], step)
             if value.numel() != 1:
                 shape = tuple(value.shape)
                 raise ConfigError(f"a loss is one number, and this one has the shape {shape}: return its mean")
-            with _naming_the_gradients(name):
+            is_last = i == self.local - 1
+            with _naming_the_gradients(name), overlap.beside(computed) if overlap and is_last else nullcontext():
                 gradients = torch.autograd.grad(value, parameters, materialize_grads=True)
+            computed.append(gradients)
             return tuple(output.detach() for output in outputs), gradients
 
         results = self.compute(name, compute, step, earlier)
@@ -129,7 +136,7 @@ class Microbatches:
         """
         if self.is_recorded:
             return self._on_streams(function)
-        if self._pool.is_parallel and self._draws.get(name) is False:
+        if self._side_by_side and self._draws.get(name) is False:
             before = torch.default_generator.get_state()
             was = [[buffer.clone() for buffer in each] for each in self._of_replicas]
             results = self._pool.map(function, range(self.local))
@@ -187,20 +194,34 @@ class Microbatches:
                 travel with the gradients.
         """
         parameters = trained(self._parameters[name])
+        overlap = self._overlap(name)
+        means = overlap.means(gradients) if overlap else {}
+        rest = [i for i in range(len(parameters)) if i not in means]
+        like, terms = [parameters[i] for i in rest], [[each[i] for i in rest] for each in gradients]
         # Without a tree they go apart: where a number lies decides over the order of its sum on three ranks and more.
         with_buffers = ends_step and self._tree is not None
         if with_buffers:
             buffers, of_buffers = self._terms_of_buffers()
-            terms = [[*each, *more] for each, more in zip(gradients, of_buffers, strict=True)]
-            means = self._mean((name, True), [*parameters, *buffers], terms)
-            self._set_buffers(means[len(parameters) :])
+            terms = [[*each, *more] for each, more in zip(terms, of_buffers, strict=True)]
+            found = self._mean((name, True), [*like, *buffers], terms)
+            self._set_buffers(found[len(rest) :])
         else:
-            means = self._mean((name, False), parameters, gradients)
-        for parameter, gradient in zip(parameters, means[: len(parameters)], strict=True):
-            same_layout = gradient.stride() == parameter.stride()
-            parameter.grad = gradient if same_layout else torch.empty_like(parameter).copy_(gradient)
+            found = self._mean((name, False), like, terms)
+        means.update(zip(rest, found, strict=False))
+        for i, parameter in enumerate(parameters):
+            same_layout = means[i].stride() == parameter.stride()
+            parameter.grad = means[i] if same_layout else torch.empty_like(parameter).copy_(means[i])
         if ends_step and not with_buffers:
             self.end_step()
+
+    def _overlap(self, name: str) -> Overlap | None:
+        """What exchanges the gradients of a network's last layers; None where nothing is saved by it."""
+        ranks = self._group.ranks
+        if self._tree is None or ranks.world_size == 1 or (self._device.type == "cpu" and ranks.on_one_node):
+            return None
+        if name not in self._overlaps:
+            self._overlaps[name] = Overlap(trained(self._parameters[name]), self._group, self._tree)
+        return self._overlaps[name]
 
     def begin_step(self) -> None:
         """Gives every replica the networks' buffers."""

@@ -71,7 +71,7 @@ def one_core_a_process() -> Iterator[None]:
     """For processes that tests start, and none that started the tests as a rank."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("OMP_NUM_THREADS", "1")
-        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
             patched.delenv(name, raising=False)
         yield
 

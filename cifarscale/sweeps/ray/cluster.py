@@ -53,7 +53,7 @@ _SETTINGS = {
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "20",
 }
 """Ray reads most of them while it is imported."""
-_NOT_FOR_TRIALS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "OMP_NUM_THREADS", "CIFARSCALE_CALL")
+_NOT_FOR_TRIALS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "OMP_NUM_THREADS", "CIFARSCALE_CALL")
 """Variables of the job's ranks; a trial is a job of its own. Ray itself says how many cores a trial has."""
 
 

@@ -1,0 +1,102 @@
+"""What an exchange of gradients beside the backward pass saves, between two processes of one core each, over gloo.
+
+    python tests/bench/bench_overlap.py [--steps 40]
+
+Between the processes there is the memory of this machine, which is no network. As root, a link of a given rate:
+
+    unshare --net sh -c 'ip link set lo up
+        tc qdisc add dev lo root tbf rate 1gbit burst 256kb latency 100ms
+        GLOO_SOCKET_IFNAME=lo python tests/bench/bench_overlap.py'
+"""
+
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn import functional
+from torchvision.models import resnet18
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from processes import run_ranks
+
+from cifarscale.distributed.cpu_pool import CpuPool
+from cifarscale.distributed.group import Group
+from cifarscale.distributed.ranks import Ranks
+from cifarscale.training.microbatches import Microbatches
+
+WARM_UP_STEPS = 3
+
+
+def _convolutions() -> nn.Module:
+    layers = [layer for _ in range(4) for layer in (nn.Conv2d(64, 64, 3, padding=1), nn.ReLU())]
+    return nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), *layers, nn.Flatten(), nn.Linear(65536, 100))
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "ResNet-18": (lambda: resnet18(num_classes=100), 4),
+    "convolutions": (_convolutions, 16),
+}
+"""And images of a rank and step."""
+
+
+def _loss(name: str, networks: Mapping[str, nn.Module], part: Any, step: int) -> tuple[torch.Tensor, tuple[Any, ...]]:
+    return functional.cross_entropy(networks[name](part[0]), part[1]), ()
+
+
+def measure(rank: int, name: str, steps: int, folder: str) -> None:
+    """Rank 0 leaves the milliseconds of each way and step in a file."""
+    store = dist.FileStore(f"{folder}/store", 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=300))
+    make, batch_size = NETWORKS[name]
+    ways = {
+        way: Microbatches(
+            {"net": make()}, 2, Group(Ranks(rank, 2, rank, on_one_node=way == "at the end")), CpuPool(True, 1)
+        )
+        for way in ("at the end", "beside")
+    }
+    images, labels = torch.randn(batch_size, 3, 32, 32), torch.randint(100, (batch_size,))
+    lines = []
+    for step in range(WARM_UP_STEPS + steps):
+        for way, microbatches in ways.items():
+            dist.barrier()
+            started = time.perf_counter()
+            microbatches.begin_step()
+            gradients, _ = microbatches.gradients("net", _loss, [(images, labels)], step)
+            microbatches.exchange("net", gradients, ends_step=True)
+            dist.barrier()
+            if step >= WARM_UP_STEPS:
+                lines.append(f"{way}:{(time.perf_counter() - started) * 1000}")
+    if rank == 0:
+        Path(folder, "times").write_text("\n".join(lines), encoding="utf-8")
+    dist.destroy_process_group()
+
+
+@click.command()
+@click.option("--steps", default=40)
+def main(steps: int) -> None:
+    """Print milliseconds a step."""
+    cores = len(os.sched_getaffinity(0))
+    click.echo(f"{cores} cores, torch {torch.__version__}, gloo; ms a step, mean ± sd of {steps} in turn")
+    for name in NETWORKS:
+        with tempfile.TemporaryDirectory() as folder:
+            run_ranks(measure, 2, name, steps, folder)
+            times: dict[str, list[float]] = {}
+            for line in Path(folder, "times").read_text(encoding="utf-8").splitlines():
+                way, _, value = line.partition(":")
+                times.setdefault(way, []).append(float(value))
+        shown = (f"{way} {statistics.mean(each):.1f} ± {statistics.stdev(each):.1f}" for way, each in times.items())
+        click.echo(f"{name:>14}: {', '.join(shown)}")
+
+
+if __name__ == "__main__":
+    main()
