@@ -24,6 +24,20 @@ from cifarscale.slurm.submitted import submissions
 
 pytestmark = pytest.mark.slurm
 
+WIDE_NETWORK = """
+import cifarscale as cs
+from torch import nn
+
+@cs.register_network("wide")
+class Wide(nn.Sequential):
+    class Config(cs.Section):
+        width: int = 1024
+
+    def __init__(self, config, data):
+        width = config.width
+        layers = (nn.Linear(192, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
+        super().__init__(nn.AvgPool2d(4), nn.Flatten(), *layers, nn.ReLU(), nn.Linear(width, data.num_classes))
+"""
 DCGAN = """
 task = "gan"
 [model]
@@ -54,6 +68,19 @@ def test_a_training_on_two_nodes_equals_one_process_and_every_step_is_completed(
     assert job.run.result()["world_size"] == 4
     assert {row["State"] for row in job.rows()} == {"COMPLETED"}
     assert len(job.rows()) > 1
+
+
+def test_a_network_whose_gradients_travel_early_equals_one_process(
+    submit: Callable[..., Job], command: Callable[..., Any], data: Path, tmp_path: Path
+) -> None:
+    """Those of its last layers, which two nodes exchange while the first ones' are computed."""
+    (tmp_path / "wide.py").write_text(WIDE_NETWORK, encoding="utf-8")
+    recipe = tmp_path / "wide.toml"
+    text = 'task = "classifier"\nmodules = ["wide.py"]\n[model]\nname = "wide"\n[training]\nmax_steps = 10\n'
+    recipe.write_text(text, encoding="utf-8")
+    alone = command("train", recipe, "--data", data, "--run-dir", tmp_path / "alone")
+    assert alone.returncode == 0, alone.stderr
+    submit(recipe, "--wait").run.assert_same_as(Run(tmp_path / "alone"))
 
 
 @pytest.mark.thorough
