@@ -33,12 +33,12 @@ class GeneratorView(View):
         click.echo(place(run_dir))
         click.echo(f"next    cifarscale generate {typed(run_dir)} --out samples.png")
 
-    def facts(
+    def measured(
         self, folder: RunFolder, recipe: Recipe, result: Mapping[str, Any] | None, lines: "Sequence[Line]"
     ) -> "list[Fact]":
         from cifarscale.tasks.generator_section import distance_facts
 
-        return distance_facts(folder) + super().facts(folder, recipe, result, lines)
+        return distance_facts(folder)
 
     def charts(self) -> "Sequence[Chart]":
         from cifarscale.tracking.charts import Chart

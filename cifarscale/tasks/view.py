@@ -48,7 +48,7 @@ class View:
     def facts(
         self, folder: RunFolder, recipe: Recipe, result: Mapping[str, Any] | None, lines: "Sequence[Line]"
     ) -> "list[Fact]":
-        """What one looks for first.
+        """What one looks for first: what was measured, and of an incomplete training its step.
 
         Args:
             result: None while the run is not complete.
@@ -56,10 +56,29 @@ class View:
         """
         from cifarscale.tracking.parts import Fact
 
+        found = self.measured(folder, recipe, result, lines)
         if result is not None or not isinstance(recipe, TrainingRecipe):
-            return []
+            return found
         step = max((line["step"] for line in lines), default=0)
-        return [Fact("step", f"{step:,}", f"of {recipe.training.max_steps:,}")]
+        return [*found, Fact("step", f"{step:,}", f"of {recipe.training.max_steps:,}")]
+
+    def measured(
+        self, folder: RunFolder, recipe: Any, result: Mapping[str, Any] | None, lines: "Sequence[Line]"
+    ) -> "list[Fact]":
+        """The metrics by which a training can be compared, as far as they are known. Arguments as of `facts`."""
+        from cifarscale.tracking.parts import Fact, shown
+
+        if not isinstance(recipe, TrainingRecipe):
+            return []
+        final = dict(dotted(result or {}))
+        facts = []
+        for metric in recipe.metrics:
+            name = metric.name.replace("_", " ").replace(".", " ")
+            if result is not None and metric.is_final and metric.name in final:
+                facts.append(Fact(name, shown(final[metric.name])))
+            elif result is None and (line := next((line for line in reversed(lines) if metric.name in line), None)):
+                facts.append(Fact(f"{name} so far", shown(line[metric.name]), f"at step {line['step']:,}"))
+        return facts
 
     def charts(self) -> "Sequence[Chart]":
         """What is drawn of a run's log."""

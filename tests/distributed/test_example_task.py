@@ -83,7 +83,7 @@ def test_it_trains_to_the_same_bits_on_two_ranks_and_is_shown(
     assert "error" in call("runs").stdout
     call("report", "runs/one", "runs/two")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "Reconstruction" in page
+    assert page.index("validation error") < page.index("Reconstruction")
     assert "Size of the code" in page
     assert "model.width" in call("jobs", "keys", "autoencoder").stdout
 

@@ -16,7 +16,9 @@ from cifarscale.errors import CifarscaleError
 from cifarscale.report.page import write_report
 from cifarscale.report.recipes import differences
 from cifarscale.runs.run_folder import RunFolder
-from cifarscale.tracking.charts import restarts, run_drawings
+from cifarscale.tasks.view import View
+from cifarscale.tracking.charts import Line, restarts, run_drawings
+from cifarscale.tracking.parts import Fact
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -154,6 +156,15 @@ def test_a_run_that_has_just_begun_has_a_page(begun: RunFolder, shards: Path, tm
     text = written(begun.path, tmp_path / "page.html", shards)
     assert "No metrics have been logged yet" in text
     assert "has no checkpoint yet" in text
+
+
+def test_of_a_task_of_ones_own_the_metrics_that_it_declares_come_first(begun: RunFolder) -> None:
+    recipe = begun.load_recipe()
+    lines: list[Line] = [{"step": 10, "validation_top1": 0.25}, {"step": 20, "loss": 1.0}]
+    running = View().facts(begun, recipe, None, lines)
+    assert running == [Fact("validation top1 so far", "0.25", "at step 10"), Fact("step", "20", "of 1,000")]
+    complete = View().facts(begun, recipe, {"steps": 40, "validation": {"top1": 0.5, "hits": 3}}, lines)
+    assert complete == [Fact("validation top1", "0.5")]
 
 
 def test_the_page_shows_what_differs_from_the_defaults() -> None:

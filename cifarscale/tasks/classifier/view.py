@@ -45,7 +45,7 @@ class ClassifierView(View):
         click.echo(place(run_dir))
         click.echo(f"next    cifarscale evaluate {typed(run_dir)}")
 
-    def facts(
+    def measured(
         self, folder: RunFolder, recipe: Recipe, result: Mapping[str, Any] | None, lines: "Sequence[Line]"
     ) -> "list[Fact]":
         from cifarscale.tasks.text import accuracy_note
@@ -58,7 +58,7 @@ class ClassifierView(View):
                 facts.append(Fact(f"{split} top-1", percent(metrics["top1"]), accuracy_note(metrics)))
             elif not result and (line := next((line for line in reversed(lines) if f"{split}_top1" in line), None)):
                 facts.append(Fact(f"{split} top-1 so far", percent(line[f"{split}_top1"]), f"at step {line['step']:,}"))
-        return facts + super().facts(folder, recipe, result, lines)
+        return facts
 
     def charts(self) -> "Sequence[Chart]":
         from cifarscale.tracking.charts import Chart

@@ -17,7 +17,7 @@ class DistanceView(View):
     def outcome(self, result: Mapping[str, Any]) -> str:
         return f"{result['metric']} {result['distance']:.2f}"
 
-    def facts(
+    def measured(
         self, folder: RunFolder, recipe: Recipe, result: Mapping[str, Any] | None, lines: "Sequence[Line]"
     ) -> "list[Fact]":
         from cifarscale.tracking.parts import Fact

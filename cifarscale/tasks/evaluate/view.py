@@ -17,7 +17,7 @@ class EvaluateView(View):
     def outcome(self, result: Mapping[str, Any]) -> str:
         return f"{result['split']} top-1 {result['top1']:.2%}"
 
-    def facts(
+    def measured(
         self, folder: RunFolder, recipe: Recipe, result: Mapping[str, Any] | None, lines: "Sequence[Line]"
     ) -> "list[Fact]":
         from cifarscale.tasks.text import accuracy_note
