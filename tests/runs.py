@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -25,6 +25,28 @@ from cifarscale.training.learner import LearnerContext
 
 PATIENCE_S = 300
 """After which a test that waits gives up: for processes that hang, not a measure of anything."""
+
+T = TypeVar("T")
+
+
+def wait_until(
+    holds: Callable[[], T],
+    otherwise: Callable[[], object] | str,
+    has_ended: Callable[[], object] = lambda: None,
+    every_s: float = 0.05,
+) -> T:
+    """Waits until something is true of what goes on beside this test. Returns: it.
+
+    Args:
+        otherwise: what is the matter if that takes too long.
+        has_ended: not None when it cannot become true any more.
+    """
+    deadline = time.monotonic() + PATIENCE_S
+    while not (found := holds()):
+        assert (end := has_ended()) is None, end
+        assert time.monotonic() < deadline, otherwise() if callable(otherwise) else otherwise
+        time.sleep(every_s)
+    return found
 
 
 class Run:

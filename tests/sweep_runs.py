@@ -4,12 +4,11 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from processes import having
-from runs import PATIENCE_S
+from runs import PATIENCE_S, wait_until
 
 RECIPE = """
 task = "sweep"
@@ -110,13 +109,6 @@ def started_for(folder: Path) -> set[int]:
 
 def plasma() -> set[Path]:
     return set(Path("/dev/shm").glob("plasma*"))
-
-
-def wait_until(holds: Any, otherwise: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < deadline, otherwise
-        time.sleep(0.05)
 
 
 def process_of(sweep: Sweep) -> int:

@@ -4,14 +4,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from processes import run_command
-from runs import PATIENCE_S, Run
+from runs import Run, wait_until
 
 from cifarscale.errors import TRUST_VARIABLE
 
@@ -115,11 +114,8 @@ def test_a_sweep_of_it_goes_on_with_its_copy_whatever_becomes_of_the_file(
     with subprocess.Popen(
         [sys.executable, "-m", "cifarscale", *map(str, sweep)], cwd=tmp_path, stderr=subprocess.DEVNULL
     ) as process:
-        deadline = time.monotonic() + PATIENCE_S
-        while not list(tmp_path.glob("swept/trials/*/checkpoints/step-*")):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        saved = "swept/trials/*/checkpoints/step-*"
+        wait_until(lambda: list(tmp_path.glob(saved)), "no trial saves", process.poll)
         (tmp_path / "mixer.py").write_text("import sys\nsys.exit(3)\n", encoding="utf-8")  # while it runs
         process.send_signal(signal.SIGKILL)
     assert "mixer.py, line 2: SystemExit: 3" in cifarscale("jobs", "show", "mixer.toml", code=1).stderr

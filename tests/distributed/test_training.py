@@ -19,7 +19,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from processes import run_ranks, wait_until_gone
-from runs import PATIENCE_S, planted, run_recipe
+from runs import planted, run_recipe, wait_until
 
 from cifarscale.config.load import load_training_recipe
 from cifarscale.config.ranks import batch_size_per_rank
@@ -328,11 +328,7 @@ def test_a_run_that_is_asked_to_stop_while_it_is_evaluated_last_goes_on_with_tha
         for name, value in planted(tmp_path, SLOW_EVALUATION.format(mark=str(tmp_path / "evaluates"))).items():
             patched.setenv(name, value)
         started = start(*where, "--set", "evaluation.every=0")
-    deadline = time.monotonic() + PATIENCE_S
-    while not (tmp_path / "evaluates").exists():
-        assert started.end() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until((tmp_path / "evaluates").exists, "nothing is evaluated", started.end)
     started.send(signum)
     ended = started.wait()
     assert ended.returncode == 75, ended.stderr

@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -150,10 +149,7 @@ def test_ctrl_c_cancels_the_job(start: Command, cluster: Any) -> None:
     assert job_id is not None, line
     process.send_signal(signal.SIGINT)
     assert process.wait(PATIENCE_S) != 0
-    deadline = time.monotonic() + PATIENCE_S
-    while cluster.state(job_id[1]) != "CANCELLED":
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    cluster.wait_for_state(job_id[1], ("CANCELLED",))
 
 
 @pytest.mark.parametrize(

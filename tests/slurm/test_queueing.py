@@ -2,13 +2,13 @@
 
 import json
 import os
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from slurm_jobs import PATIENCE_S, Job
+from runs import wait_until
+from slurm_jobs import Job
 
 from cifarscale.runs.run_folder import RunFolder
 
@@ -72,10 +72,8 @@ def test_a_job_for_nodes_that_are_drained_waits_and_it_is_said_why(
         assert command("cancel", tmp_path / "run").returncode == 0
     finally:
         cluster.run("scontrol", "update", "nodename=n1,n2", "state=resume")
-        deadline = time.monotonic() + PATIENCE_S
-        while set(cluster.run("sinfo", "--noheader", "--format=%T").stdout.split()) != {"idle"}:  # it asks them first
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+        shown = ("sinfo", "--noheader", "--format=%T")
+        wait_until(lambda: set(cluster.run(*shown).stdout.split()) == {"idle"}, "SLURM does not hear from its nodes")
 
 
 def test_a_database_that_is_away_keeps_nobody_from_working(

@@ -3,13 +3,12 @@
 import json
 import os
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import Run, planted_after, run_recipe
+from runs import Run, planted_after, run_recipe, wait_until
 from slurm_jobs import ENDED, FOUR_RANKS, PATIENCE_S, Job, preempt, processes_of, rank_pids, warn
 
 from cifarscale.config.load import load_training_recipe
@@ -120,18 +119,18 @@ def test_no_finished_trial_runs_again(
     tmp_path: Path,
 ) -> None:
     job = start()
-    deadline = time.monotonic() + PATIENCE_S
-    while not finished(folder) or set(nodes_of_trials(folder)) != {"n1", "n2"}:
-        assert job.has_ended() is None, job.log()
-        assert time.monotonic() < deadline, f"{finished(folder)}, {nodes_of_trials(folder)}: {job.log()}"
-        time.sleep(0.2)
+    wait_until(
+        lambda: finished(folder) and set(nodes_of_trials(folder)) == {"n1", "n2"},
+        lambda: f"{finished(folder)}, {nodes_of_trials(folder)}: {job.log()}",
+        job.has_ended,
+        every_s=0.2,
+    )
     before = finished(folder)
     assert len(before) < NUM_TRIALS
     assert of_ray(job)
     fault(cluster, job)
-    while job.has_ended() is None and not (folder / "slurm" / f"{job.id}-1").exists():  # or trials might complete now
-        assert time.monotonic() < deadline + PATIENCE_S
-        time.sleep(0.1)
+    again = folder / "slurm" / f"{job.id}-1"
+    wait_until(lambda: job.has_ended() or again.exists(), job.log, every_s=0.1)  # or trials might complete now
     go.touch()
     if fault is kill_driver:
         assert "rank 0" in command("why", folder).stdout

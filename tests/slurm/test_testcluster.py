@@ -4,26 +4,18 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import wait_until
 
 pytestmark = pytest.mark.slurm
 
-PATIENCE_S = 120
 
 Cluster = Any
 """That of conftest.py."""
-
-
-def wait_until(holds: Callable[[], Any], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.1)
 
 
 def processes_of(folder: Path) -> list[str]:

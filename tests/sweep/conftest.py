@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sweep_runs import Sweep, plasma, started_for, wait_until
+from runs import wait_until
+from sweep_runs import Sweep, plasma, started_for
 
 
 @pytest.fixture

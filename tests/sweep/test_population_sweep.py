@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import PATIENCE_S, Run, run_recipe
-from sweep_runs import Sweep, cifarscale, process_of, wait_until
+from runs import PATIENCE_S, Run, run_recipe, wait_until
+from sweep_runs import Sweep, cifarscale, process_of
 
 from cifarscale.config.load import load_training_recipe
 from cifarscale.runs.options import RunOptions

@@ -4,12 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from sweep_runs import plasma, wait_until
+from runs import wait_until
+from sweep_runs import plasma
 
 pytestmark = pytest.mark.sweep
 
@@ -54,10 +54,7 @@ def start(fails: bool = False) -> tuple[subprocess.Popen[str], Path]:
 
 
 def wait_until_nothing_is_left(folder: Path) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while left := mentioning(folder) or folder.exists():
-        assert time.monotonic() < deadline, left
-        time.sleep(0.2)
+    wait_until(lambda: not mentioning(folder) and not folder.exists(), lambda: mentioning(folder) or folder)
 
 
 def mentioning(folder: Path) -> dict[int, bytes]:
@@ -96,12 +93,10 @@ def test_it_leaves_nothing_when_its_driver_is_killed() -> None:
 
 def test_a_ray_that_ends_while_it_starts_is_started_again(tmp_path: Path) -> None:
     driver = start_driver(os.environ | {"STARTED_BY": str(tmp_path)})
-    deadline = time.monotonic() + PATIENCE_S
-    while not (
-        starting := [pid for pid, told in mentioning(tmp_path).items() if b"cifarscale.sweeps.ray.starter" in told]
-    ):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    starting = wait_until(
+        lambda: [pid for pid, told in mentioning(tmp_path).items() if b"cifarscale.sweeps.ray.starter" in told],
+        "no Ray starts",
+    )
     os.kill(starting[0], signal.SIGKILL)
     told, _ = driver.communicate("\n", timeout=PATIENCE_S)
     assert driver.returncode == 0

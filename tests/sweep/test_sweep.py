@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import PATIENCE_S
-from sweep_runs import LEARNING_RATES, Sweep, cifarscale, command_of, is_raylet, process_of, started_for, wait_until
+from runs import PATIENCE_S, wait_until
+from sweep_runs import LEARNING_RATES, Sweep, cifarscale, command_of, is_raylet, process_of, started_for
 
 from cifarscale.config.load import load_recipe, load_training_recipe
 from cifarscale.data.manifest import Manifest
