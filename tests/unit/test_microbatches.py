@@ -17,6 +17,7 @@ from cifarscale.errors import ConfigError
 from cifarscale.tasks.classifier.networks.small_filters_cnn import SmallFiltersCNN
 from cifarscale.training.learner import Outputs
 from cifarscale.training.microbatches import Microbatches
+from cifarscale.training.overlap import BUCKET_BYTES, early_buckets
 
 BATCH = 32
 Part = tuple[torch.Tensor, torch.Tensor]
@@ -277,3 +278,19 @@ def test_what_the_loss_does_not_use_has_gradients_of_zero() -> None:
     module.unused = nn.Parameter(torch.ones(3))
     step(module, 4)
     assert torch.equal(module.unused.grad, torch.zeros(3))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "buckets"),
+    [
+        ([], []),
+        ([10], []),  # the first layer's are never early
+        ([1, 4, 4], [[2], [1]]),
+        ([4, 1, 3], [[1, 2]]),
+        ([1, 1, 4, 1, 1, 3], [[4, 5], [2, 3]]),
+        ([4, 4], [[1]]),
+        ([1, 1, 1], []),
+    ],
+)
+def test_what_is_exchanged_early(sizes: list[int], buckets: list[list[int]]) -> None:
+    assert early_buckets([size * BUCKET_BYTES // 4 for size in sizes]) == buckets
