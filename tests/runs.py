@@ -34,6 +34,7 @@ def wait_until(
     otherwise: Callable[[], object] | str,
     has_ended: Callable[[], object] = lambda: None,
     every_s: float = 0.05,
+    patience_s: float = PATIENCE_S,
 ) -> T:
     """Waits until something is true of what goes on beside this test. Returns: it.
 
@@ -41,7 +42,7 @@ def wait_until(
         otherwise: what is the matter if that takes too long.
         has_ended: not None when it cannot become true any more.
     """
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + patience_s
     while not (found := holds()):
         assert (end := has_ended()) is None, end
         assert time.monotonic() < deadline, otherwise() if callable(otherwise) else otherwise

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from processes import having, of_process
-from runs import Run
+from runs import Run, wait_until
 
 from cifarscale.slurm.submitted import submissions
 
@@ -39,10 +39,12 @@ class Job:
 
     def complete(self, *states: str) -> None:
         """Waits for the end, without a hand on the job; COMPLETED, or another of the states."""
-        deadline = time.monotonic() + PATIENCE_S
-        while (state := self.state()) not in ENDED:
-            assert time.monotonic() < deadline, f"job {self.id} is {state}; {self.log()}"
-            time.sleep(0.5)
+        state = wait_until(
+            self.has_ended,
+            lambda: f"job {self.id} is {self.state()}; {self.log()}",
+            every_s=0.5,
+            patience_s=PATIENCE_S,
+        )
         assert state in ("COMPLETED", *states), f"job {self.id} is {state}; {self.log()}"
 
     def log(self, rank: int = 0) -> str:

@@ -1,6 +1,6 @@
 """The all-reduce: means over ranks in an order that does not depend on their number."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
@@ -15,10 +15,6 @@ ALIGNMENT_BYTES = 512
 """As a GPU's allocator aligns a tensor of its own: where it lies may decide over the order of sums over it."""
 Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
 Key = TypeVar("Key")
-
-
-def sums_of(a: Tensors, b: Tensors) -> Tensors:
-    return torch._foreach_add(a, b)
 
 
 class AllReduce:
@@ -40,18 +36,19 @@ class AllReduce:
                 flat = Flat([like[i] for i in places], num_rows, self._ranks.world_size)
                 self._flats.append((places, flat, scratch_for(tree, flat.rows) if tree else flat.rows[:0]))
 
-    def mean(self, sums: Mapping[int, Tensors]) -> Tensors:
-        """The means of all terms, which are overwritten by the next ones.
+    def mean(self, terms: Sequence[Tensors]) -> Tensors:
+        """The means of all ranks' terms, which are overwritten by the next ones.
 
         Args:
-            sums: this rank's, at its nodes of the tree in ascending order; any one node without a tree.
+            terms: this rank's, in the order of their numbers in the tree; one without a tree.
         """
+        sums = list(self._tree.sums(self._ranks.rank, terms, torch._foreach_add).values()) if self._tree else terms
         if self._ranks.world_size == 1:
-            (total,) = sums.values()
+            (total,) = sums
             return torch._foreach_div(total, self._num_terms) if self._num_terms > 1 else total
         means = list(self._like)
         for places, flat, scratch in self._flats:
-            for views, each in zip(flat.views, sums.values(), strict=True):
+            for views, each in zip(flat.views, sums, strict=True):
                 torch._foreach_copy_(views, [each[i] for i in places])
             if self._tree:
                 sum_along(self._tree, flat.rows, self._ranks.rank, scratch)

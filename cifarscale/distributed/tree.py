@@ -8,7 +8,7 @@ A rank holds neighbouring leaves, sums those that form whole subtrees, and keeps
 one where the number of ranks is a power of two. The ranks of a node are neighbours, too.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from itertools import pairwise
 from typing import TypeVar
@@ -39,7 +39,7 @@ class Tree:
         self.terms = [sorted(_reversed(leaf, num_terms) for leaf in each) for each in leaves]
         self.nodes = [list(folded({num_terms + leaf: 0 for leaf in each}, lambda a, b: 0)) for each in leaves]
 
-    def sums(self, rank: int, terms: list[T], add: Callable[[T, T], T]) -> dict[int, T]:
+    def sums(self, rank: int, terms: Sequence[T], add: Callable[[T, T], T]) -> dict[int, T]:
         """The sums at the rank's nodes, from its terms in the order of their numbers."""
         leaves = (self.num_terms + _reversed(term, self.num_terms) for term in self.terms[rank])
         return folded(dict(zip(leaves, terms, strict=True)), add)

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from cifarscale.distributed.all_reduce import AllReduce, Tensors, sums_of
+from cifarscale.distributed.all_reduce import AllReduce, Tensors
 from cifarscale.distributed.cpu_pool import CpuPool
 from cifarscale.distributed.group import Group
 from cifarscale.distributed.randomness import seed_torch
@@ -273,8 +273,7 @@ class Microbatches:
         """
         if purpose not in self._all_reduces:
             self._all_reduces[purpose] = AllReduce(like, self._group, self._tree)
-        sums = self._tree.sums(self._group.ranks.rank, list(terms), sums_of) if self._tree else {0: terms[0]}
-        return self._all_reduces[purpose].mean(sums)
+        return self._all_reduces[purpose].mean(terms)
 
 
 def trained(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from cifarscale.distributed.all_reduce import AllReduce, Tensors, sums_of
+from cifarscale.distributed.all_reduce import AllReduce, Tensors
 from cifarscale.distributed.group import Group
 from cifarscale.distributed.tree import Tree
 
@@ -49,7 +49,7 @@ class Overlap:
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], group: Group, tree: Tree) -> None:
-        self._parameters, self._rank, self._tree = parameters, group.ranks.rank, tree
+        self._parameters = parameters
         self._buckets = [
             (places, AllReduce([parameters[i] for i in places], group, tree))
             for places in early_buckets([parameter.nbytes for parameter in parameters])
@@ -101,8 +101,8 @@ class Overlap:
     def _start(self, gradients: Sequence[Tensors | dict[int, torch.Tensor]]) -> None:
         """Starts the exchange of the next bucket."""
         places, all_reduce = self._buckets[len(self._started)]
-        terms: list[Tensors] = [[each[i] for i in places] for each in gradients]
-        self._started.append(self._aside.start(lambda: all_reduce.mean(self._tree.sums(self._rank, terms, sums_of))))
+        terms = [[each[i] for i in places] for each in gradients]
+        self._started.append(self._aside.start(partial(all_reduce.mean, terms)))
 
 
 class Aside:

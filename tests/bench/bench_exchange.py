@@ -10,19 +10,13 @@
 
 import os
 import statistics
-import sys
-import tempfile
 import time
 from collections.abc import Callable
-from datetime import timedelta
-from pathlib import Path
 
 import click
 import torch
 import torch.distributed as dist
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from processes import run_ranks
+from rank_times import Times, rank_times
 
 from cifarscale.distributed.all_reduce import gather, halve, sum_in_parts
 from cifarscale.distributed.group import transfer
@@ -39,15 +33,13 @@ WAYS: dict[str, Callable[[Tree, torch.Tensor, int, torch.Tensor], object]] = {
 }
 
 
-def measure(rank: int, world_size: int, megabytes: float, rounds: int, folder: str) -> None:
-    """Rank 0 leaves the milliseconds of each way and round in a file."""
+def measure(rank: int, world_size: int, megabytes: float, rounds: int) -> Times:
+    """Milliseconds of each way and round."""
     torch.set_num_threads(1)
-    store = dist.FileStore(f"{folder}/store-{world_size}-{megabytes}", world_size)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=300))
     tree = Tree(world_size, world_size)
     rows = torch.randn(1, int(megabytes * 1e6 / 4) // world_size * world_size)
     scratch = torch.zeros(rows.numel() // world_size * (world_size - 1))  # kept, as in training
-    lines = []
+    times: Times = {name: [] for name in WAYS}
     for i in range(rounds + 1):
         for name, way in WAYS.items():
             rows.normal_()
@@ -56,10 +48,8 @@ def measure(rank: int, world_size: int, megabytes: float, rounds: int, folder: s
             way(tree, rows, rank, scratch)
             dist.barrier()
             if i:  # the first is for connections and pages of memory
-                lines.append(f"{name} {(time.perf_counter() - started) * 1000}")
-    if rank == 0:
-        Path(folder, "times").write_text("\n".join(lines), encoding="utf-8")
-    dist.destroy_process_group()
+                times[name].append((time.perf_counter() - started) * 1000)
+    return times
 
 
 @click.command()
@@ -71,12 +61,7 @@ def main(rounds: int) -> None:
     click.echo(f"{'ranks':>5} {'MB':>6}" + "".join(f"{name:>18}" for name in WAYS))
     for world_size in (2, 4):
         for megabytes in MEGABYTES:
-            with tempfile.TemporaryDirectory() as folder:
-                run_ranks(measure, world_size, world_size, megabytes, rounds, folder)
-                times: dict[str, list[float]] = {name: [] for name in WAYS}
-                for line in Path(folder, "times").read_text(encoding="utf-8").splitlines():
-                    name, _, value = line.partition(" ")
-                    times[name].append(float(value))
+            times = rank_times(measure, world_size, world_size, megabytes, rounds)
             shown = (f"{statistics.mean(each):.1f} ± {statistics.stdev(each):.1f}" for each in times.values())
             click.echo(f"{world_size:>5} {megabytes:>6}" + "".join(f"{text:>18}" for text in shown))
 

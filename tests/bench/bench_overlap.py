@@ -11,23 +11,17 @@ Between the processes there is the memory of this machine, which is no network. 
 
 import os
 import statistics
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
-from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import click
 import torch
 import torch.distributed as dist
+from rank_times import Times, rank_times
 from torch import nn
 from torch.nn import functional
 from torchvision.models import resnet18
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from processes import run_ranks
 
 from cifarscale.distributed.cpu_pool import CpuPool
 from cifarscale.distributed.group import Group
@@ -53,10 +47,8 @@ def _loss(name: str, networks: Mapping[str, nn.Module], part: Any, step: int) ->
     return functional.cross_entropy(networks[name](part[0]), part[1]), ()
 
 
-def measure(rank: int, name: str, steps: int, folder: str) -> None:
-    """Rank 0 leaves the milliseconds of each way and step in a file."""
-    store = dist.FileStore(f"{folder}/store", 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=300))
+def measure(rank: int, name: str, steps: int) -> Times:
+    """Milliseconds of each way and step."""
     make, batch_size = NETWORKS[name]
     ways = {
         way: Microbatches(
@@ -65,7 +57,7 @@ def measure(rank: int, name: str, steps: int, folder: str) -> None:
         for way in ("at the end", "beside")
     }
     images, labels = torch.randn(batch_size, 3, 32, 32), torch.randint(100, (batch_size,))
-    lines = []
+    times: Times = {way: [] for way in ways}
     for step in range(WARM_UP_STEPS + steps):
         for way, microbatches in ways.items():
             dist.barrier()
@@ -75,10 +67,8 @@ def measure(rank: int, name: str, steps: int, folder: str) -> None:
             microbatches.exchange("net", gradients, ends_step=True)
             dist.barrier()
             if step >= WARM_UP_STEPS:
-                lines.append(f"{way}:{(time.perf_counter() - started) * 1000}")
-    if rank == 0:
-        Path(folder, "times").write_text("\n".join(lines), encoding="utf-8")
-    dist.destroy_process_group()
+                times[way].append((time.perf_counter() - started) * 1000)
+    return times
 
 
 @click.command()
@@ -88,12 +78,7 @@ def main(steps: int) -> None:
     cores = len(os.sched_getaffinity(0))
     click.echo(f"{cores} cores, torch {torch.__version__}, gloo; ms a step, mean ± sd of {steps} in turn")
     for name in NETWORKS:
-        with tempfile.TemporaryDirectory() as folder:
-            run_ranks(measure, 2, name, steps, folder)
-            times: dict[str, list[float]] = {}
-            for line in Path(folder, "times").read_text(encoding="utf-8").splitlines():
-                way, _, value = line.partition(":")
-                times.setdefault(way, []).append(float(value))
+        times = rank_times(measure, 2, name, steps)
         shown = (f"{way} {statistics.mean(each):.1f} ± {statistics.stdev(each):.1f}" for way, each in times.items())
         click.echo(f"{name:>14}: {', '.join(shown)}")
 

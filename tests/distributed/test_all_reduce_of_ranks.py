@@ -10,7 +10,7 @@ import torch.distributed as dist
 from processes import run_ranks
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cifarscale.distributed.all_reduce import GATHERED_BYTES, AllReduce, sums_of
+from cifarscale.distributed.all_reduce import GATHERED_BYTES, AllReduce
 from cifarscale.distributed.group import Group
 from cifarscale.distributed.ranks import Ranks
 from cifarscale.distributed.tree import Tree
@@ -42,9 +42,9 @@ def _mean(rank: int, world_size: int, store: str) -> None:
     for shapes in (SMALL, LARGE):
         terms, tree = _terms(shapes), Tree(NUM_TERMS, world_size)
         reduced = AllReduce(terms[0], Group(Ranks(rank, world_size)), tree)
-        alone = AllReduce(terms[0], Group(Ranks()), Tree(NUM_TERMS, 1)).mean(Tree(NUM_TERMS, 1).sums(0, terms, sums_of))
+        alone = AllReduce(terms[0], Group(Ranks()), Tree(NUM_TERMS, 1)).mean(terms)
         for _ in range(2):  # the second time in the same memory
-            mean = reduced.mean(tree.sums(rank, [terms[number] for number in tree.terms[rank]], sums_of))
+            mean = reduced.mean([terms[number] for number in tree.terms[rank]])
             assert all(map(torch.equal, mean, alone))
         in_turn = [sum(each) / NUM_TERMS for each in zip(*terms, strict=True)]
         assert not all(map(torch.equal, mean, in_turn)), "the order of these terms would not show"
@@ -75,6 +75,6 @@ def _bytes(_: int, world_size: int, num_floats: int) -> None:
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
     gradients = [torch.zeros(num_floats - 1000), torch.zeros(1000)]
     with _Sent() as sent:
-        AllReduce(gradients, Group(Ranks(0, world_size)), Tree(world_size, world_size)).mean({world_size: gradients})
+        AllReduce(gradients, Group(Ranks(0, world_size)), Tree(world_size, world_size)).mean([gradients])
     ring = 2 * 4 * num_floats * (world_size - 1) / world_size
     assert sent.bytes <= 1.001 * ring

@@ -5,14 +5,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import Run, planted_after, run_recipe
+from runs import PATIENCE_S, Run, planted_after, run_recipe, wait_until
 from slurm_jobs import Job
 
 from cifarscale.config.load import load_training_recipe
@@ -21,9 +21,6 @@ from cifarscale.tasks.training import resolve
 
 SCRIPT = Path(__file__).parents[2] / "slurm/testcluster/testcluster"
 TWO_RANKS = Path(__file__).with_name("two_ranks.toml")
-
-PATIENCE_S = 300
-"""After which something hangs: not a measure of anything."""
 
 CNN = """
 task = "classifier"
@@ -84,13 +81,14 @@ class Cluster:
         states = [row["State"] for row in self.sacct(job_id) if row["JobID"] == job_id]
         return states[-1].split()[0] if states else ""  # "CANCELLED by 0"
 
-    def wait_for_state(self, job_id: str, states: Iterable[str], timeout_s: float = PATIENCE_S) -> str:
+    def wait_for_state(self, job_id: str, states: Collection[str], timeout_s: float = PATIENCE_S) -> str:
         """The first of the states that the job is seen in."""
-        wanted, deadline = set(states), time.monotonic() + timeout_s
-        while (state := self.state(job_id)) not in wanted:
-            assert time.monotonic() < deadline, f"job {job_id} is {state}, not {' or '.join(sorted(wanted))}"
-            time.sleep(0.2)
-        return state
+        return wait_until(
+            lambda: state if (state := self.state(job_id)) in states else "",
+            lambda: f"job {job_id} is {self.state(job_id)}, not {' or '.join(sorted(states))}",
+            every_s=0.2,
+            patience_s=timeout_s,
+        )
 
     def kill(self, name: str) -> None:
         """SIGKILL for slurmctld, slurmdbd, n1 or n2; slurmctld has written down before which jobs run."""
@@ -107,9 +105,7 @@ class Cluster:
         saved, changed = self.folder / "state/job_state", time.time()
         for job in self.run("squeue", "-h", "-t", "RUNNING", "-o", "%i").stdout.split():
             self.run("scontrol", "update", f"jobid={job}", "comment=saved", check=False)
-            while not (saved.exists() and saved.stat().st_mtime > changed):
-                assert time.time() < changed + PATIENCE_S, "slurmctld does not save its state"
-                time.sleep(0.1)
+            wait_until(lambda: saved.exists() and saved.stat().st_mtime > changed, "slurmctld does not save its state")
 
     def _do(self, command: str, name: str) -> None:
         done = self.script(command, name, "--folder", self.folder)

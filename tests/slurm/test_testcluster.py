@@ -12,8 +12,6 @@ import pytest
 from runs import wait_until
 
 pytestmark = pytest.mark.slurm
-
-
 Cluster = Any
 """That of conftest.py."""
 
