@@ -12,7 +12,7 @@ from pydantic import (
 )
 
 from cifarscale.config.generator import GeneratorRecipe
-from cifarscale.config.recipe import AdamWConfig, Beta, NormalisationKind, OptimizerConfig, Section, check_sync_batch
+from cifarscale.config.recipe import Beta, NormalisationKind, OptimizerConfig, Section, check_sync_batch
 from cifarscale.config.registry import DataSpec
 from cifarscale.errors import ConfigError
 
@@ -115,7 +115,6 @@ class GanRecipe(GeneratorRecipe):
     discriminator_updates: PositiveInt = 1
     """Updates of the discriminator a step, each on real images and noise of its own: a step reads so many global
     batches. The generator is then updated once, on the noise of the last."""
-    optimizer: OptimizerConfig = AdamWConfig(betas=(0.5, 0.999))
     generator_optimizer: NetworkOptimizerConfig = NetworkOptimizerConfig()
     discriminator_optimizer: NetworkOptimizerConfig = NetworkOptimizerConfig()
 
