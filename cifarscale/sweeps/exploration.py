@@ -18,7 +18,13 @@ _MEMBERS = 2**20
 def check_population(sweep: SweepRecipe, base: TrainingRecipe) -> None:
     """Raises: ConfigError naming what population-based training cannot do."""
     assert isinstance(sweep.scheduler, PbtConfig)
-    for key in sweep.space:
+    plain = resolved(base)
+    for key, distribution in sweep.space.items():
+        if distribution.when and lookup(plain, key) is None:
+            raise ConfigError(
+                f"space.{key}: with scheduler.name = 'pbt' a member gets the base's value back when "
+                f"{_when(distribution)} holds no longer, and the base leaves it unset: take a base that sets it"
+            )
         if not key.startswith(MAY_CHANGE):
             raise ConfigError(
                 f"space.{key}: scheduler.name = 'pbt' changes keys in the middle of a run, and {key} cannot change "
@@ -35,6 +41,10 @@ def check_population(sweep: SweepRecipe, base: TrainingRecipe) -> None:
             f"scheduler.interval_steps = {interval} must be a multiple of the {every} steps between two evaluations, "
             f"and below training.max_steps = {last}"
         )
+
+
+def _when(distribution: Distribution) -> str:
+    return " and ".join(f"{key} = {value!r}" for key, value in distribution.when.items())
 
 
 def num_replaced(members: int, scheduler: PbtConfig) -> int:

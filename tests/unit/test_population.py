@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from cifarscale.config.load import load_recipe
+from cifarscale.config.load import load_recipe, with_values
 from cifarscale.config.recipe import TrainingRecipe
 from cifarscale.data.manifest import Manifest
 from cifarscale.errors import ConfigError
@@ -120,6 +120,25 @@ def test_what_a_population_cannot_do_is_said_before_anything_starts(override: st
         check()
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_member_can_go_back_to_the_values_of_the_base(tmp_path: Path) -> None:
+    """A key that the base leaves unset has none to go back to."""
+    path = tmp_path / "gan.toml"
+    path.write_text(
+        PBT.replace('"cnn"', '"dcgan"').replace('"data.num_validation" = 100', '"distance.features" = "cnn:runs/cnn"')
+        + """
+"discriminator_optimizer.learning_rate" = { loguniform = [1e-4, 1e-3], when = { "augmentation.flip" = true } }
+""",
+        encoding="utf-8",
+    )
+    sweep = load_recipe(str(path), ['metric="frechet_distance"', 'mode="min"', "set.distance.every=50"])
+    assert isinstance(sweep, SweepRecipe)
+    with pytest.raises(ConfigError) as caught:
+        check_population(sweep, base_of(sweep))
+    said = "gets the base's value back when augmentation.flip = True holds no longer, and the base leaves it unset"
+    assert said in str(caught.value)
+    check_population(sweep, with_values(base_of(sweep), discriminator_optimizer__learning_rate=2e-4))
 
 
 def test_the_size_of_a_population_is_part_of_what_it_searches(tmp_path: Path) -> None:
