@@ -14,6 +14,7 @@ from runs import generate, run_recipe
 from cifarscale.config.load import load_training_recipe
 from cifarscale.data.source import Source
 from cifarscale.runs.options import RunOptions
+from cifarscale.tasks.load import load_generator
 from cifarscale.tasks.training import resolve
 
 pytestmark = pytest.mark.distributed
@@ -77,6 +78,12 @@ def test_it_learns_and_reports(trained: Any) -> None:
     forward = result["training_flops"] / (2 * 3 * STEPS * 16)
     assert result["macs"] == forward * 3 * 2 * 2  # 3 steps of Heun's, with the class and without
     assert result["distance"]["distance"] > 0
+
+
+def test_images_are_those_of_the_averaged_weights(trained: Any) -> None:
+    state, loaded = trained.state(), load_generator(trained.path, CPU).network.state_dict()
+    assert all(torch.equal(value, state["averages"]["velocity"][key]) for key, value in loaded.items())
+    assert not all(torch.equal(value, state["networks"]["velocity"][key]) for key, value in loaded.items())
 
 
 def test_an_image_depends_on_the_run_the_seed_the_class_and_its_number_alone(

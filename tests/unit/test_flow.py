@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -109,6 +110,16 @@ def test_what_a_sample_is_trained_on_depends_on_its_position_alone() -> None:
     assert not torch.equal(task.prepare(whole, step=6).times, of_whole.times)
 
 
+def test_half_of_the_images_are_mirrored_where_the_recipe_says_so() -> None:
+    given = batch(400)
+    plain, flipped = (learner(f"augmentation.flip={flip}").prepare(given, 0) for flip in ("false", "true"))
+    images, ours = (each.places + (1 - each.times.view(-1, 1, 1, 1)) * each.velocities for each in (plain, flipped))
+    mirrored = [torch.allclose(a, b.flip(2), atol=1e-5) for a, b in zip(ours, images, strict=True)]
+    same = [torch.allclose(a, b, atol=1e-5) for a, b in zip(ours, images, strict=True)]
+    assert sum(mirrored) == pytest.approx(200, abs=40)
+    assert sum(same) == 400 - sum(mirrored)
+
+
 # Samplers
 
 
@@ -143,9 +154,10 @@ def test_a_samplers_error_falls_with_its_order(name: str, order: int) -> None:
     assert error(20) / error(40) == pytest.approx(2**order, rel=0.1)
 
 
+@pytest.mark.parametrize("name", ["euler", "heun"])
 @pytest.mark.parametrize("guidance", [0.0, 1.0, 3.0])
-def test_guidance_goes_from_no_class_to_the_class_and_beyond(guidance: float) -> None:
-    sampler = Sampler(OfClass(), SamplerConfig(steps=1, name="euler", guidance=guidance), (1, 1, 1))
+def test_guidance_goes_from_no_class_to_the_class_and_beyond(guidance: float, name: Literal["euler", "heun"]) -> None:
+    sampler = Sampler(OfClass(), SamplerConfig(steps=1, name=name, guidance=guidance), (1, 1, 1))
     images = sampler(torch.zeros(2, 1), torch.tensor([0, 1])).flatten()
     expected = [(10 + guidance * (velocity - 10)) / 100 for velocity in (1, 2)]
     assert images.tolist() == pytest.approx(expected, abs=1e-6)
@@ -171,7 +183,7 @@ def test_the_networks_have_the_published_numbers_of_parameters() -> None:
     assert recipe.budget.max_parameters == 538_432
     assert recipe.training.max_steps == recipe.budget.max_steps == 50_000
     cost = cost_of(recipe, manifest())
-    assert f"{cost.parameters:,}" == "527,350"
+    assert f"{count_parameters(build_network(recipe, manifest(), CPU)):,}" == "527,350"
     assert "527,350" in find_recipe("flow").read_text(encoding="utf-8")
     assert cost.macs is not None
     assert cost.training_macs is not None
@@ -233,6 +245,7 @@ def test_initial_weights_depend_on_the_seed_alone() -> None:
         ),
         (["distance.every=1500", "distance.features=inception"], "must be a multiple of evaluation.every = 5000"),
         (["training.max_steps=60_000"], "is more than budget.max_steps = 50000"),
+        (["training.ema_statistics=2"], "training.ema_statistics = 2 is for batch normalisation, and the network has"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(overrides: list[str], message: str) -> None:
