@@ -380,6 +380,11 @@ class TrainingRecipe(Recipe):
         return self.optimizer, self.training.learning_rate
 
     @property
+    def may_keep_statistics(self) -> bool:
+        """Whether what is evaluated may have batch normalisation, whose statistics are those of batches in training."""
+        return True
+
+    @property
     def changes_input(self) -> bool:
         """Whether networks are trained on samples of another shape than those of the data."""
         return False
@@ -417,6 +422,15 @@ class TrainingRecipe(Recipe):
             raise ValueError(
                 f"schedule.warmup_steps = {self.schedule.warmup_steps} must be below "
                 f"training.max_steps = {self.training.max_steps}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _statistics_are_of_batch_normalisation(self) -> Self:
+        if self.training.ema_statistics and not self.may_keep_statistics:
+            raise ValueError(
+                f"training.ema_statistics = {self.training.ema_statistics} is for batch normalisation, and the network "
+                "has none: set it to 0"
             )
         return self
 

@@ -30,7 +30,11 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
         else:
             hint = _in_toml(item["input"])
             if not hint and item["type"] in ("tuple_type", "list_type") and isinstance(item["input"], str):
-                hint = f'; write a list: ["{item["input"]}"]'
+                # An element of a list that is itself no list: one of the pairs of a name and a number.
+                is_element = isinstance(item["loc"][-1], int)
+                hint = (
+                    f'; write a {"pair" if is_element else "list"}: ["{item["input"]}"{", 0.1" if is_element else ""}]'
+                )
             parts.append(f"{key} = {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}{hint}")
     return "; ".join(parts)
 

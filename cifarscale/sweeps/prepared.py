@@ -95,7 +95,7 @@ def check_trials(sweep: SweepRecipe, base: TrainingRecipe, manifest: Manifest) -
         trial = trial_recipe(sweep, base, overrides)
         task.check_data(trial, manifest.spec, sweep.metric)
         batch_size_per_rank(trial, sweep.workers_per_trial)
-    task.check_cost(base, manifest)
+        task.check_cost(trial, manifest)
     validation, samples = base.data.num_validation, manifest.split("train").num_samples
     if validation >= samples:
         raise ConfigError(f"data.num_validation = {validation} leaves nothing of {samples} samples to train on")

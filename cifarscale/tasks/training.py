@@ -2,6 +2,7 @@
 
 import logging
 from abc import abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,6 +20,7 @@ from cifarscale.tasks.base import PreparedRun, Task, task_of
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from cifarscale.tasks.trained import Trained
     from cifarscale.tracking.sink import Sink
@@ -69,6 +71,10 @@ class TrainingTask(Task):
         """
         return recipe
 
+    def networks(self, recipe: Any, manifest: Manifest) -> "Mapping[str, nn.Module]":
+        """What a recipe trains, with freshly drawn weights, on the CPU; empty if that is known only when it runs."""
+        return {}
+
     def cost(self, recipe: Any, manifest: Manifest) -> "Cost | None":
         """What a stage of a recipe costs; None if that is known only when it runs.
 
@@ -108,7 +114,8 @@ class TrainingTask(Task):
             )
         if folder.result() is None:
             manifest.require(resolved.data.fingerprint, shards)
-            self.check_data(resolved, manifest.spec)
+            for stage in stages_of(resolved):
+                self.check_data(stage.recipe, manifest.spec)
             self.check_needs(resolved)
             if resolved.code:
                 with following(resolved.code):
@@ -117,15 +124,18 @@ class TrainingTask(Task):
         return PreparedRun(resolved, folder.path, options.on(shards.resolve()), manifest)
 
     def check_cost(self, recipe: TrainingRecipe, manifest: Manifest) -> None:
-        """Raises: ConfigError if the networks exceed the budget, or do not take what they will be given."""
-        budget, stages = recipe.budget, stages_of(recipe)
-        if not budget.max_parameters and not any(stage.recipe.changes_input for stage in stages):
-            return
-        from cifarscale.training.cost import check_budget
+        """Raises: ConfigError if the networks exceed the budget, do not take what they will be given, or have no
+        parameter for one of the recipe's rates."""
+        budget, rates = recipe.budget, recipe.training.rates
+        if (budget.max_parameters or rates) and (networks := self.networks(recipe, manifest)):
+            from cifarscale.training.cost import check_budget
+            from cifarscale.training.optimisation import check_rates
 
-        costs = [self.cost(stage.recipe, manifest) for stage in stages]
-        if cost := costs[0]:
-            check_budget(cost.parameters, budget)
+            check_budget(networks, budget)
+            check_rates(networks, rates)
+        for stage in stages_of(recipe):
+            if stage.recipe.changes_input:
+                self.cost(stage.recipe, manifest)
 
     def run(
         self,

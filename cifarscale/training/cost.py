@@ -1,7 +1,7 @@
 """What a network costs, and a training: parameters, and multiply-accumulates of a sample."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -35,22 +35,21 @@ class Cost:
     """What a stage of a training costs.
 
     Attributes:
-        parameters: of all networks that are trained.
         macs: multiply-accumulates of what is used in the end, for one sample; None if they are not known.
         training_macs: those of an optimisation step, for each sample of the global batch; None if they are not known.
     """
 
-    parameters: int
-    macs: int | None = None
-    training_macs: int | None = None
+    macs: int | None
+    training_macs: int | None
 
 
 BACKWARD = 2
 """Multiply-accumulates of a backward pass for each of the forward pass: the gradients of inputs and of weights."""
 
 
-def check_budget(parameters: int, budget: BudgetConfig) -> None:
-    """Raises: ConfigError if networks with so many parameters exceed the budget."""
+def check_budget(networks: Mapping[str, nn.Module], budget: BudgetConfig) -> None:
+    """Raises: ConfigError if the networks that are trained exceed the budget."""
+    parameters = sum(map(count_parameters, networks.values()))
     if 0 < budget.max_parameters < parameters:
         raise ConfigError(
             f"the networks have {parameters:,} parameters, and budget.max_parameters = {budget.max_parameters} allows "

@@ -37,9 +37,9 @@ from cifarscale.training.norm_layers import average_over_batches, has_statistics
 from cifarscale.training.optimisation import (
     MovingAverage,
     build_optimizer,
+    check_rates,
     clip_gradient,
     learning_rate_factor,
-    unused_rates,
 )
 from cifarscale.training.signals import CONTINUE_LATER, StopRequest
 from cifarscale.training.timing import Timing
@@ -100,8 +100,7 @@ class Engine:
         self._microbatches = Microbatches(learner.networks, training.microbatches, group, pool, recipe.seed)
         self._batch_size = training.global_batch_size // self._microbatches.total
         optimized = {name: learner.networks[name] for name in learner.optimized_networks}
-        for pattern in unused_rates(optimized.values(), training.rates):
-            raise ConfigError(f"training.rates: {pattern!r} is no parameter's first match; {_parameters_of(optimized)}")
+        check_rates(optimized, training.rates)
         self._optimizers = {
             name: build_optimizer(network, *recipe.optimizer_of(name), training.rates)
             for name, network in optimized.items()
@@ -563,12 +562,6 @@ class Engine:
 
     def _due(self, every: int) -> bool:
         return every > 0 and self._step > 0 and self._step % every == 0
-
-
-def _parameters_of(networks: Mapping[str, nn.Module]) -> str:
-    """Names of parameters, for an error: of each kind of layer one."""
-    names = [name for network in networks.values() for name, _ in network.named_parameters()]
-    return f"parameters are {', '.join(names[:3])}, …, {names[-1]}"
 
 
 def _state_of(optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import copy
 import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from torch.optim.adamw import adamw
 
 from cifarscale.config.recipe import AdamWConfig, MuonConfig, OptimizerConfig, ScheduleConfig
 from cifarscale.distributed.step_values import Number
+from cifarscale.errors import ConfigError
 
 Rates = Sequence[tuple[str, float]]
 """Patterns of parameters' names, each with a factor of the learning rate."""
@@ -49,11 +50,15 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig, learning_rate: f
     return _SGD(groups, learning_rate, config.momentum, nesterov=config.nesterov, fused=True)
 
 
-def unused_rates(modules: Iterable[nn.Module], rates: Rates) -> list[str]:
-    """The patterns that have no effect: those which are the first to match for none of the parameters."""
-    names = [name for module in modules for name, _ in module.named_parameters()]
+def check_rates(networks: Mapping[str, nn.Module], rates: Rates) -> None:
+    """Raises: ConfigError for a pattern that has no effect: that is the first to match for none of the parameters."""
+    names = [name for network in networks.values() for name, _ in network.named_parameters()]
     used = {pattern for name in names for pattern, _ in _matching(name, rates)[:1]}
-    return [pattern for pattern, _ in rates if pattern not in used]
+    if unused := [pattern for pattern, _ in rates if pattern not in used]:
+        raise ConfigError(
+            f"training.rates: {unused[0]!r} is no parameter's first match; parameters are {', '.join(names[:3])}, …, "
+            f"{names[-1]}"
+        )
 
 
 def _matching(name: str, rates: Rates) -> list[tuple[str, float]]:

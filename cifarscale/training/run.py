@@ -97,9 +97,17 @@ def train(
 
 @contextmanager
 def _in_our_words(device: torch.device) -> Iterator[None]:
-    """Raises: RunError in one line where torch, or Python, has no memory left, or no repeatable way to compute."""
+    """Raises: RunError in one line where torch, or Python, has no memory left, no repeatable way to compute, or nothing
+    to take statistics of."""
     try:
         yield
+    except ValueError as error:
+        if not str(error).startswith("Expected more than 1 value per channel when training"):
+            raise
+        raise RunError(
+            "batch normalisation has one value a channel in a microbatch, and needs more. Take a larger "
+            "training.global_batch_size, fewer training.microbatches, or more pixels at that layer"
+        ) from error
     except (RuntimeError, MemoryError) as error:
         message = str(error).splitlines()[0] if str(error) else "MemoryError"
         if operation := re.match("(.+) does not have a deterministic implementation", message):
@@ -178,14 +186,14 @@ def _train(
     *others, final = stages_of(recipe)
     stages = [*(stage for stage in others if stage.until > trained), final]
     max_steps = recipe.training.max_steps
+    macs = _macs(trainee, recipe, data.manifest)  # before training: of what a teacher costs, too, which may go away
     make_graph = partial(CudaGraph, device) if options.graph and device.type == "cuda" else None
     with TrainingProgress(recipe.name, max_steps, trainee.progress_metrics) as progress, stopping as stop:
         digests = MetricsLog(folder.digests) if options.digests else None
         observer = _Observer(sinks, progress, MetricsLog(folder.metrics), digests)
         for stage in stages:
             learner = trainee.build(stage.recipe, context)
-            parameters = sum(count_parameters(network) for network in learner.networks.values())
-            check_budget(parameters, recipe.budget)
+            check_budget(learner.networks, recipe.budget)
             reader = data.reader(stage.recipe, group, options.num_workers)
             engine = Engine(stage, recipe_hash(recipe), learner, reader, context, observer, stop, make_graph)
             engine.train(newest)
@@ -193,10 +201,10 @@ def _train(
     result = {
         "name": recipe.name,
         "task": recipe.task,
-        "parameters": parameters,
+        "parameters": sum(map(count_parameters, learner.networks.values())),
         "steps": max_steps,
         "images": max_steps * recipe.samples_per_step,
-        **_macs(trainee, recipe, data.manifest),
+        **macs,
         "images_per_second": round(engine.timing.images_per_second or _last_rate(folder), 1),
         "seconds": round(engine.timing.seconds, 1),
         "world_size": group.ranks.world_size,

@@ -1,6 +1,7 @@
 """Runs of the options for small budgets: each a function of its recipe, on any number of ranks and after any stop."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +15,16 @@ from torch.nn import functional
 from cifarscale.config.load import computed, load_training_recipe, recipe_hash
 from cifarscale.config.recipe import TrainingRecipe, resolved, stages_of
 from cifarscale.data.dataset import Dataset
+from cifarscale.data.manifest import Manifest
 from cifarscale.distributed.cpu_pool import CpuPool
 from cifarscale.distributed.group import Group
 from cifarscale.distributed.ranks import Ranks
-from cifarscale.errors import ConfigError, Interrupted
+from cifarscale.errors import ConfigError, Interrupted, RunError
 from cifarscale.launch.run import prepare
 from cifarscale.runs.options import RunOptions
 from cifarscale.runs.run_folder import RunFolder
-from cifarscale.tasks.classifier.learner import ClassifierLearner, distillation_loss
+from cifarscale.tasks.base import task_of
+from cifarscale.tasks.classifier.learner import ClassifierLearner, build_classifier, distillation_loss
 from cifarscale.tasks.classifier.teacher import digest_of_weights
 from cifarscale.tasks.load import load_classifier
 from cifarscale.tasks.training import resolve
@@ -127,6 +130,8 @@ def test_the_result_says_what_it_cost(case: Case, teacher: Run) -> None:
     assert result["training_flops"] == pytest.approx(smaller, rel=0.02)  # but for what does not depend on the size
     assert {f"{split}_flip" for split in ("train", "test")} <= result.keys()
     assert result["test_flip"] != result["test"]
+    shown = task_of(case.recipe).view.measured(RunFolder(case.run.path), case.recipe, result, [])
+    assert [fact.name for fact in shown] == ["test top-1", "test, flip top-1", "train top-1"]
 
 
 def test_averaged_weights_have_the_statistics_of_the_next_batches(case: Case, shards: Path) -> None:
@@ -163,6 +168,32 @@ def test_evaluation_with_flips_finds_what_the_run_has_found(
     assert found["flip"] == case.run.result()["test_flip"]
 
 
+def test_a_groups_learning_rate_is_a_multiple_of_the_others(
+    train_here: Callable[..., Run], tmp_path: Path, shards: Path, tiny: Path
+) -> None:
+    settings = ("training.max_steps=1", "optimizer.name=sgd", "optimizer.nesterov=false", "optimizer.momentum=0")
+    with_rates = train_here(tmp_path / "rates", *settings, "training.rates=[['classifier.*', 2.0], ['*', 0.5]]")
+    without = train_here(tmp_path / "one", *settings)
+    network = build_classifier(
+        resolve(load_training_recipe(str(tiny)), shards),
+        Manifest.load(shards),
+        torch.device("cpu"),  # type: ignore[arg-type]
+    )
+    ours, plain = (run.state()["networks"]["classifier"] for run in (with_rates, without))
+    for name, was in network.state_dict().items():
+        factor = 2.0 if name.startswith("classifier.") else 0.5
+        torch.testing.assert_close(ours[name] - was, factor * (plain[name] - was), rtol=1e-3, atol=1e-6)
+    assert not torch.equal(plain["classifier.weight"], network.state_dict()["classifier.weight"])
+
+
+def test_statistics_of_one_value_are_refused_in_one_line(train_here: Callable[..., Run], tmp_path: Path) -> None:
+    model = "model={name='residual_stages', widths=[4, 4, 4, 4, 4], blocks=[1, 1, 1, 1, 1]}"
+    more = ("augmentation.resolution=16", "training.global_batch_size=4", "training.microbatches=4")
+    with pytest.raises(RunError, match="batch normalisation has one value a channel in a microbatch") as caught:
+        train_here(tmp_path / "run", model, *more)
+    assert "\n" not in str(caught.value)
+
+
 # Distillation
 
 
@@ -189,6 +220,18 @@ def test_a_teacher_is_part_of_the_recipe_by_its_weights(teacher: Run, tiny: Path
         (("data.num_validation=10",), "has trained on images that this recipe sets aside for validation"),
         (("distillation.weights=0123",), "than those that this recipe names (distillation.weights = '0123')"),
         (("augmentation.resolution=24",), "augmentation.resolution = 24: not every network here takes images"),
+        (
+            ("augmentation.resolution=24", "augmentation.cutout=25"),
+            "is too much for augmentation.resolution = 24: at most",
+        ),
+        (
+            ("later=[{step=2, set={'augmentation.crop_padding'=17}}]",),
+            "crop_padding = 17 is too much for images of",
+        ),
+        (
+            ("training.rates=[['head.*', 2.0]]",),
+            "training.rates: 'head.*' is no parameter's first match; parameters are",
+        ),
         (("budget.max_parameters=1000",), "parameters, and budget.max_parameters = 1000 allows no more"),
     ],
 )
@@ -203,6 +246,54 @@ def test_what_does_not_fit_is_refused_before_it_begins(
     assert not (tmp_path / "run").exists()
 
 
+def test_the_teacher_has_its_share_of_the_loss(teacher: Run, tiny: Path, shards: Path, tmp_path: Path) -> None:
+    changes = ("distillation.temperature=3", "distillation.weight=0.25", "training.microbatches=1")
+    recipe: Any = resolve(load_training_recipe(str(tiny), (f"distillation.teacher={teacher.path}", *changes)), shards)
+    data, cpu, alone = Dataset(shards, recipe.data, torch.device("cpu")), torch.device("cpu"), Group(Ranks())
+    context = LearnerContext(RunFolder(tmp_path), data, alone, CpuPool(one_core_each=True, num_cores=1), cpu)
+    learner = ClassifierLearner(recipe, context)
+    part = learner.prepare(next(iter(data.reader(recipe, alone).batches(0))), 0)
+    loss, (logits,) = learner.loss("classifier", learner.networks, part, 0)
+    with torch.no_grad():
+        taught = load_classifier(teacher.path, cpu).network(part.images)
+    p, log_q = (taught / 3).softmax(1).double(), (logits / 3).double().log_softmax(1)
+    divergence = (p * (p.log() - log_q)).sum(1).mean()
+    expected = 0.75 * functional.cross_entropy(logits.double(), part.labels) + 0.25 * 9 * divergence
+    torch.testing.assert_close(loss.double(), expected)
+
+
+class _Leaves:
+    """Takes a folder away after a step."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def started(self, step: int) -> None: ...
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        if self._folder.exists():
+            self._folder.rename(self._folder.with_name("moved"))
+
+    def finish(self, result: dict[str, Any] | None, error: BaseException | None) -> None: ...
+
+
+def test_a_teacher_that_goes_away_in_the_middle_loses_nothing(
+    teacher: Run, tiny: Path, shards: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(teacher.path, tmp_path / "teacher")
+    recipe = resolve(load_training_recipe(str(tiny), (f"distillation.teacher={copy}",)), shards)
+    result = run_recipe(recipe, tmp_path / "run", RunOptions(shards, "cpu"), _Leaves(copy))
+    assert not copy.exists()
+    assert result["training_flops"] > 3 * 2 * result["macs"] * result["images"]
+    prepared = prepare(load_training_recipe(str(tmp_path / "run" / "recipe.toml")), tmp_path / "run", str(shards))
+    assert prepared.result() == result
+    (tmp_path / "run" / "result.json").unlink()
+    with pytest.raises(ConfigError, match=r"may lie elsewhere by now: --set distillation\.teacher=RUN"):
+        prepare(recipe, tmp_path / "run", str(shards))
+    moved = load_training_recipe(str(tmp_path / "run" / "recipe.toml"), (f"distillation.teacher={tmp_path / 'moved'}",))
+    prepare(moved, tmp_path / "run", str(shards))
+
+
 def test_the_distilled_recipe_is_the_best_one_and_a_teacher_that_it_says_how_to_train(
     tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,7 +302,9 @@ def test_the_distilled_recipe_is_the_best_one_and_a_teacher_that_it_says_how_to_
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError) as caught:
         prepare(load_training_recipe("cnn-distilled"), None, str(shards))
-    assert "Run: cifarscale train resnet --run-dir runs/resnet; or name another run" in str(caught.value)
+    assert "Run: cifarscale train resnet --data synthetic --run-dir runs/resnet; or name another run" in str(
+        caught.value
+    )
 
 
 def test_steps_beyond_the_budget_are_refused(tiny: Path) -> None:
@@ -223,6 +316,13 @@ def test_steps_beyond_the_budget_are_refused(tiny: Path) -> None:
     ("changes", "said"),
     [
         (("training.rates=[['head.*', 2.0]]",), "training.rates: 'head.*' is no parameter's first match"),
+        (("training.rates=['head.*']",), "training.rates.0 = 'head.*': input should be a valid tuple; write a pair: "),
+        (("distillation.weight=0.9",), "distillation.weight = 0.9 has no effect without distillation.teacher"),
+        (("distillation.weights=0123",), "distillation.weights = '0123' has no effect without distillation.teacher"),
+        (
+            ("training.ema_decay=0.9", "later=[{step=2, set={'training.ema_statistics'=2}}]"),
+            "later: at step 2: training.ema_statistics = 2 is for batch normalisation, and the network has none",
+        ),
         (("training.ema_decay=0.9", "training.ema_statistics=2"), "the network has none: set it to 0"),
         (("training.ema_statistics=2",), "training.ema_statistics = 2 needs training.ema_decay above 0"),
     ],

@@ -173,9 +173,11 @@ def base(key: str) -> ClassifierRecipe:
     """A recipe in which the key may have another value."""
     needed = {
         "training.compile": {"training__microbatches": 0},
-        "training.ema_statistics": {"training__ema_decay": 0.9},
+        "training.ema_statistics": {"training__ema_decay": 0.9, "model__normalisation": "batch"},
+        "augmentation.padding": {"augmentation__crop_padding": 4},
     }
-    needed["augmentation.padding"] = {"augmentation__crop_padding": 4}
+    if key in ("distillation.weights", "distillation.temperature", "distillation.weight"):
+        needed[key] = {"distillation__teacher": "runs/other"}
     return with_values(recipe_of(), **needed.get(key, {}))
 
 

@@ -284,6 +284,14 @@ def test_a_rare_penalty_needs_one() -> None:
     assert "objective.penalty_every = 16 has no effect" in refusal("objective.penalty_every=16")
 
 
+def test_statistics_are_estimated_for_the_generator_alone() -> None:
+    """What is not evaluated needs none."""
+    averaged = ("training.ema_decay=0.9", "training.ema_statistics=5")
+    assert load(*averaged, "model.discriminator_normalisation=none").training.ema_statistics == 5
+    message = refusal(*averaged, "model.generator_normalisation=group")
+    assert "training.ema_statistics = 5 is for batch normalisation, and the network has none" in message
+
+
 # What a training costs
 
 

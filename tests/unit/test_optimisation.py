@@ -8,12 +8,13 @@ import torch
 from torch import nn
 
 from cifarscale.config.recipe import AdamWConfig, MuonConfig, ScheduleConfig, SGDConfig
+from cifarscale.errors import ConfigError
 from cifarscale.training.optimisation import (
     MovingAverage,
     build_optimizer,
+    check_rates,
     learning_rate_factor,
     orthogonalised,
-    unused_rates,
 )
 
 STEPS = 50
@@ -201,7 +202,10 @@ def test_rates_are_factors_for_the_parameters_that_match_first(config: AdamWConf
         "3.weight": 2.0,
         "3.bias": 2.0,
     }
-    assert unused_rates([module], [*rates, ("3.weight", 5.0), ("head", 1.0)]) == ["3.weight", "head"]
+    check_rates({"network": module}, rates)
+    for unused in ("3.weight", "head"):  # the first is matched by an earlier pattern
+        with pytest.raises(ConfigError, match=f"training.rates: '{unused}' is no parameter's first match"):
+            check_rates({"network": module}, [*rates, (unused, 5.0)])
 
 
 def test_parameters_that_are_frozen_are_left_alone() -> None:

@@ -144,6 +144,7 @@ def test_a_rate_that_would_start_at_its_peak_gets_a_warmup_and_others_keep_their
 def test_averages_and_what_changes_later_stand_at_the_same_images() -> None:
     small = recipe(
         "cnn",
+        "model.normalisation=batch",
         "training.ema_decay=0.999",
         "training.ema_statistics=20",
         'later=[{step=4000, set={"training.learning_rate"=1e-4, "optimizer.weight_decay"=0.1}}]',

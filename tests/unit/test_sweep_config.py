@@ -10,8 +10,9 @@ import pytest
 from cifarscale.config.load import load_recipe, load_training_recipe, recipe_toml, with_values
 from cifarscale.config.recipe import TrainingRecipe
 from cifarscale.config.registry import registered_task
-from cifarscale.data.manifest import published_manifest
+from cifarscale.data.manifest import Manifest, published_manifest
 from cifarscale.errors import ConfigError
+from cifarscale.sweeps.prepared import check_trials
 from cifarscale.sweeps.recipe import Distribution, SweepRecipe
 from cifarscale.sweeps.space import (
     base_of,
@@ -63,6 +64,19 @@ def test_sweeps_within_a_budget_stay_within_it(name: str) -> None:
     for trial in range(4):
         recipe = trial_recipe(sweep, base, sample(sweep.space, sweep.seed, trial, base))
         registered_task(recipe.task).check_cost(recipe, manifest)
+
+
+def test_a_budget_is_that_of_trials_and_not_of_their_base(shards: Path) -> None:
+    manifest = Manifest.load(shards)
+    fits, exceeds = "space.model.width={choice=[2, 4]}", "space.model.width={choice=[4, 16]}"
+
+    def check(budget: int, space: str) -> None:
+        sweep = load(f"set.budget.max_parameters={budget}", space)
+        check_trials(sweep, with_values(base_of(sweep), data__num_validation=100), manifest)
+
+    check(30_000, fits)  # the base has 57,332
+    with pytest.raises(ConfigError, match=r"parameters, and budget\.max_parameters = 60000 allows no more"):
+        check(60_000, exceeds)
 
 
 def test_the_cnn_is_swept_with_the_parameters_it_has() -> None:

@@ -19,7 +19,7 @@ from cifarscale.evaluation.accuracy import Accuracy, FlipAveraged, evaluate_clas
 from cifarscale.tasks.classifier.augmentation import Augmentation, Epochs, LabelledImages, OwnAugmentations
 from cifarscale.tasks.classifier.recipe import ClassifierRecipe
 from cifarscale.tasks.classifier.teacher import load_teacher
-from cifarscale.training.cost import BACKWARD, Cost, count_macs, count_parameters
+from cifarscale.training.cost import BACKWARD, Cost, count_macs
 from cifarscale.training.learner import Learner, LearnerContext, Outputs
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def cost_of(recipe: ClassifierRecipe, manifest: Manifest) -> Cost:
         )
     own, *teachers = trained
     training_macs = None if own is None or None in teachers else (1 + BACKWARD) * own + sum(filter(None, teachers))
-    return Cost(count_parameters(all_networks[0]), macs[0], training_macs)
+    return Cost(macs[0], training_macs)
 
 
 def _macs(network: nn.Module, shape: tuple[int, ...]) -> int | None:

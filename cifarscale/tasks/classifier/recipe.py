@@ -72,12 +72,11 @@ class AugmentationConfig(Section):
     def check_data(self, data: DataSpec) -> None:
         """Raises: ConfigError for what would leave nothing of such images."""
         side = min(data.image_shape[1:])
-        limits = (("crop_padding", self.crop_padding, side // 2), ("cutout", self.cutout, side))
-        for key, value, most in limits:
-            if value > most:
-                raise ConfigError(
-                    f"augmentation.{key} = {value} is too much for images of {_pixels(data)}: at most {most}"
-                )
+        if self.crop_padding > side // 2:
+            raise _too_much("crop_padding", self.crop_padding, side // 2, f"images of {_pixels(data)}")
+        if self.cutout > (most := self.resolution or side):
+            where = f"augmentation.resolution = {most}" if self.resolution else f"images of {_pixels(data)}"
+            raise _too_much("cutout", self.cutout, most, where)
 
     @property
     def mixes(self) -> bool:
@@ -148,6 +147,10 @@ def _check_size(name: str, data: DataSpec, least: int = _LEAST_SIDE) -> None:
             f"model.name = {name!r} takes images of {least} x {least} pixels and more, and these have "
             f"{_pixels(data)}. Build the shards with --size {least} or more"
         )
+
+
+def _too_much(key: str, value: int, most: int, where: str) -> ConfigError:
+    return ConfigError(f"augmentation.{key} = {value} is too much for {where}: at most {most}")
 
 
 def _pixels(data: DataSpec) -> str:
@@ -243,6 +246,13 @@ class DistillationConfig(Section):
     weight: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Share of the teacher in the loss; the labels have the rest."""
 
+    @model_validator(mode="after")
+    def _needs_a_teacher(self) -> Self:
+        if not self.teacher and (changed := self.model_dump(exclude_defaults=True)):
+            key, value = next(iter(changed.items()))
+            raise ValueError(f"distillation.{key} = {value!r} has no effect without distillation.teacher: name a run")
+        return self
+
 
 class ClassifierRecipe(TrainingRecipe):
     """Trains an image classifier."""
@@ -307,6 +317,10 @@ class ClassifierRecipe(TrainingRecipe):
         if super().takes_batch_statistics or not self.code:
             return super().takes_batch_statistics
         return _has_batch_norm(self.model, self.code)
+
+    @property
+    def may_keep_statistics(self) -> bool:
+        return self.takes_batch_statistics or getattr(self.model, "normalisation", "none") == "sync_batch"
 
     @property
     def changes_input(self) -> bool:

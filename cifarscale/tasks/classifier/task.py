@@ -1,6 +1,6 @@
 """The task `classifier`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from cifarscale.tasks.training import TrainingTask
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from cifarscale.tasks.trained import TrainedClassifier
     from cifarscale.training.cost import Cost, ModelSummary
@@ -51,12 +52,25 @@ class ClassifierTask(TrainingTask):
         recipe.augmentation.check_data(data)
 
     def tie(self, recipe: ClassifierRecipe) -> ClassifierRecipe:
-        if not recipe.distillation.teacher:
+        if not recipe.distillation.teacher or recipe.distillation.weights:
             return recipe
         from cifarscale.tasks.classifier.teacher import find_teacher
 
         path, weights = find_teacher(recipe)
         return with_values(recipe, distillation__teacher=str(path), distillation__weights=weights)
+
+    def check_needs(self, recipe: ClassifierRecipe, of_sweep: bool = False) -> None:
+        if recipe.distillation.weights:
+            from cifarscale.tasks.classifier.teacher import find_teacher
+
+            find_teacher(recipe)
+
+    def networks(self, recipe: ClassifierRecipe, manifest: Manifest) -> "Mapping[str, nn.Module]":
+        import torch
+
+        from cifarscale.tasks.classifier.learner import build_classifier
+
+        return {"classifier": build_classifier(recipe, manifest, torch.device("cpu"))}
 
     def cost(self, recipe: ClassifierRecipe, manifest: Manifest) -> "Cost":
         from cifarscale.tasks.classifier.learner import cost_of
@@ -75,11 +89,7 @@ class ClassifierTask(TrainingTask):
         check_contract(recipe, manifest, device == "cuda" or pick_device(device).type == "cuda")
 
     def gives_features(self, recipe: ClassifierRecipe, manifest: Manifest) -> bool:
-        import torch
-
-        from cifarscale.tasks.classifier.learner import build_classifier
-
-        return not recipe.code or hasattr(build_classifier(recipe, manifest, torch.device("cpu")), "features")
+        return not recipe.code or hasattr(self.networks(recipe, manifest)["classifier"], "features")
 
     def load(
         self, recipe: ClassifierRecipe, manifest: Manifest, state: dict[str, Any], device: "torch.device"

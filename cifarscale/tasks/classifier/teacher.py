@@ -23,9 +23,15 @@ def find_teacher(recipe: ClassifierRecipe) -> tuple[Path, str]:
     config = recipe.distillation
     folder = RunFolder(Path(config.teacher).absolute())
     if not folder.recipe.is_file() or folder.result() is None:
+        data = "" if recipe.data.dataset == "cifar100" else f" --data {typed(recipe.data.dataset)}"
         raise ConfigError(
-            f"distillation.teacher = {config.teacher!r}: there is no complete run. Run: cifarscale train resnet "
-            f"--run-dir {typed(config.teacher)}; or name another run with --set distillation.teacher=RUN"
+            f"distillation.teacher = {config.teacher!r}: there is no complete run. "
+            + (
+                f"The one with the weights {config.weights} may lie elsewhere by now: --set distillation.teacher=RUN"
+                if config.weights
+                else f"Run: cifarscale train resnet{data} --run-dir {typed(config.teacher)}; or name another run with "
+                "--set distillation.teacher=RUN"
+            )
         )
     trained = load_classifier(folder.path, _CPU)
     theirs = trained.recipe.data

@@ -52,10 +52,11 @@ class ClassifierView(View):
         from cifarscale.tracking.parts import Fact, percent
 
         facts = []
-        for split in ("test", "validation", "train"):
+        for split in ("test", "test_flip", "validation", "train"):
             if result and split in result:
                 metrics = result[split]
-                facts.append(Fact(f"{split} top-1", percent(metrics["top1"]), accuracy_note(metrics)))
+                name = split.replace("_", ", ")
+                facts.append(Fact(f"{name} top-1", percent(metrics["top1"]), accuracy_note(metrics)))
             elif not result and (line := next((line for line in reversed(lines) if f"{split}_top1" in line), None)):
                 facts.append(Fact(f"{split} top-1 so far", percent(line[f"{split}_top1"]), f"at step {line['step']:,}"))
         return facts

@@ -16,7 +16,7 @@ from cifarscale.tasks.flow.recipe import FlowRecipe
 from cifarscale.tasks.flow.sampler import Sampler
 from cifarscale.tasks.generated import generated_images
 from cifarscale.tasks.generator_learner import Comparison, GeneratorLearner, real_images
-from cifarscale.training.cost import BACKWARD, Cost, count_macs, count_parameters
+from cifarscale.training.cost import BACKWARD, Cost, count_macs
 from cifarscale.training.learner import LearnerContext, Outputs
 
 
@@ -40,7 +40,7 @@ def cost_of(recipe: FlowRecipe, manifest: Manifest) -> Cost:
     """What a stage costs: the parameters, what an image takes to generate, and what one takes in a training step."""
     network = build_network(recipe, manifest, torch.device("cpu"))
     macs = count_macs(network, manifest.spec.image_shape, ())
-    return Cost(count_parameters(network), macs * recipe.sampler.evaluations, macs * (1 + BACKWARD))
+    return Cost(macs * recipe.sampler.evaluations, macs * (1 + BACKWARD))
 
 
 @dataclass(frozen=True)

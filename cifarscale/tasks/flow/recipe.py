@@ -122,6 +122,10 @@ class FlowRecipe(GeneratorRecipe):
     objective: FlowObjectiveConfig = FlowObjectiveConfig()
     sampler: SamplerConfig = SamplerConfig()
 
+    @property
+    def may_keep_statistics(self) -> bool:
+        return False
+
     @model_validator(mode="after")
     def _classes_are_known(self) -> Self:
         dropout, guidance = self.objective.class_dropout, self.sampler.guidance

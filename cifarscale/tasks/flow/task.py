@@ -1,6 +1,6 @@
 """The task `flow`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cifarscale.config.recipe import Recipe
@@ -12,6 +12,7 @@ from cifarscale.tasks.generating import GeneratingTask
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from cifarscale.tasks.generated import TrainedLatentGenerator
     from cifarscale.training.cost import Cost, ModelSummary
@@ -24,6 +25,13 @@ class FlowTask(GeneratingTask):
 
     recipe = FlowRecipe
     view = FlowView()
+
+    def networks(self, recipe: FlowRecipe, manifest: Manifest) -> "Mapping[str, nn.Module]":
+        import torch
+
+        from cifarscale.tasks.flow.learner import build_network
+
+        return {"velocity": build_network(recipe, manifest, torch.device("cpu"))}
 
     def cost(self, recipe: FlowRecipe, manifest: Manifest) -> "Cost":
         from cifarscale.tasks.flow.learner import cost_of

@@ -16,7 +16,7 @@ from cifarscale.tasks.gan.objectives import discriminator_loss, generator_loss, 
 from cifarscale.tasks.gan.recipe import GanRecipe
 from cifarscale.tasks.generated import generated_images
 from cifarscale.tasks.generator_learner import Comparison, GeneratorLearner, real_images
-from cifarscale.training.cost import BACKWARD, Cost, count_macs, count_parameters
+from cifarscale.training.cost import BACKWARD, Cost, count_macs
 from cifarscale.training.learner import LearnerContext, Outputs
 
 
@@ -63,7 +63,6 @@ def cost_of(recipe: GanRecipe, manifest: Manifest) -> Cost:
     # The discriminator is not trained by the generator's update: it only takes the gradient to the image.
     of_generator = trained * generated + 2 * judged + needs_real_images(objective) * judged
     return Cost(
-        count_parameters(generator) + count_parameters(discriminator),
         generated,
         round(recipe.discriminator_updates * of_discriminator + of_generator),
     )

@@ -122,6 +122,10 @@ class GanRecipe(GeneratorRecipe):
     def samples_per_step(self) -> int:
         return self.discriminator_updates * self.training.global_batch_size
 
+    @property
+    def may_keep_statistics(self) -> bool:
+        return self.model.generator_normalisation in ("batch", "sync_batch")
+
     def optimizer_of(self, network: str) -> tuple[OptimizerConfig, float]:
         own = getattr(self, f"{network}_optimizer").given()
         learning_rate = own.pop("learning_rate", self.training.learning_rate)

@@ -1,6 +1,6 @@
 """The task `gan`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cifarscale.config.recipe import Recipe
@@ -12,6 +12,7 @@ from cifarscale.tasks.generating import GeneratingTask
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from cifarscale.tasks.generated import TrainedLatentGenerator
     from cifarscale.training.cost import Cost, ModelSummary
@@ -25,6 +26,14 @@ class GanTask(GeneratingTask):
     recipe = GanRecipe
     view = GanView()
     progress_metrics = ("discriminator_loss", "generator_loss", "real_score", "fake_score")
+
+    def networks(self, recipe: GanRecipe, manifest: Manifest) -> "Mapping[str, nn.Module]":
+        import torch
+
+        from cifarscale.tasks.gan.learner import build_networks
+
+        generator, discriminator = build_networks(recipe, manifest, torch.device("cpu"))
+        return {"discriminator": discriminator, "generator": generator}
 
     def cost(self, recipe: GanRecipe, manifest: Manifest) -> "Cost":
         from cifarscale.tasks.gan.learner import cost_of
