@@ -186,11 +186,11 @@ def _train(
     *others, final = stages_of(recipe)
     stages = [*(stage for stage in others if stage.until > trained), final]
     max_steps = recipe.training.max_steps
-    macs = _macs(trainee, recipe, data.manifest)  # before training: of what a teacher costs, too, which may go away
     make_graph = partial(CudaGraph, device) if options.graph and device.type == "cuda" else None
     with TrainingProgress(recipe.name, max_steps, trainee.progress_metrics) as progress, stopping as stop:
         digests = MetricsLog(folder.digests) if options.digests else None
         observer = _Observer(sinks, progress, MetricsLog(folder.metrics), digests)
+        macs = _macs(trainee, recipe, data.manifest)  # before training: a teacher costs too, and may go away
         for stage in stages:
             learner = trainee.build(stage.recipe, context)
             check_budget(learner.networks, recipe.budget)
