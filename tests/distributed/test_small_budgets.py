@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from torch.nn import functional
 
 from cifarscale.config.load import computed, load_training_recipe, recipe_hash
 from cifarscale.config.recipe import TrainingRecipe, resolved, stages_of
+from cifarscale.data.batches import Batch
 from cifarscale.data.dataset import Dataset
-from cifarscale.data.manifest import Manifest
 from cifarscale.distributed.cpu_pool import CpuPool
 from cifarscale.distributed.group import Group
 from cifarscale.distributed.ranks import Ranks
@@ -24,7 +24,7 @@ from cifarscale.launch.run import prepare
 from cifarscale.runs.options import RunOptions
 from cifarscale.runs.run_folder import RunFolder
 from cifarscale.tasks.base import task_of
-from cifarscale.tasks.classifier.learner import ClassifierLearner, build_classifier, distillation_loss
+from cifarscale.tasks.classifier.learner import ClassifierLearner, distillation_loss
 from cifarscale.tasks.classifier.teacher import digest_of_weights
 from cifarscale.tasks.load import load_classifier
 from cifarscale.tasks.training import resolve
@@ -32,6 +32,7 @@ from cifarscale.training.learner import LearnerContext
 from cifarscale.training.signals import StopRequest
 
 pytestmark = pytest.mark.distributed
+CPU = torch.device("cpu")
 
 RECIPE = """
 task = "classifier"
@@ -81,6 +82,13 @@ class Case:
 
     recipe: TrainingRecipe
     run: Run
+
+
+def learner_of(recipe: Any, shards: Path, step: int = 0) -> tuple[ClassifierLearner, Iterator[Batch]]:
+    """What one rank trains by a recipe, with the weights that it begins with, and its batches from a step on."""
+    data, alone = Dataset(shards, recipe.data, CPU), Group(Ranks())
+    context = LearnerContext(RunFolder(Path("unused")), data, alone, CpuPool(one_core_each=True, num_cores=1), CPU)
+    return ClassifierLearner(recipe, context), iter(data.reader(recipe, alone).batches(step))
 
 
 @pytest.fixture(scope="module")
@@ -138,13 +146,9 @@ def test_averaged_weights_have_the_statistics_of_the_next_batches(case: Case, sh
     """Means over the augmented images of two steps beyond the last one, each step in four microbatches."""
     state = case.run.state()
     average, trained = state["averages"]["classifier"], state["networks"]["classifier"]
-    cpu, alone = torch.device("cpu"), Group(Ranks())
-    data = Dataset(shards, case.recipe.data, cpu)
-    recipe: Any = stages_of(case.recipe)[-1].recipe
-    context = LearnerContext(RunFolder(case.run.path), data, alone, CpuPool(one_core_each=True, num_cores=1), cpu)
-    learner = ClassifierLearner(recipe, context)
+    learner, batches = learner_of(stages_of(case.recipe)[-1].recipe, shards, 8)
     means = []
-    for step, batch in zip(range(8, 10), data.reader(recipe, alone).batches(8), strict=False):
+    for step, batch in zip(range(8, 10), batches, strict=False):
         prepared = learner.prepare(batch, step)
         for i in range(4):
             maps = functional.conv2d(prepared.part(i, 4).images, average["stages.0.0.convolution.weight"], padding=1)
@@ -154,7 +158,7 @@ def test_averaged_weights_have_the_statistics_of_the_next_batches(case: Case, sh
     for name in average:
         if name.endswith("running_mean"):
             assert not torch.equal(average[name], trained[name]), name
-    loaded = load_classifier(case.run.path, cpu).network.state_dict()
+    loaded = load_classifier(case.run.path, CPU).network.state_dict()
     assert all(torch.equal(value, average[key]) for key, value in loaded.items())
 
 
@@ -174,11 +178,8 @@ def test_a_groups_learning_rate_is_a_multiple_of_the_others(
     settings = ("training.max_steps=1", "optimizer.name=sgd", "optimizer.nesterov=false", "optimizer.momentum=0")
     with_rates = train_here(tmp_path / "rates", *settings, "training.rates=[['classifier.*', 2.0], ['*', 0.5]]")
     without = train_here(tmp_path / "one", *settings)
-    network = build_classifier(
-        resolve(load_training_recipe(str(tiny)), shards),
-        Manifest.load(shards),
-        torch.device("cpu"),  # type: ignore[arg-type]
-    )
+    learner, _ = learner_of(resolve(load_training_recipe(str(tiny)), shards), shards)
+    network = learner.networks["classifier"]
     ours, plain = (run.state()["networks"]["classifier"] for run in (with_rates, without))
     for name, was in network.state_dict().items():
         factor = 2.0 if name.startswith("classifier.") else 0.5
@@ -208,7 +209,7 @@ def test_the_divergence_is_the_cross_entropy_less_the_teachers_entropy() -> None
 
 def test_a_teacher_is_part_of_the_recipe_by_its_weights(teacher: Run, tiny: Path, shards: Path) -> None:
     recipe = resolve(load_training_recipe(str(tiny), (f"distillation.teacher={teacher.path}",)), shards)
-    weights = digest_of_weights(load_classifier(teacher.path, torch.device("cpu")).network)
+    weights = digest_of_weights(load_classifier(teacher.path, CPU).network)
     assert recipe.distillation.weights == weights  # type: ignore[attr-defined]
     assert recipe_hash(recipe) != recipe_hash(resolve(load_training_recipe(str(tiny)), shards))
 
@@ -246,16 +247,14 @@ def test_what_does_not_fit_is_refused_before_it_begins(
     assert not (tmp_path / "run").exists()
 
 
-def test_the_teacher_has_its_share_of_the_loss(teacher: Run, tiny: Path, shards: Path, tmp_path: Path) -> None:
+def test_the_teacher_has_its_share_of_the_loss(teacher: Run, tiny: Path, shards: Path) -> None:
     changes = ("distillation.temperature=3", "distillation.weight=0.25", "training.microbatches=1")
     recipe: Any = resolve(load_training_recipe(str(tiny), (f"distillation.teacher={teacher.path}", *changes)), shards)
-    data, cpu, alone = Dataset(shards, recipe.data, torch.device("cpu")), torch.device("cpu"), Group(Ranks())
-    context = LearnerContext(RunFolder(tmp_path), data, alone, CpuPool(one_core_each=True, num_cores=1), cpu)
-    learner = ClassifierLearner(recipe, context)
-    part = learner.prepare(next(iter(data.reader(recipe, alone).batches(0))), 0)
+    learner, batches = learner_of(recipe, shards)
+    part = learner.prepare(next(batches), 0)
     loss, (logits,) = learner.loss("classifier", learner.networks, part, 0)
     with torch.no_grad():
-        taught = load_classifier(teacher.path, cpu).network(part.images)
+        taught = load_classifier(teacher.path, CPU).network(part.images)
     p, log_q = (taught / 3).softmax(1).double(), (logits / 3).double().log_softmax(1)
     divergence = (p * (p.log() - log_q)).sum(1).mean()
     expected = 0.75 * functional.cross_entropy(logits.double(), part.labels) + 0.25 * 9 * divergence

@@ -37,7 +37,7 @@ def build_network(recipe: FlowRecipe, manifest: Manifest, device: torch.device) 
 
 
 def cost_of(recipe: FlowRecipe, manifest: Manifest) -> Cost:
-    """What a stage costs: the parameters, what an image takes to generate, and what one takes in a training step."""
+    """What a stage costs: what an image takes to generate, and what one takes in a training step."""
     network = build_network(recipe, manifest, torch.device("cpu"))
     macs = count_macs(network, manifest.spec.image_shape, ())
     return Cost(macs * recipe.sampler.evaluations, macs * (1 + BACKWARD))
