@@ -1,14 +1,14 @@
-"""What pydantic found wrong with a file of ours, in one line: key, value, what is valid, and the nearest valid key."""
+"""What pydantic found wrong with a file of ours, in one line: key, value, what is valid, and which key was meant."""
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """All of a ValidationError in one line, with the nearest valid key where one is unknown."""
+    """All of a ValidationError in one line; an unknown key with that of another section, or the nearest one."""
     keys = sorted(set(_dotted_keys(model)))
     variants = variants_of(model)
     parts = []
@@ -21,7 +21,11 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
             siblings = _keys_of_variant(model, item["loc"]) or [
                 name.removeprefix(section + dot) for name in keys if name.rpartition(".")[0] == section
             ]
-            near = nearest(word, siblings, section + dot) or f"; valid here: {', '.join(siblings)}"
+            near = (
+                _in_other_sections(key, keys)
+                or nearest(word, siblings, section + dot)
+                or f"; valid here: {', '.join(siblings)}"
+            )
             parts.append(f"unknown key {key!r}{near}")
         elif item["type"] == "union_tag_invalid":
             parts.append(f"{key}.name = {item['ctx']['tag']!r}: valid are {item['ctx']['expected_tags']}")
@@ -47,6 +51,13 @@ def _keys_of_variant(model: type[BaseModel], loc: tuple[int | str, ...]) -> list
     return [
         key for section in sections if section.model_fields["name"].default == loc[1] for key in section.model_fields
     ]
+
+
+def _in_other_sections(key: str, valid: Collection[str]) -> str:
+    """The valid keys with the same last word, where they are few; none for a key of the variant that was not chosen."""
+    word = key.rpartition(".")[2]
+    others = [name for name in valid if name.rpartition(".")[2] == word]
+    return f", did you mean {' or '.join(map(repr, others))}?" if key not in others and 0 < len(others) < 4 else ""
 
 
 def _in_toml(value: Any) -> str:

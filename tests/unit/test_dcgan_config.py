@@ -179,6 +179,7 @@ def test_the_hash_and_the_resolved_file_change_with_every_key(tmp_path: Path) ->
         ("objective.r3=1", "valid here: name, penalty_every, r1, r2"),
         ("objectives.r1=1", "did you mean 'objective'"),
         ("model.width=4", "generator_width"),
+        ("training.betas=[0, 1]", "did you mean 'discriminator_optimizer.betas' or 'generator_optimizer.betas' or"),
         ("label_smoothing=0.1", "unknown key 'label_smoothing'"),
     ],
 )
