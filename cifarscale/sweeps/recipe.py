@@ -134,6 +134,18 @@ class SweepRecipe(Recipe):
     space: dict[str, Distribution] = Field(default={})
     """What each searched key is drawn from."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _sections_of_the_base_stand_in_set(cls, values: Any) -> Any:
+        for section, table in values.items() if isinstance(values, Mapping) else ():
+            if isinstance(table, Mapping) and section not in cls.model_fields:
+                key = next(iter(dict(dotted({section: table}))))
+                raise ValueError(
+                    f"a sweep has no section {section!r}, only scheduler, searcher, set and space; "
+                    f"for this key of its base: set.{key}"
+                )
+        return values
+
     @field_validator("set", mode="before")
     @classmethod
     def _dotted_set(cls, value: Any) -> Any:

@@ -91,6 +91,9 @@ def test_the_cnn_is_swept_with_the_parameters_it_has() -> None:
     ("override", "said"),
     [
         ("schedulr=1", "did you mean 'scheduler'"),
+        ("schedulr.name=asha", "no section 'schedulr', only scheduler, searcher, set and space"),
+        ("training.max_steps=9", "for this key of its base: set.training.max_steps"),
+        ("model.width=9", "for this key of its base: set.model.width"),
         ("space.training.learning_rat={choice=[1]}", "did you mean 'training.learning_rate'"),
         ("set.training.max_step=1", "did you mean 'training.max_steps'"),
         ("space.training.learning_rate={lognormal=[0,1]}", "did you mean 'loguniform'"),
