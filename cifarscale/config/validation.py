@@ -1,7 +1,7 @@
 """What pydantic found wrong with a file of ours, in one line: key, value, what is valid, and which key was meant."""
 
 import difflib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -22,7 +22,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
                 name.removeprefix(section + dot) for name in keys if name.rpartition(".")[0] == section
             ]
             near = (
-                _in_other_sections(key, keys)
+                _of_other_sections(key, word, keys)
                 or nearest(word, siblings, section + dot)
                 or f"; valid here: {', '.join(siblings)}"
             )
@@ -53,11 +53,10 @@ def _keys_of_variant(model: type[BaseModel], loc: tuple[int | str, ...]) -> list
     ]
 
 
-def _in_other_sections(key: str, valid: Collection[str]) -> str:
+def _of_other_sections(key: str, word: str, valid: Iterable[str]) -> str:
     """The valid keys with the same last word, where they are few; none for a key of the variant that was not chosen."""
-    word = key.rpartition(".")[2]
     others = [name for name in valid if name.rpartition(".")[2] == word]
-    return f", did you mean {' or '.join(map(repr, others))}?" if key not in others and 0 < len(others) < 4 else ""
+    return _meant(others) if key not in others and len(others) < 4 else ""
 
 
 def _in_toml(value: Any) -> str:
@@ -70,8 +69,12 @@ def _in_toml(value: Any) -> str:
 
 
 def nearest(word: str, valid: Iterable[str], prefix: str = "") -> str:
-    matches = difflib.get_close_matches(word, list(valid), n=1)
-    return f", did you mean {prefix + matches[0]!r}?" if matches else ""
+    return _meant([prefix + match for match in difflib.get_close_matches(word, list(valid), n=1)])
+
+
+def _meant(names: Iterable[str]) -> str:
+    question = " or ".join(map(repr, names))
+    return f", did you mean {question}?" if question else ""
 
 
 def sections_of(annotation: Any) -> list[type[BaseModel]]:

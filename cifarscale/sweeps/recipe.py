@@ -139,7 +139,7 @@ class SweepRecipe(Recipe):
     def _sections_of_the_base_stand_in_set(cls, values: Any) -> Any:
         for section, table in values.items() if isinstance(values, Mapping) else ():
             if isinstance(table, Mapping) and section not in cls.model_fields:
-                key = next(iter(dict(dotted({section: table}))))
+                key, _ = next(dotted({section: table}))
                 raise ValueError(
                     f"a sweep has no section {section!r}, only scheduler, searcher, set and space; "
                     f"for this key of its base: set.{key}"

@@ -3,22 +3,19 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from runs import Run, run_recipe
+from runs import Run, learner_context, run_recipe
 from torch.nn import functional
 
 from cifarscale.config.load import computed, load_training_recipe, recipe_hash
 from cifarscale.config.recipe import TrainingRecipe, resolved, stages_of
 from cifarscale.data.batches import Batch
 from cifarscale.data.dataset import Dataset
-from cifarscale.distributed.cpu_pool import CpuPool
-from cifarscale.distributed.group import Group
-from cifarscale.distributed.ranks import Ranks
 from cifarscale.errors import ConfigError, Interrupted, RunError
 from cifarscale.launch.run import prepare
 from cifarscale.runs.options import RunOptions
@@ -28,7 +25,6 @@ from cifarscale.tasks.classifier.learner import ClassifierLearner, distillation_
 from cifarscale.tasks.classifier.teacher import digest_of_weights
 from cifarscale.tasks.load import load_classifier
 from cifarscale.tasks.training import resolve
-from cifarscale.training.learner import LearnerContext
 from cifarscale.training.signals import StopRequest
 
 pytestmark = pytest.mark.distributed
@@ -86,9 +82,9 @@ class Case:
 
 def learner_of(recipe: Any, shards: Path, step: int = 0) -> tuple[ClassifierLearner, Iterator[Batch]]:
     """What one rank trains by a recipe, with the weights that it begins with, and its batches from a step on."""
-    data, alone = Dataset(shards, recipe.data, CPU), Group(Ranks())
-    context = LearnerContext(RunFolder(Path("unused")), data, alone, CpuPool(one_core_each=True, num_cores=1), CPU)
-    return ClassifierLearner(recipe, context), iter(data.reader(recipe, alone).batches(step))
+    data = Dataset(shards, recipe.data, CPU)
+    context = replace(learner_context(data.manifest, Path("unused")), data=data)
+    return ClassifierLearner(recipe, context), iter(data.reader(recipe, context.group).batches(step))
 
 
 @pytest.fixture(scope="module")
