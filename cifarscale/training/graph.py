@@ -66,12 +66,19 @@ class CudaGraph:
 
     def capture(self, update: Update) -> StepResult:
         gc.collect()  # a graph that dies while another is recorded would spoil it
-        # torch leaves the stream of a recording that fails as the current one: the outer block takes it back.
-        with torch.cuda.device(self._device), torch.cuda.stream(torch.cuda.current_stream(self._device)):
-            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            # What other threads do meanwhile does not matter to it.
-            with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
-                return update()
+        with torch.cuda.device(self._device):
+            try:
+                # torch leaves the stream of a recording that fails as the current one: the outer block takes it back.
+                with torch.cuda.stream(torch.cuda.current_stream()):
+                    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+                    # What other threads do meanwhile does not matter to it.
+                    with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
+                        return update()
+            except BaseException:
+                # Also its random generator, as one that is recorded, which then refuses to draw: a copy is not.
+                generator = torch.cuda.default_generators[torch.cuda.current_device()]
+                generator.graphsafe_set_state(generator.clone_state())
+                raise
 
     def replay(self) -> None:
         self._graph.replay()
