@@ -83,16 +83,20 @@ class Timing:
             self._own_seconds += time.perf_counter() - start
 
     def metrics(self) -> dict[str, float]:
-        """Times up to now, and throughput since the last call, for the log; within a step, and on all ranks.
+        """Times up to now, and throughput since the last call, for the log; at a step's end, and on all ranks.
+
+        The step counts: on a GPU, what steps before it took is waited for in it, when their losses are fetched.
 
         A rank's own throughput counts its images by the time of its own work: reading, augmentation, gradients. All
         ranks go at the pace of the slowest, and this tells which that is.
         """
-        seconds, self._line_seconds = self._timed_seconds - self._line_seconds, self._timed_seconds
-        images = max(0, self._steps - self._line_steps) * self._batch_size
-        self._line_steps = max(self._steps, UNTIMED_STEPS)
+        here = time.perf_counter() - self._began
+        timed = self._timed_seconds + (here if self._steps >= UNTIMED_STEPS else 0)
+        seconds, self._line_seconds = timed - self._line_seconds, timed
+        images = max(0, self._steps + 1 - self._line_steps) * self._batch_size
+        self._line_steps = max(self._steps + 1, UNTIMED_STEPS)
         metrics = {
-            "seconds": round(self.seconds + time.perf_counter() - self._began, 3),
+            "seconds": round(self.seconds + here, 3),
             "data_seconds": round(self.data_seconds, 3),
             "images_per_second": round(images / seconds if seconds else 0.0, 1),
         }

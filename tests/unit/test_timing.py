@@ -45,7 +45,7 @@ def test_throughput_leaves_out_the_first_steps_and_what_is_between_steps(clock: 
     assert timing.seconds == UNTIMED_STEPS * 4.5 + 4 * 2
     assert timing.data_seconds == (UNTIMED_STEPS + 4) * 0.5
     with timing.step():
-        clock.now += 1
+        clock.now += 2
         figures = timing.metrics()
     assert figures == {"seconds": timing.seconds, "data_seconds": 7.0, "images_per_second": 4.0}
     assert all(map(differs, figures))
@@ -56,11 +56,24 @@ def test_the_log_tells_of_the_steps_since_its_last_line(clock: Clock) -> None:
     rates = []
     for step, seconds in enumerate([1] * (UNTIMED_STEPS + 4) + [4] * 4 + [2] * 4):
         with timing.step():
-            if step % 4 == UNTIMED_STEPS % 4:
-                rates.append(timing.metrics()["images_per_second"])
             clock.now += seconds
-    assert rates == [0.0, 0.0, 0.0, 8.0, 2.0]
+            if step % 4 == (UNTIMED_STEPS - 1) % 4:
+                rates.append(timing.metrics()["images_per_second"])
+    assert rates == [0.0, 0.0, 0.0, 8.0, 2.0, 4.0]
     assert timing.images_per_second == 8 * 12 / 28
+
+
+def test_what_a_gpu_still_owes_at_a_line_is_waited_for_in_it_and_counts_in_it(clock: Clock) -> None:
+    """Steps are only asked for; the line's fetch of the losses waits for all that were."""
+    timing = Timing(Group(Ranks()), CPU, batch_size=8, own_batch_size=8)
+    rates = []
+    for step in range(1, UNTIMED_STEPS + 13):
+        with timing.step():
+            clock.now += 0.25
+            if (step - UNTIMED_STEPS) % 4 == 0:
+                clock.now += 3
+                rates.append(timing.metrics()["images_per_second"])
+    assert rates == [0.0, 0.0, 0.0, 8.0, 8.0, 8.0]
 
 
 def test_before_there_is_a_timed_step_nothing_is_told(clock: Clock) -> None:
