@@ -450,7 +450,7 @@ class TrainingRecipe(Recipe):
             if step <= before:
                 raise ValueError(
                     f"later: step = {before} is not before {step}: changes stand in the order of their steps, and "
-                    f"before training.max_steps = {self.training.max_steps}"
+                    f"before training.max_steps = {self.training.max_steps}; later = [] is without any"
                 )
         return self
 
