@@ -175,7 +175,9 @@ def _shortened(job: dict[str, Any]) -> dict[str, Any]:
     if job["task"] in ("classifier", "gan", "flow"):
         schedule = {"schedule": job["schedule"] | {"warmup_steps": 0}} if "schedule" in job else {}
         sampler = {"sampler": job["sampler"] | {"steps": 2}} if "sampler" in job else {}
-        return {**job, **schedule, **sampler, "training": job["training"] | _SHORT, "evaluation": {"every": 10}}
+        later = {"later": [each | {"step": 10 + i} for i, each in enumerate(job["later"])]} if "later" in job else {}
+        short = {"training": job["training"] | _SHORT, "evaluation": {"every": 10}}
+        return {**job, **schedule, **sampler, **later, **short}
     if job["task"] == "distance":
         return {**job, "distance": job["distance"] | {"num_samples": 200}}
     if job["task"] == "sweep":
