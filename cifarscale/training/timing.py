@@ -31,7 +31,7 @@ class Timing:
         self.seconds = self.data_seconds = 0.0
         self._steps = 0
         self._began = self._timed_seconds = self._own_seconds = 0.0
-        self._line_steps, self._line_seconds, self._own_steps = UNTIMED_STEPS, 0.0, UNTIMED_STEPS
+        self._line_steps, self._line_seconds = UNTIMED_STEPS, 0.0
         self._pending: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     @property
@@ -93,22 +93,22 @@ class Timing:
         here = time.perf_counter() - self._began
         timed = self._timed_seconds + (here if self._steps >= UNTIMED_STEPS else 0)
         seconds, self._line_seconds = timed - self._line_seconds, timed
-        images = max(0, self._steps + 1 - self._line_steps) * self._batch_size
-        self._line_steps = max(self._steps + 1, UNTIMED_STEPS)
+        steps = max(0, self._steps + 1 - self._line_steps)
+        self._line_steps += steps
         metrics = {
             "seconds": round(self.seconds + here, 3),
             "data_seconds": round(self.data_seconds, 3),
-            "images_per_second": round(images / seconds if seconds else 0.0, 1),
+            "images_per_second": round(steps * self._batch_size / seconds if seconds else 0.0, 1),
         }
-        ranks, steps = self._group.ranks, self._steps + 1 - self._own_steps
-        if ranks.world_size > 1 and steps > 0:
+        ranks = self._group.ranks
+        if ranks.world_size > 1 and steps:
             for began, ended in self._pending:
                 ended.synchronize()
                 self._own_seconds += began.elapsed_time(ended) / 1000
             self._pending.clear()
             rates = torch.zeros(ranks.world_size, dtype=torch.float64)
             rates[ranks.rank] = steps * self._own_batch_size / self._own_seconds
-            self._own_steps, self._own_seconds = self._steps + 1, 0.0
+            self._own_seconds = 0.0
             for rank, rate in enumerate(self._group.sum_(rates).tolist()):
                 metrics[f"images_per_second_rank_{rank}"] = round(rate, 1)
         return metrics
