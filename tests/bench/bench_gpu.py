@@ -69,6 +69,7 @@ def main(
     device: str,
 ) -> None:
     """Print the table."""
+    graphs = (False,) if device != "cuda" else (True,) if graph_only else (True, False)
     said = Said()
     logging.getLogger("cifarscale").addHandler(said)
     logging.getLogger("cifarscale").setLevel(logging.INFO)
@@ -81,10 +82,11 @@ def main(
         build_shards("synthetic", shards)
         for each in recipes:
             recipe, batch, *given = each.split(":")
-            microbatches = given or [str(load_training_recipe(recipe, ()).training.microbatches), "0"]
+            own = str(load_training_recipe(recipe, ()).training.microbatches)
+            microbatches = given or dict.fromkeys((own, "0"))
             ways: list[tuple[str, bool, tuple[str, ...]]] = []
             if not compiled_only:
-                for graph in (True, False)[: 1 if graph_only else 2] if device == "cuda" else (False,):
+                for graph in graphs:
                     ways += [(number, graph, (f"training.microbatches={number}",)) for number in microbatches]
             if compiled or compiled_only:
                 ways.append(("0, compiled", False, ("training.microbatches=0", "training.compile=true")))
